@@ -1,0 +1,195 @@
+"""Token files to batches. Which tokens go where is a pure function of (seed, step): nothing to save, nothing to replay."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harmonic_gpt.data.prepare import MANIFEST, MANIFEST_VERSION, SPLITS
+from harmonic_gpt.data.tokenizer import tokenizer_hash
+from harmonic_gpt.errors import InputError
+
+NANOGPT_VOCAB_SIZE = 50257  # nanoGPT's .bin files say nothing of themselves: uint16 ids of GPT-2's BPE
+
+
+class Tokens:
+    """One split of a token folder: a long line of ids, read through memory maps."""
+
+    def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int):
+        self.files = files
+        self.vocab_size = vocab_size
+        self._maps = [np.memmap(path, dtype=dtype, mode="r") for path in files]
+        self._starts = np.cumsum([0] + [len(m) for m in self._maps])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """ids[start : start + length] as int64. Raises InputError if one is outside the vocabulary."""
+        parts = []
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for i in range(first, len(self._maps)):
+            if length <= 0:
+                break
+            offset = start - int(self._starts[i])
+            part = self._maps[i][offset : offset + length]
+            if len(part) and int(part.max()) >= self.vocab_size:
+                where = offset + int(np.argmax(part >= self.vocab_size))
+                raise InputError(
+                    f"{self.files[i]}: token id {int(part.max())} at position {where} is beyond the vocabulary of {self.vocab_size}; "
+                    "the file was made with another tokenizer, or is damaged"
+                )
+            parts.append(part.astype(np.int64))
+            start, length = start + len(part), length - len(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+@dataclass
+class TokenFolder:
+    """A folder of token files. `manifest` is None for nanoGPT's headless ones."""
+
+    path: Path
+    vocab_size: int
+    splits: dict[str, Tokens]
+    manifest: dict | None
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        path = self.path / "tokenizer"
+        return path if path.is_dir() else None
+
+    def tokens(self, split: str) -> Tokens:
+        if split not in self.splits:
+            raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def check_tokenizer(self, tokenizer) -> None:
+        """Raises InputError unless this tokenizer can have made these files (nanoGPT's do not say which one did)."""
+        if self.manifest is None:
+            if len(tokenizer) > self.vocab_size:
+                raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the vocabulary of {self.path} only {self.vocab_size}")
+            return
+        made, given = self.manifest["tokenizer"], tokenizer_hash(tokenizer)
+        if made["sha256"] != given:
+            raise InputError(
+                f"{self.path} was made with the tokenizer {made['name']!r} ({made['sha256'][:12]}), not with this one ({given[:12]}): "
+                "ids would mean other tokens"
+            )
+
+
+def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenFolder:
+    """Open what `prepare` wrote, or a folder with nanoGPT's train.bin and val.bin (vocab_size: default GPT-2's 50257).
+
+    Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}")
+    if (path / MANIFEST).exists():
+        return _open_manifest(path)
+    files = {name: path / f"{name}.bin" for name in SPLITS if (path / f"{name}.bin").is_file()}
+    if not files:
+        raise InputError(f"{path}: neither {MANIFEST} nor nanoGPT's train.bin and val.bin")
+    vocab_size = vocab_size or NANOGPT_VOCAB_SIZE
+    for file in files.values():
+        if file.stat().st_size == 0 or file.stat().st_size % 2:
+            raise InputError(f"{file}: expected uint16 token ids, got {file.stat().st_size} bytes")
+    return TokenFolder(path, vocab_size, {name: Tokens([file], np.dtype("<u2"), vocab_size) for name, file in files.items()}, None)
+
+
+def _open_manifest(path: Path) -> TokenFolder:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["version"] != MANIFEST_VERSION:
+            raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}")
+        dtype = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}[manifest["dtype"]]
+        vocab_size = int(manifest["vocab_size"])
+        splits = {}
+        for name, split in manifest["splits"].items():
+            files = []
+            for entry in split["files"]:
+                file = path / Path(entry["name"]).name
+                expected = int(entry["tokens"]) * dtype.itemsize
+                size = file.stat().st_size if file.is_file() else None
+                if size != expected:
+                    found = "it is missing" if size is None else f"it has {size}"
+                    raise InputError(f"{file}: the manifest says {expected} bytes, {found}; prepare the folder again")
+                files.append(file)
+            splits[name] = Tokens(files, dtype, vocab_size)
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path / MANIFEST} is not a manifest: {type(error).__name__} {error}") from None
+    return TokenFolder(path, vocab_size, splits, manifest)
+
+
+class Permutation:
+    """A pseudo-random permutation of range(n) by formula, in O(1) memory: a Feistel network over the next power of four,
+    walked until it lands inside (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains")."""
+
+    ROUNDS = 6
+
+    def __init__(self, n: int, *seed: int):
+        self.n = n
+        self.half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+        self.mask = np.uint64((1 << int(self.half_bits)) - 1)
+        self.keys = np.random.SeedSequence(seed).generate_state(self.ROUNDS, np.uint64)
+
+    def _once(self, index: np.ndarray) -> np.ndarray:
+        left, right = index >> self.half_bits, index & self.mask
+        for key in self.keys:
+            left, right = right, left ^ (_mix(right ^ key) & self.mask)
+        return left << self.half_bits | right
+
+    def __call__(self, index: np.ndarray) -> np.ndarray:
+        """Images of int64 indices in [0, n), same shape."""
+        image = self._once(index.astype(np.uint64))
+        while (outside := image >= self.n).any():
+            image[outside] = self._once(image[outside])
+        return image.astype(np.int64)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    with np.errstate(over="ignore"):
+        value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        return value ^ value >> np.uint64(31)
+
+
+class Sampler:
+    """Global batches of training blocks, without replacement within an epoch.
+
+    The tokens are cut into blocks at an offset that changes with the epoch, so that block boundaries move; an epoch visits every
+    block once, in an order that is a permutation by formula. Batch `step` of `batch_size` blocks is the same whatever the
+    number of ranks: they take slices of it.
+    """
+
+    def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int):
+        if len(tokens) < block_size + 1:
+            raise InputError(
+                f"{tokens.files[0].parent}: {len(tokens)} training tokens are less than one block of {block_size} and its last target; "
+                "use a smaller n_positions, or more text"
+            )
+        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.blocks_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+
+    def _starts(self, samples: np.ndarray) -> np.ndarray:
+        """First token of each sample, counted over all epochs; (n,) int64."""
+        epochs, positions = np.divmod(samples, self.blocks_per_epoch)
+        starts = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            slack = len(self.tokens) - 1 - self.blocks_per_epoch * self.block_size
+            offset = np.random.default_rng((self.seed, int(epoch))).integers(min(slack, self.block_size - 1) + 1)
+            order = Permutation(self.blocks_per_epoch, self.seed, int(epoch))
+            starts[here] = order(positions[here]) * self.block_size + offset
+        return starts
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """This rank's share of batch `step`: (batch_size / world_size, block_size + 1) int64; targets are shifted by one."""
+        assert self.batch_size % world_size == 0
+        share = self.batch_size // world_size
+        samples = np.arange(share, dtype=np.int64) + step * self.batch_size + rank * share
+        return np.stack([self.tokens.read(int(start), self.block_size + 1) for start in self._starts(samples)])

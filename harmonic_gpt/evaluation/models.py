@@ -1,0 +1,89 @@
+"""Load a model to evaluate: a run folder, a checkpoint or any Hugging Face folder, or a name on the Hub."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import harmonic_gpt  # noqa: F401  registers harmonic_gpt2 with the Auto classes
+from harmonic_gpt.data.tokenizer import load_tokenizer
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.training.checkpoint import LATEST, STATE, checkpoints, file_sha256
+
+
+@dataclass
+class LoadedModel:
+    """A model in evaluation mode and what is known of where it came from."""
+
+    name: str
+    path: str  # the folder whose weights were loaded, or the hub name
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    state: dict | None  # state.json of a checkpoint of ours
+    weights_sha256: str | None
+
+    @property
+    def run_dir(self) -> Path | None:
+        return Path(self.path).parent if self.state else None
+
+    @property
+    def step(self) -> int | None:
+        return self.state["step"] if self.state else None
+
+    @property
+    def head(self) -> str:
+        """harmonic, standard, or the two choices of an ablation."""
+        config = self.model.config
+        pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
+        return {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get(pair, " + ".join(pair))
+
+    def describe(self) -> str:
+        step = "" if self.step is None else f", step {self.step}"
+        weights = "" if self.weights_sha256 is None else f", weights sha256 {self.weights_sha256[:12]}"
+        return f"{self.name}: {self.path}{step}{weights}"
+
+
+def resolve(name: str) -> str:
+    """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
+    path = Path(name)
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.parent.is_dir() and path.parent != Path("."):
+            raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
+        return name
+    if (path / "config.json").is_file():
+        return str(path.resolve())
+    found = path / LATEST if (path / LATEST).exists() else next(iter(reversed(checkpoints(path))), None)
+    if found is None:
+        raise InputError(f"{path}: no config.json and no checkpoint; expected a run folder or a Hugging Face folder")
+    return str(found.resolve())
+
+
+def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code: bool = False) -> LoadedModel:
+    """Load in float32 and evaluation mode. Raises InputError if there is no causal language model of that name.
+
+    Code that comes with a model is never run unless `trust_remote_code` says so; harmonic_gpt2 needs none.
+    """
+    path = resolve(name)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load a causal language model from {path}: {reason}") from None
+    if info.get("missing_keys") or info.get("mismatched_keys"):
+        broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
+        raise InputError(f"{path}: its weights do not fit its config.json; missing or of another shape: {', '.join(broken[:5])}")
+    folder = Path(path)
+    has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) or not folder.is_dir()
+    weights = folder / "model.safetensors"
+    return LoadedModel(
+        name=Path(name).name if Path(name).exists() else name,
+        path=path,
+        model=model.to(device).eval(),
+        tokenizer=load_tokenizer(path) if has_tokenizer else None,
+        state=json.loads((folder / STATE).read_text(encoding="utf-8")) if (folder / STATE).is_file() else None,
+        weights_sha256=file_sha256(weights) if weights.is_file() else None,
+    )

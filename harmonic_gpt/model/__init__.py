@@ -1,0 +1,1 @@
+"""The files that travel to the Hub with every checkpoint. They import nothing else of this package."""

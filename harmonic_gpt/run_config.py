@@ -1,0 +1,222 @@
+"""RunConfig: everything that defines a training run, typed and closed. YAML plus `--section.key=value` overrides."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from annotated_types import Ge, Gt, Lt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from harmonic_gpt.errors import InputError
+
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Gt(0)]
+
+
+def _no_fp16(value: Any) -> Any:
+    if value in ("fp16", "float16"):
+        raise ValueError("fp16 is not supported: the head's gradients are formed in forward, out of loss scaling's reach; use bf16")
+    return value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    similarity: Literal["euclidean", "dot"] = Field("euclidean", description="head: distance to the centers, or dot product")
+    normalization: Literal["harmax", "softmax"] = Field(
+        "harmax", description="head: harmax or softmax. euclidean+harmax is harmonic, dot+softmax is standard"
+    )
+    exponent: Positive | Literal["sqrt"] = Field("sqrt", description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd)')
+    hidden_scale: Positive | None = Field(None, description="constant factor on hidden states before the head; null: norms matched")
+    center_std: Positive | None = Field(None, description="initial std of centers and tied embedding; null: norms matched")
+    tie_word_embeddings: bool = Field(True, description="centers are the token embedding")
+    n_layer: Count = Field(12, description="transformer blocks")
+    n_head: Count = Field(12, description="attention heads")
+    n_embd: Count = Field(768, description="hidden size D")
+    n_positions: Count = Field(1024, description="block size: tokens of context")
+    dropout: Share = Field(0.0, description="dropout of embeddings, attention and residuals")
+    activation_function: Literal["gelu_pytorch_tanh", "gelu_new", "gelu"] = Field(
+        "gelu_pytorch_tanh", description="gelu_pytorch_tanh: GPT-2's, fast; gelu: exact (nanoGPT's)"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}")
+        return self
+
+
+class DataSection(Section):
+    dir: str = Field("data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin")
+    source: str | None = Field(
+        None, description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), or a hub dataset'
+    )
+    tokenizer: str | None = Field(None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source")
+    vocab_size: Annotated[int, Ge(257)] | None = Field(
+        None, description="size of the BPE to train; vocabulary of .bin files that come without manifest and tokenizer"
+    )
+    text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
+    validation_share: Annotated[float, Gt(0), Lt(1)] = Field(0.05, description="share of documents for validation, chosen by content hash")
+
+
+class OptimSection(Section):
+    lr: Positive = Field(6e-4, description="peak learning rate")
+    warmup_steps: Annotated[int, Ge(0)] = Field(100, description="linear warmup")
+    min_lr_ratio: Annotated[float, Ge(0), Lt(1.0001)] = Field(0.05, description="end of the cosine, as a share of lr")
+    betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")
+    eps: Positive = Field(1e-8, description="AdamW epsilon")
+    weight_decay: Annotated[float, Ge(0)] = Field(0.0, description="on matrices and embeddings; never on biases and layer norms")
+    grad_clip: Positive = Field(1.0, description="clip the global gradient norm")
+
+
+class TrainSection(Section):
+    steps: Count = Field(1000, description="optimizer steps")
+    batch_tokens: Count = Field(8192, description="tokens of one optimizer step, over all ranks and accumulation steps")
+    micro_batch_size: Count = Field(8, description="sequences of one forward pass on one rank")
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_no_fp16)] = Field("fp32", description="fp32 or bf16 (autocast)")
+    compile: bool = Field(False, description="torch.compile the trunk")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
+    log_every: Count = Field(10, description="steps between rows of metrics.jsonl")
+
+
+class EvalSection(Section):
+    every: Count = Field(250, description="steps between evaluations; the last step is always evaluated")
+    tokens: Count = Field(65536, description="leading validation tokens to evaluate during training (all, if fewer)")
+
+
+class CheckpointSection(Section):
+    every: Count = Field(1000, description="steps between checkpoints; the last step always writes one")
+    keep: Count = Field(2, description="newest checkpoints to keep")
+
+
+class TrackingSection(Section):
+    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases; metrics.jsonl is always written")
+    project: str = Field("harmonic-gpt", description="wandb project")
+
+
+class RunConfig(Section):
+    run_dir: str = Field("runs/run", description="folder of this run: config, metrics, checkpoints")
+    seed: int = Field(0, ge=0, description="initial weights, order of the data, dropout")
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self):
+        problems = []
+        if self.train.batch_tokens % self.model.n_positions:
+            problems.append(
+                f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and {self.model.n_positions}"
+            )
+        if self.optim.warmup_steps >= self.train.steps:
+            problems.append(f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def fields(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, pydantic field) of every setting, in order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def describe_fields() -> str:
+    """One line a setting: path, default, meaning. The `--help` of training."""
+    lines = []
+    for path, field in fields():
+        choices = [str(c) for c in get_args(field.annotation) if isinstance(c, str)] if field.annotation else []
+        default = "null" if field.default is None else field.default
+        text = field.description + (f" [{' | '.join(choices)}]" if len(choices) > 1 else "")
+        lines.append(f"--{path}={default}\n      {text}")
+    return "\n".join(lines)
+
+
+def load_run_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `--a.b=c` overrides (values are YAML), validate everything.
+
+    Raises InputError that lists every problem with its dotted path.
+    """
+    values: dict = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the config {path}: {error}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
+    problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(detail) for detail in error.errors()]
+    if problems:
+        raise InputError("the configuration has problems:\n  " + "\n  ".join(problems))
+    return config
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """("a.b", "c") from `--a.b=c` or `--a.b c`."""
+    rest = list(overrides)
+    while rest:
+        item = rest.pop(0)
+        if not item.startswith("--") or item == "--":
+            raise InputError(f"expected an override such as --train.steps=100, got {item!r}")
+        key, equals, value = item[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"--{key} needs a value, as in --{key}=...")
+            value = rest.pop(0)
+        yield key, value
+
+
+def _apply(values: dict, key: str, text: str) -> str | None:
+    """Set the dotted key in place; returns a problem or None."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{key}: {text!r} is not a YAML value"
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            return f"{key}: {parent} is a value, not a section"
+    values[last] = value
+    return None
+
+
+def _explain(detail: dict) -> str:
+    parts = [str(part) for part in detail["loc"]]
+    known = [path for path, _ in fields()]
+    sections = [name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)]
+    # pydantic adds the tried branch of a union ("float", "literal['sqrt']") to the location
+    while parts and ".".join(parts) not in known + sections and detail["type"] != "extra_forbidden":
+        parts.pop()
+    path = ".".join(parts)
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path, known + sections, n=1, cutoff=0.5)
+        if not close:
+            close = [k for k in known if k.split(".")[-1] == parts[-1]]
+        return f"{path}: unknown key" + (f"; did you mean {close[0]}?" if close else "; see --help for all keys")
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if path in sections or not path:
+        return f"{path}: {message}".removeprefix(": ")
+    return f"{path}: {message}, got {detail['input']!r}"

@@ -1,0 +1,143 @@
+"""Checkpoints: `RUN/step-N/`, each a ready Hugging Face folder plus what resuming needs. Written whole or not at all.
+
+A checkpoint is written under a temporary name, every file is hashed and flushed to disk, and only then renamed; older ones are
+removed only after that. `RUN/latest` is a link to the newest.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harmonic_gpt.errors import InputError
+
+CHECKSUMS = "checksums.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.pt"
+LATEST = "latest"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    return sorted((p for p in run_dir.glob("step-*") if p.is_dir() and step_of(p) >= 0), key=step_of)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None], keep: int) -> Path:
+    """Atomically create `run_dir/step-N` from what `write_files(folder)` puts into a folder; then prune to the newest `keep`."""
+    final = run_dir / f"step-{step:06d}"
+    if final.exists():
+        return final
+    temporary = run_dir / f".writing-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_files(temporary)
+    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
+    (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+    for path in (*files, temporary / CHECKSUMS, temporary):
+        _fsync(path)
+    temporary.rename(final)
+    link = run_dir / f".{LATEST}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(final.name)
+    link.replace(run_dir / LATEST)
+    _fsync(run_dir)
+    for old in checkpoints(run_dir)[:-keep]:
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None if every checksum holds."""
+    try:
+        checksums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, expected in checksums.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if file_sha256(path) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({error})"
+    return None
+
+
+def latest_checkpoint(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are named, skipped and left in place."""
+    for path in reversed(checkpoints(run_dir)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        warn(f"{path} is damaged ({problem}); trying the one before it")
+    return None
+
+
+def read_state(checkpoint: Path) -> dict:
+    try:
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{checkpoint}: not a training checkpoint of this program ({error})") from None
+
+
+def rng_state() -> dict:
+    """State of every generator that training may draw from, as tensors and plain values (loads with weights_only=True)."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    kind, words, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": [kind, list(words), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    kind, words, gauss = state["python"]
+    random.setstate((kind, tuple(words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def provenance() -> dict:
+    """Versions and commit that made a run."""
+    names = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"versions": {name: version(name) for name in names}, "git_commit": commit}
