@@ -195,7 +195,9 @@ def _apply(values: dict, key: str, text: str) -> str | None:
         return f"{key}: {text!r} is not a YAML value"
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # absent, or an empty `section:` in the file
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             return f"{key}: {parent} is a value, not a section"
     values[last] = value

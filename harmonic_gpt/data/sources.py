@@ -82,6 +82,8 @@ def _read_files(files: list[Path], text_column: str) -> Iterator[str]:
         kind = _kind(path)
         if kind is None:
             raise InputError(f"{path}: expected a .txt, .jsonl or .parquet file (.gz and .zst may follow)")
+        if path.stat().st_size == 0:  # datasets raises StopIteration on an empty file
+            continue
         if kind == "text":
             yield from _txt_pieces(path)
             continue
@@ -113,7 +115,7 @@ def _datasets():
     try:
         import datasets
     except ImportError:
-        raise InputError("reading .jsonl, .parquet and hub datasets needs the datasets library: pip install datasets") from None
+        raise InputError("reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'") from None
     return datasets
 
 

@@ -44,7 +44,8 @@ class Perplexity:
 
 @torch.no_grad()
 def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> Tensor:
-    """Nats that a causal model needs for ids[:, 1:] given what precedes each; scalar sum, float32.
+    """Nats that a causal model needs for ids[:, 1:] given what precedes each; scalar sum in float32 (float64 of a
+    float64 model).
 
     Args:
         ids: (B, T + 1) int64.
@@ -55,7 +56,8 @@ def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> 
     if isinstance(model, HarmonicGPT2ForCausalLM):  # its loss never builds the (B T, V) logits
         return model(input_ids=ids[:, :-1], shift_labels=targets, num_items_in_batch=1, skip_logits=True, use_cache=False).loss
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 def unigram_nats(train: Tokens, validation: Tokens, limit: int) -> float:

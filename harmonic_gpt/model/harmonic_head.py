@@ -17,8 +17,13 @@ from torch import Tensor, nn
 # Distances are formed as ||x||^2 + ||w||^2 - 2 x.w in float32, whose rounding error is about this share of ||x||^2 + ||w||^2.
 # Below it a distance is noise; it is raised to the floor, and its gradient is zero.
 RELATIVE_FLOOR = 4e-6
-# Bytes of one (C, V) buffer of the chunked loss; two exist at a time. Larger chunks re-read grad_w less often.
-CHUNK_BYTES = 32 * 2**20
+# The smallest floor: both norms may be zero
+TINY = torch.finfo(torch.float32).tiny
+LOG2_E = math.log2(math.e)
+# Bytes of the one (C, V) buffer of the chunked loss. Every chunk reads and writes all of grad_w once: shorter chunks cost time.
+CHUNK_BYTES = 64 * 2**20
+# Bytes of the rows that the element passes work on at a time on the CPU, small enough for its cache
+BLOCK_BYTES = 4 * 2**20
 
 
 class HeadSpec(NamedTuple):
@@ -106,7 +111,7 @@ def head_logits(
 
 
 def _floored(value: Tensor, scale: Tensor) -> Tensor:
-    floor = (RELATIVE_FLOOR * scale + torch.finfo(torch.float32).tiny).detach()
+    floor = (RELATIVE_FLOOR * scale + TINY).detach()
     return torch.where(value > floor, value, floor)
 
 
@@ -117,45 +122,66 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     return _wide(a) @ _wide(b)
 
 
-def _chunk(x: Tensor, w: Tensor, x2: Tensor, w2: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits of one chunk, their derivative, and where the floor acted.
+class _Form(NamedTuple):
+    """How a head's logit comes from its inner quantity u (d^2 or s), in base 2: exp2 is the cheaper exponential.
 
-    Returns z (C, V); inner (C, V), the quantity that `_weights` turns into dz/d(inner); floored (C, V) bool or None.
+    z_j log2(e) = rate * t_j with t = `transform`(u);  dz_j/du_j = slope / divisor_j, where the divisor is u, t or 1.
     """
-    s = _mm(x, w.mT)  # (C, V)
+
+    rate: float
+    slope: float
+    divisor: str
+
+
+def _form(spec: HeadSpec) -> _Form:
+    n = spec.exponent
+    match spec.similarity, spec.normalization:
+        case "euclidean", "harmax":  # t = log2 d^2, z = -(n/2) log d^2
+            return _Form(-n / 2, -n / 2, "u")
+        case "euclidean", "softmax":  # t = d, z = -d
+            return _Form(-LOG2_E, -0.5, "t")
+        case "dot", "harmax":  # t = log2 |s|, z = n log |s|
+            return _Form(n, n, "u")
+        case _:  # t = s = z
+            return _Form(LOG2_E, 1.0, "1")
+
+
+def _inner(x: Tensor, w: Tensor, x2: Tensor, w2: Tensor, spec: HeadSpec, out: Tensor) -> Tensor:
+    """u (C, V): squared distances or dot products of one chunk, into `out` where the device allows."""
+    if spec.similarity == "dot":
+        return torch.mm(x, w.mT, out=out) if x.dtype == out.dtype else _mm(x, w.mT)
+    torch.add(x2[:, None], w2, out=out)
+    return out.addmm_(x, w.mT, alpha=-2) if x.dtype == out.dtype else out.add_(_mm(x, w.mT), alpha=-2)
+
+
+def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor | None]:
+    """Raise u (C, V) to its floor, in place. Returns the extreme of each row (C, 1) that has the largest logit (of |s| for
+    dot + harmax), and where the floor acted (None: nowhere)."""
     if spec.similarity == "dot":
         if spec.normalization == "softmax":
-            return s, s, None
-        floor = (x2[:, None] * w2).sqrt_().mul_(RELATIVE_FLOOR).add_(torch.finfo(torch.float32).tiny)
-        floored = s.abs() <= floor
-        return torch.where(floored, floor, s.abs()).log_().mul_(spec.exponent), s, floored
-    d2 = s.mul_(-2).add_(x2[:, None]).add_(w2)
-    tiny = torch.finfo(torch.float32).tiny
-    floored = None
-    # No floor of a row exceeds that of the largest center. Usually no distance comes near it, and one reduction proves it.
-    # (Written so that a NaN takes the slow path and stays a NaN.)
-    if not (d2.amin(1) > RELATIVE_FLOOR * (x2 + w2.max()) + tiny).all():
-        floor = (x2[:, None] + w2).mul_(RELATIVE_FLOOR).add_(tiny)
-        floored = d2 <= floor
-        d2 = torch.where(floored, floor, d2)
+            return u.amax(1, keepdim=True), None
+        floor = (x2[:, None] * w2).sqrt_().mul_(RELATIVE_FLOOR).add_(TINY)
+        floored = u.abs() <= floor
+        u.copy_(torch.where(floored, floor, u))
+        return u.abs().amax(1, keepdim=True), floored
+    smallest = u.amin(1, keepdim=True)
+    # No floor of a row exceeds that of the largest center. Usually no distance comes near it, and the minimum proves it.
+    # (Written so that a NaN takes the long way, and stays a NaN.)
+    if (smallest > (RELATIVE_FLOOR * (x2 + w2_max) + TINY)[:, None]).all():
+        return smallest, None
+    floor = (x2[:, None] + w2).mul_(RELATIVE_FLOOR).add_(TINY)
+    floored = u <= floor
+    u.copy_(torch.where(floored, floor, u))
+    return u.amin(1, keepdim=True), floored
+
+
+def _transform(u: Tensor, spec: HeadSpec, out: Tensor | None = None) -> Tensor:
+    """t of `_Form`, elementwise."""
     if spec.normalization == "harmax":
-        return d2.log().mul_(-spec.exponent / 2), d2, floored
-    z = d2.sqrt().neg_()
-    return z, z, floored
-
-
-def _weights(p: Tensor, inner: Tensor, floored: Tensor | None, spec: HeadSpec) -> Tensor:
-    """(p - onehot) -> g = (p - onehot) * dz/d(inner), in place. Shapes (C, V)."""
-    match spec.similarity, spec.normalization:
-        case "euclidean", "harmax":
-            g = p.div_(inner).mul_(-spec.exponent / 2)  # inner = d^2
-        case "euclidean", "softmax":
-            g = p.div_(inner).mul_(0.5)  # inner = z = -d, dz/d(d^2) = -1 / (2 d)
-        case "dot", "harmax":
-            g = p.div_(inner).mul_(spec.exponent)  # inner = s
-        case _:
-            g = p  # inner = s = z
-    return g if floored is None else g.masked_fill_(floored, 0)
+        return torch.log2(u, out=out) if spec.similarity == "euclidean" else torch.log2(u.abs(), out=out)
+    if spec.similarity == "euclidean":
+        return torch.sqrt(u, out=out)
+    return u if out is None else out.copy_(u)
 
 
 def _losses_and_gradients(
@@ -163,43 +189,86 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of every token, and the gradients of sum_i row_weight_i * loss_i, a chunk of tokens at a time.
 
-    Args: x (N, D), w (V, D) in one dtype; labels (N,) within [0, V); row_weight (N,) float.
+    Args: x (N, D), w (V, D) in one dtype; labels (N,) within [0, V); row_weight (N,) float, 0 for ignored tokens.
     Returns: losses (N,), grad_x (N, D), grad_w (V, D), all in float32 (float64); gradients None if not asked for.
     """
-    n_tokens, n_classes = x.shape[0], w.shape[0]
+    low_precision = x.dtype == torch.bfloat16
     x2, w2 = _wide(x).square().sum(1), _wide(w).square().sum(1)  # (N,), (V,)
-    wide = x2.dtype
-    losses = x.new_empty(n_tokens, dtype=wide)
-    grad_x = x.new_empty(x.shape, dtype=wide) if with_gradients else None
-    grad_w = x.new_zeros(w.shape, dtype=wide) if with_gradients else None
-    column_sums = x.new_zeros(n_classes, dtype=wide) if with_gradients else None  # sum_i g_ij
-    euclidean = spec.similarity == "euclidean"
-    size = max(16, CHUNK_BYTES // (n_classes * wide.itemsize))
-    for start in range(0, n_tokens, size):
-        rows = slice(start, start + size)
-        y = labels[rows, None]  # (C, 1)
-        z, inner, floored = _chunk(x[rows], w, x2[rows], w2, spec)
-        log_normalizer = z.logsumexp(1, keepdim=True)  # (C, 1)
-        losses[rows] = (log_normalizer - z.gather(1, y)).squeeze(1)
+    w2_max = w2.max()
+    if low_precision and not x.is_cuda:
+        x, w = _wide(x), _wide(w)  # the same rounded values; only CUDA has a bfloat16 product with a float32 result
+    wide, (n_tokens, n_classes) = x2.dtype, (x.shape[0], w.shape[0])
+    form, euclidean = _form(spec), spec.similarity == "euclidean"
+    losses = x2.new_empty(n_tokens)
+    grad_x = x2.new_empty(x.shape) if with_gradients else None
+    grad_w = x2.new_zeros(w.shape) if with_gradients else None
+    column_sums = x2.new_zeros(n_classes) if with_gradients else None  # sum_i g_ij
+    row_bytes = n_classes * wide.itemsize
+    chunk = max(16, min(n_tokens, CHUNK_BYTES // row_bytes))
+    # Element passes run over as many rows as stay in the processor's cache; a GPU wants few, large launches instead.
+    block = chunk if x.is_cuda else max(1, min(chunk, BLOCK_BYTES // row_bytes))
+    chunk_buffer, block_buffer = x2.new_empty(chunk, n_classes), x2.new_empty(block, n_classes)
+
+    for start in range(0, n_tokens, chunk):
+        rows = slice(start, min(start + chunk, n_tokens))
+        g_chunk = _inner(x[rows], w, x2[rows], w2, spec, chunk_buffer[: rows.stop - start])  # u now, g below
+        for begin in range(start, rows.stop, block):
+            here = slice(begin, min(begin + block, rows.stop))
+            inside = slice(begin - start, here.stop - start)
+            y = labels[here, None]  # (block, 1)
+            u = g_chunk[inside]
+            extreme, floored = _floor(u, x2[here], w2, w2_max, spec)
+            t = _transform(u, spec, out=block_buffer[: here.stop - begin])
+            top = form.rate * _transform(extreme, spec)  # (block, 1) largest logit, base 2
+            t_label = t.gather(1, y)
+            if form.divisor == "t" and with_gradients:
+                u.copy_(t)  # the divisor is needed after t is overwritten
+            e = torch.add(-top, t, alpha=form.rate, out=t).exp2_()
+            total = e.sum(1, keepdim=True)
+            losses[here] = ((total.log2() + top - form.rate * t_label) / LOG2_E).squeeze(1)
+            if not with_gradients:
+                continue
+            # g = row_weight (p - onehot) slope / divisor
+            scale = form.slope * row_weight[here, None]
+            if form.divisor == "1":
+                g_label = -scale
+                torch.mul(e, scale / total, out=u)
+            else:
+                g_label = -scale / u.gather(1, y)
+                torch.div(e, u, out=u)
+                if floored is not None:
+                    u.masked_fill_(floored, 0)
+                    g_label.masked_fill_(floored.gather(1, y), 0)
+                u.mul_(scale / total)
+            u.scatter_add_(1, y, g_label)
         if not with_gradients:
             continue
-        if inner is z:  # z is still needed below
-            p = (z - log_normalizer).exp_()
+        # Sums are taken of the same g as the products, so that its rounding multiplies (x - w) and not w
+        g = g_chunk.bfloat16() if low_precision else g_chunk
+        summed = g.to(wide)
+        g = g if x.is_cuda else summed
+        if x.dtype == wide:
+            torch.mm(g, w, out=grad_x[rows])
+            grad_w.addmm_(g.mT, x[rows], alpha=-2 if euclidean else 1)
         else:
-            p = z.sub_(log_normalizer).exp_()
-        p.scatter_add_(1, y, p.new_full((), -1.0).expand_as(y))
-        # An ignored row has weight 0. A row of weight w contributes w times its gradient.
-        g = _weights(p, inner, floored, spec).mul_(row_weight[rows, None])
-        g = g.to(x.dtype)  # bf16 operands: a bf16 GEMM; the sums below are of the same rounded g
-        grad_x[rows] = _mm(g, w)
-        grad_w.add_(_mm(g.mT, x[rows]))
+            grad_x[rows] = _mm(g, w)
+            grad_w.add_(_mm(g.mT, x[rows]), alpha=-2 if euclidean else 1)
         if euclidean:
-            g = _wide(g)
-            grad_x[rows] = (x[rows] * g.sum(1, keepdim=True) - grad_x[rows]).mul_(2)
-            column_sums += g.sum(0)
+            grad_x[rows].mul_(-2).addcmul_(x[rows].to(wide), 2 * summed.sum(1, keepdim=True))
+            column_sums += summed.sum(0)
     if with_gradients and euclidean:
-        grad_w = torch.addcmul(grad_w.neg_(), w.to(wide), column_sums[:, None]).mul_(2)
+        grad_w.addcmul_(w.to(wide), 2 * column_sums[:, None])
     return losses, grad_x, grad_w
+
+
+def _refuse_double_backward() -> None:
+    # Gradient mode is on inside backward exactly when create_graph=True asked for it. Without this check the gradients would be
+    # constants, and a penalty on them would silently do nothing.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "double backward (create_graph=True) through harmonic_cross_entropy is not supported; "
+            "use F.cross_entropy(head_logits(...), labels), which materialises the logits"
+        )
 
 
 class _ReducedLoss(torch.autograd.Function):
@@ -214,8 +283,8 @@ class _ReducedLoss(torch.autograd.Function):
             return (losses * row_weight).sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
+        _refuse_double_backward()
         if ctx.gradients is None:
             raise RuntimeError(
                 "backward ran twice through the same harmonic loss. Its gradients are formed in the forward pass and given away "
@@ -238,8 +307,8 @@ class _TokenLosses(torch.autograd.Function):
             return losses * row_weight
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
+        _refuse_double_backward()
         hidden_states, centers, labels, row_weight = ctx.saved_tensors
         with _no_autocast(hidden_states):
             upstream = row_weight * grad_output

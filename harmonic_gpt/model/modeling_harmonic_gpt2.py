@@ -66,7 +66,6 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         skip_logits: bool | None = None,
         return_dict: bool | None = None,
@@ -76,14 +75,17 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, T) token ids; shifted inside, so `labels=input_ids`. -100 is ignored.
-            shift_labels: (B, T) targets that are already shifted: position t predicts shift_labels[:, t]. Instead of labels.
             num_items_in_batch: the loss is a sum divided by this, instead of a mean (gradient accumulation, several ranks).
             logits_to_keep: 0 for all positions, k for the last k, or indices (T',).
             skip_logits: loss only, `logits=None`. Default: True in training with labels, so that no (B T, V) matrix is built.
+            shift_labels (in kwargs, as for transformers' own loss): (B, T) targets that are already shifted: position t predicts
+                shift_labels[:, t]. Instead of labels.
 
         Returns: loss in nats a token (scalar, float32) and logits (B, T, V) in float32: raw dot products for the standard head,
             log-probabilities for the others.
         """
+        # Not in the signature: Trainer would expect every argument named *label* in each batch
+        shift_labels = kwargs.pop("shift_labels", None)
         with_loss = labels is not None or shift_labels is not None
         if use_cache is None and self.training:
             use_cache = False  # transformers would fill a key-value cache that no one reads

@@ -1,5 +1,6 @@
 """Training: setup, then fit. Losses are sums of nats over tokens, divided once by the number of target tokens of the global batch."""
 
+import ctypes
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -115,6 +117,7 @@ def dry_run(config: RunConfig) -> str:
 
 
 def _start_accelerator(config: RunConfig) -> Accelerator:
+    AcceleratorState._reset_state()  # a notebook may train twice: the first run's precision would be kept otherwise
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.train.precision],
         # torchrun on a machine without GPUs makes ranks that each believe they are alone, unless this says cpu
@@ -186,11 +189,28 @@ def _check_same_run(stored: dict, config: RunConfig) -> None:
         raise InputError("the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(bad))
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
+
+    A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in anew took
+    10 to 25 % of a quickstart step (docs/LOG.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, -1)
+
+
 def setup(config: RunConfig, resume: bool) -> Run:
     """Check everything that can be wrong, then build the run. Nothing is written before the checks have passed."""
     run_dir = Path(config.run_dir)
     resume_from = _claim_run_dir(config, resume)
     accelerator = _start_accelerator(config)
+    if accelerator.device.type == "cpu":
+        _keep_freed_memory()
     world_size = accelerator.num_processes
     block = config.model.n_positions
     if (config.train.batch_tokens // block) % world_size:
@@ -215,7 +235,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
         unigram = unigram_nats(folder.tokens("train"), validation, config.eval.tokens)
         print(f"{'baseline:':<12}predicting by token frequency alone costs {unigram:.3f} nats a validation token", file=sys.stderr)
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
         model.transformer.compile()
     optimizer = build_optimizer(model, config.optim)

@@ -60,7 +60,7 @@ class Tracker:
         try:
             import wandb
         except ImportError:
-            raise InputError("tracking.wandb needs the wandb library: pip install wandb") from None
+            raise InputError("tracking.wandb needs the wandb library: pip install 'harmonic-gpt[wandb]'") from None
         run = wandb.init(
             project=config.tracking.project,
             name=run_dir.name,

@@ -1,0 +1,206 @@
+"""The model as a citizen of transformers."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from tests.conftest import HEADS
+
+STANDARD = {"similarity": "dot", "normalization": "softmax"}
+
+
+@pytest.fixture
+def model(tiny_config):
+    return HarmonicGPT2ForCausalLM(tiny_config()).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 101, (3, 17))
+
+
+def test_standard_head_is_gpt2(tiny_config, ids):
+    ours = HarmonicGPT2ForCausalLM(tiny_config(**STANDARD))
+    theirs = GPT2LMHeadModel(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.eval()(ids).logits, theirs.eval()(ids).logits)
+    for model in (ours.train(), theirs.train()):
+        model(ids, labels=ids).loss.backward()
+    torch.testing.assert_close(ours(ids, labels=ids).loss, theirs(ids, labels=ids).loss)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_gives_loss_without_logits_and_evaluation_gives_both(tiny_config, ids, head):
+    model = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1]))
+    training = model.train()(ids, labels=ids)
+    evaluation = model.eval()(ids, labels=ids)
+    assert training.logits is None
+    assert evaluation.logits.shape == (3, 17, 101)
+    torch.testing.assert_close(training.loss, evaluation.loss)
+    expected = F.cross_entropy(evaluation.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(evaluation.loss, expected)
+    shifted = model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:], num_items_in_batch=2, skip_logits=True)
+    torch.testing.assert_close(shifted.loss, expected * 48 / 2)
+    assert shifted.logits is None
+
+
+def test_harmonic_logits_are_log_probabilities(model, ids):
+    logits = model(ids).logits
+    assert (logits <= 0).all()
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(3, 17))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_matched_initialisation(tiny_config, tied):
+    """Hidden states after hidden_scale and centers start with equal norms; the paper's plain start is one config away."""
+    config = tiny_config(n_embd=64, vocab_size=2000, tie_word_embeddings=tied)
+    model = HarmonicGPT2ForCausalLM(config).eval()
+    assert model.lm_head.weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
+    assert model.transformer.wte.weight.std().item() == pytest.approx(64**-0.5 if tied else 0.02, rel=0.02)
+    assert (model.lm_head.weight is model.transformer.wte.weight) == tied
+    hidden = model.transformer(torch.randint(0, 2000, (2, 20))).last_hidden_state * model.lm_head.hidden_scale
+    assert hidden.norm(dim=-1).mean().item() == pytest.approx(model.lm_head.weight.norm(dim=-1).mean().item(), rel=0.05)
+
+    plain = HarmonicGPT2ForCausalLM(tiny_config(n_embd=64, vocab_size=2000, hidden_scale=1.0, center_std=0.02))
+    assert plain.transformer.wte.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert plain.lm_head.hidden_scale == 1.0
+    residual = plain.transformer.h[0].attn.c_proj.weight
+    assert residual.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.1)  # GPT-2's own rules still hold elsewhere
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load_are_exact(tiny_config, ids, tmp_path, tied):
+    config = tiny_config(exponent=11.5, hidden_scale=0.4, tie_word_embeddings=tied)
+    model = HarmonicGPT2ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    for loaded in (HarmonicGPT2ForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert type(loaded) is HarmonicGPT2ForCausalLM
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert (loaded.lm_head.weight is loaded.transformer.wte.weight) == tied
+    assert AutoConfig.from_pretrained(tmp_path).head_exponent == 11.5
+
+
+def test_loads_without_our_package(model, ids, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    torch.save(model(ids).logits, tmp_path / "logits.pt")
+    torch.save(ids, tmp_path / "ids.pt")
+    program = f"""
+        import sys
+        sys.modules["harmonic_gpt"] = None  # importing it raises ImportError
+        import torch
+        from transformers import AutoModelForCausalLM
+        folder = {str(tmp_path)!r}
+        model = AutoModelForCausalLM.from_pretrained(folder + "/model", trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules"), type(model)
+        ids = torch.load(folder + "/ids.pt", weights_only=True)
+        assert torch.equal(model(ids).logits, torch.load(folder + "/logits.pt", weights_only=True))
+        assert model.generate(ids[:1], max_new_tokens=3).shape == (1, 20)
+    """
+    environment = {"PATH": "", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_resize_token_embeddings(tiny_config, ids):
+    for tied in (True, False):
+        model = HarmonicGPT2ForCausalLM(tiny_config(tie_word_embeddings=tied)).eval()
+        before = model.lm_head.weight.detach().clone()
+        for size in (120, 90):
+            model.resize_token_embeddings(size)
+            assert type(model.lm_head).__name__ == "HarmonicHead"
+            assert model.lm_head.spec.exponent == model.config.head_exponent
+            assert model.config.vocab_size == size
+            assert model(ids % size).logits.shape[-1] == size
+            assert torch.equal(model.lm_head.weight[:90], before[:90])
+            assert (model.lm_head.weight is model.transformer.wte.weight) == tied
+            model(ids % size, labels=ids % size).loss.backward()
+            model.zero_grad()  # transformers shrinks the weight in place and would leave the old gradient
+
+
+def test_generation_with_and_without_cache(model, ids):
+    prompt = ids[:1, :5]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = model.generate(prompt, use_cache=True, **options)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
+    assert model.generate(prompt, num_beams=3, **options).shape == (1, 13)
+    penalised = model.generate(prompt, repetition_penalty=1e6, **options)[0, 5:]
+    assert penalised.unique().numel() == 8  # every earlier token is pushed away, the prompt's too
+    assert not set(penalised.tolist()) & set(prompt[0].tolist())
+
+
+def test_padding_on_the_left_changes_nothing(model, ids):
+    prompt = ids[:1, :6]
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), prompt], dim=1)
+    mask = (torch.arange(10) >= 4).long()[None]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    plain = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, 6:]
+    assert torch.equal(model.generate(padded, attention_mask=mask, **options)[0, 10:], plain)
+
+
+def test_logits_to_keep(model, ids):
+    model.double()  # products of other shapes round differently, and a tied fresh model has hidden states close to a center
+    logits = model(ids).logits
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, logits[:, -1:])
+    torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 5])).logits, logits[:, [0, 5]])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, ids):
+    gradients = []
+    model = HarmonicGPT2ForCausalLM(tiny_config()).train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bfloat16_weights_still_give_float32_logits(model, ids):
+    low = HarmonicGPT2ForCausalLM(model.config).bfloat16().eval()
+    low.load_state_dict(model.state_dict())
+    logits = low(ids).logits
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_hugging_face_trainer_trains_it(tiny_config, tmp_path, ids):
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 5, (16, 12))]  # five tokens of 101: easy to learn
+    model = HarmonicGPT2ForCausalLM(tiny_config())
+    arguments = TrainingArguments(
+        tmp_path, max_steps=8, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=3e-3,
+        report_to=[], use_cpu=True, logging_steps=1, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:4])
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"similarity": "cosine"}, {"normalization": "max"}, {"exponent": "cube"}, {"exponent": -1}, {"hidden_scale": 0.0}, {"center_std": -1.0}],
+)
+def test_impossible_config_is_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        HarmonicGPT2Config(**fields)
+
+
+def test_exponent_convention_and_defaults():
+    """n is on the distance; "sqrt" is sqrt(n_embd), about 28 for GPT-2 small (paper, section 5)."""
+    config = HarmonicGPT2Config()
+    assert config.head_exponent == pytest.approx(27.71, abs=0.01)
+    assert config.hidden_scale == config.center_std == pytest.approx(768**-0.5)
+    standard = HarmonicGPT2Config(**STANDARD)
+    assert (standard.hidden_scale, standard.center_std) == (1.0, pytest.approx(768**-0.5))

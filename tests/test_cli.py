@@ -1,0 +1,145 @@
+"""The doors: what is typed, what is printed, which exit code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harmonic_gpt.__main__ import main
+from harmonic_gpt.run_config import fields
+from harmonic_gpt.training.tracking import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def cli(capsys):
+    """Call the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def config_file(run_config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(run_config().to_yaml())
+    return path
+
+
+def test_train_resume_evaluate_sample_compare(cli, config_file, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = cli("train", "--config", config_file)
+    assert code == 0
+    assert "parameters:" in err
+    assert "step 6: validation" in err
+    assert cli("train", "--config", config_file)[0] == 2
+    assert cli("train", "--config", config_file, "--resume")[0] == 0
+    code, out, _ = cli("eval", "perplexity", run, "--tokens", 500)
+    assert code == 0
+    for expected in ("nats a token", "bits per byte", "499 of val, windows of 32 every 16", "step 6, weights sha256"):
+        assert expected in out
+    code, out, _ = cli("eval", "sample", run, "--prompt", "The cat", "--max-new-tokens", 5)
+    assert (code, "---\nThe cat" in out) == (0, True)
+    code, out, _ = cli("eval", "compare", run, "--out", tmp_path / "report")
+    assert code == 0
+    assert "harmonic" in out
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_prepare(cli, corpus, tmp_path):
+    arguments = ("prepare", "--source", corpus, "--out", tmp_path / "out", "--vocab-size", 300, "--validation-share", 0.2)
+    code, out, _ = cli(*arguments)
+    assert (code, "vocabulary 300" in out) == (0, True)
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+
+
+def test_train_prepares_missing_data(cli, config_file, corpus, tmp_path):
+    arguments = [f"--data.dir={tmp_path / 'new'}", f"--data.source={corpus}", "--data.vocab_size=300", "--data.validation_share=0.2"]
+    assert cli("train", "--config", config_file, *arguments)[0] == 0
+    assert (tmp_path / "new" / "manifest.json").exists()
+
+
+def test_dry_run_writes_nothing(cli, config_file, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = cli("train", "--config", config_file, "--dry-run", "--train.steps=1000")
+    assert code == 0
+    assert "1,000 steps x 256 tokens = 256,000 tokens" in out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_help_lists_every_setting(cli):
+    code, out, _ = cli("train", "--help")
+    assert code == 0
+    for path, _field in fields():
+        assert f"--{path}=" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--train.step=3"], "did you mean train.steps?"),
+        (["train", "--run_dir={tmp}/x", "--data.dir={tmp}/y"], "no token folder"),
+        (["eval", "perplexity", "{tmp}/none"], "no model at"),
+        (["eval", "compare", "{tmp}", "--out", "{tmp}/r"], "no config.json and no checkpoint"),
+        (["prepare", "--source", "{tmp}/none.txt", "--out", "{tmp}/d"], "no .txt"),
+    ],
+)
+def test_mistakes_are_one_message_and_code_2(cli, tmp_path, arguments, message):
+    code, _, err = cli(*(a.format(tmp=tmp_path) for a in arguments))
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_finite_is_code_3(cli, config_file):
+    code, _, err = cli("train", "--config", config_file, "--optim.lr=1e30", "--optim.warmup_steps=0", "--train.steps=20")
+    assert code == 3
+    assert "step " in err
+    assert "not been updated" in err
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, tmp_path):
+    """torchrun with two gloo ranks against one process, then a resume of the two by one."""
+    command = [str(ROOT / "train.py"), "--config", str(config_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(*parts):
+        done = subprocess.run([*parts], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_endpoint=localhost:0"]
+    torchrun += ["--rdzv_backend=c10d"]
+    text = start(*torchrun, *command, f"--run_dir={tmp_path / 'two'}", "--train.steps=6")
+    assert "= 2 ranks x 1 micro-batches" in text
+    start(sys.executable, *command, f"--run_dir={tmp_path / 'one'}", "--train.steps=6")
+    one, two = ([row for row in read_metrics(tmp_path / name)] for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        for key in {"loss", "val_loss", "grad_norm"} & a.keys():
+            assert b[key] == pytest.approx(a[key], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_trunk_trains_and_saves_plain_names(config_file, tmp_path):
+    from safetensors import safe_open
+
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--config", config_file, "--train.compile=true", "--train.steps=4"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with safe_open(tmp_path / "run" / "latest" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118  a handle, not a dict

@@ -1,0 +1,239 @@
+"""Training as its user sees it: losses, folders, resume, signals, faults."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.training import loop
+from harmonic_gpt.training.tracking import read_metrics
+
+
+def losses(run_dir):
+    return [row["loss"] for row in read_metrics(run_dir) if "loss" in row]
+
+
+def weights(run_dir):
+    return load_file(run_dir / "latest" / "model.safetensors")
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("head", ["harmonic", "standard"])
+def test_it_learns_and_leaves_a_ready_hugging_face_folder(run_config, tmp_path, token_folder, head):
+    overrides = {"model__similarity": "dot", "model__normalization": "softmax"} if head == "standard" else {}
+    config = run_config(train__steps=80, optim__lr=1e-2, eval__every=40, checkpoint__every=40, **overrides)
+    assert loop.train(config) == 0
+    run_dir = tmp_path / "run"
+    rows = read_metrics(run_dir)
+    validation = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert validation[-1] < 2.0  # a uniform guess costs log(300) = 5.7
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 81))
+    latest = run_dir / "latest"
+    assert latest.resolve().name == "step-000080"
+    model = AutoModelForCausalLM.from_pretrained(latest)
+    tokenizer = AutoTokenizer.from_pretrained(latest)
+    assert isinstance(model, HarmonicGPT2ForCausalLM)
+    assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
+    text = tokenizer.decode(model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=12, do_sample=False)[0])
+    assert text.startswith("The cat")
+    state = json.loads((latest / "state.json").read_text())
+    assert (state["step"], state["tokens"], state["world_size"]) == (80, 80 * 256, 1)
+    assert state["config"]["model"]["n_embd"] == 32
+    assert {"modeling_harmonic_gpt2.py", "harmonic_head.py", "configuration_harmonic_gpt2.py"} <= {p.name for p in latest.iterdir()}
+    assert (run_dir / "config.yaml").exists()
+
+
+def test_the_same_config_gives_the_same_losses(run_config, tmp_path):
+    for name in ("a", "b"):
+        loop.train(run_config(run_dir=tmp_path / name))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    loop.train(run_config(run_dir=tmp_path / "c", seed=1))
+    assert losses(tmp_path / "c") != losses(tmp_path / "a")
+
+
+def test_micro_batches_do_not_change_the_losses(run_config, tmp_path):
+    """256 tokens a step as 1 x 8, 2 x 4 and 3 + 3 + 2 sequences: sums over tokens, divided once."""
+    for size in (8, 4, 3):
+        loop.train(run_config(run_dir=tmp_path / str(size), train__micro_batch_size=size))
+    for size in (4, 3):
+        assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
+
+
+def test_resume_is_exact(run_config, tmp_path):
+    """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and accumulation on."""
+    options = {"model__dropout": 0.1, "train__micro_batch_size": 3}
+    loop.train(run_config(run_dir=tmp_path / "whole", **options))
+    stopped = run_config(run_dir=tmp_path / "parts", **options)
+    run = loop.setup(stopped, resume=False)
+    run.stop_signal = signal.SIGTERM
+    for _ in range(3):
+        loop.train_step(run)
+    loop.save(run)
+    run.tracker.close()
+    torch.manual_seed(99)  # whatever the process did before must not matter
+    assert loop.train(stopped, resume=True) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")[3:]
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_interrupt_leaves_a_checkpoint_that_resumes(run_config, tmp_path, monkeypatch):
+    loop.train(run_config(run_dir=tmp_path / "whole"))
+    real = loop.train_step
+
+    def interrupted(run):
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(run)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    config = run_config(checkpoint__every=100)
+    assert loop.train(config) == 128 + signal.SIGINT
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "run")] == ["step-000004"]
+    monkeypatch.setattr(loop, "train_step", real)
+    assert loop.train(config, resume=True) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_without_a_checkpoint_starts_and_of_a_finished_run_does_nothing(run_config, tmp_path):
+    assert loop.train(run_config(), resume=True) == 0
+    before = losses(tmp_path / "run")
+    assert loop.train(run_config(), resume=True) == 0
+    assert losses(tmp_path / "run") == before
+
+
+def test_an_existing_run_is_never_overwritten(run_config, tmp_path):
+    loop.train(run_config())
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        loop.train(run_config())
+    with pytest.raises(InputError, match=r"optim\.lr: 0\.003 -> 0\.001"):
+        loop.train(run_config(optim__lr=1e-3), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_skipped_and_kept(run_config, tmp_path, capsys):
+    loop.train(run_config())
+    newest = tmp_path / "run" / "step-000006"
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-7] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    found = ckpt.latest_checkpoint(tmp_path / "run", print)
+    assert found.name == "step-000003"
+    assert "step-000006 is damaged (model.safetensors does not match its checksum)" in capsys.readouterr().out
+    (found / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        loop.train(run_config(), resume=True)
+    assert newest.exists()
+
+
+def test_a_failing_save_keeps_the_checkpoints_before_it(tmp_path):
+    def good(folder):
+        (folder / "file").write_text("x")
+
+    def bad(folder):
+        good(folder)
+        raise OSError("disk full")
+
+    ckpt.write_checkpoint(tmp_path, 1, good, keep=1)
+    with pytest.raises(OSError, match="disk full"):
+        ckpt.write_checkpoint(tmp_path, 2, bad, keep=1)
+    assert [p.name for p in ckpt.checkpoints(tmp_path)] == ["step-000001"]
+    assert ckpt.latest_checkpoint(tmp_path, print).name == "step-000001"
+    ckpt.write_checkpoint(tmp_path, 2, good, keep=1)
+    assert [p.name for p in ckpt.checkpoints(tmp_path)] == ["step-000002"]
+    assert (tmp_path / "latest").resolve().name == "step-000002"
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_value_that_is_not_finite_stops_before_the_optimizer(run_config, where):
+    run = loop.setup(run_config(), resume=False)
+    loop.train_step(run)
+    parameter = run.bare_model.transformer.h[0].mlp.c_fc.weight
+    if where == "loss":
+        with torch.no_grad():
+            parameter[0, 0] = math.nan
+    else:
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+    before = [p.detach().clone() for p in run.bare_model.parameters()]
+    with pytest.raises(FloatingPointError, match="step 2: loss .* not been updated"):
+        loop.train_step(run)
+    for p, old in zip(run.bare_model.parameters(), before, strict=True):
+        assert torch.equal(p.detach().nan_to_num(7.0), old.nan_to_num(7.0))
+    run.tracker.close()
+
+
+def test_evaluation_is_the_mean_over_whole_blocks(run_config, token_folder):
+    run = loop.setup(run_config(), resume=False)
+    result = loop.evaluate(run)
+    assert result["val_tokens"] == 512
+    model = run.bare_model.eval()
+    ids = torch.from_numpy(run.validation.read(0, 513))
+    total = 0.0
+    for i in range(0, 512, 32):
+        logits = model(ids[None, i : i + 32]).logits[0]
+        total += torch.nn.functional.cross_entropy(logits, ids[i + 1 : i + 33], reduction="sum").item()
+    assert result["val_loss"] == pytest.approx(total / 512, rel=1e-5)
+    run.tracker.close()
+
+
+def test_bf16_checkpointing_and_untied_run(run_config, tmp_path):
+    config = run_config(train__precision="bf16", train__gradient_checkpointing=True, model__tie_word_embeddings=False)
+    assert loop.train(config) == 0
+    assert all(w.dtype == torch.float32 for w in weights(tmp_path / "run").values())
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+
+
+def test_nanogpt_files_and_wandb_offline(run_config, tmp_path, token_folder):
+    wandb = pytest.importorskip("wandb")
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / "bins").mkdir(exist_ok=True)
+        (tmp_path / "bins" / name).write_bytes((token_folder / name).read_bytes())
+    config = run_config(data__dir=tmp_path / "bins", data__vocab_size=300, tracking__wandb="offline")
+    assert loop.train(config) == 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert json.loads((tmp_path / "run" / "latest" / "state.json").read_text())["wandb_id"]
+    assert wandb.run is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__dir": "/nowhere"}, "no token folder at /nowhere"),
+        ({"model__n_positions": 8192, "train__batch_tokens": 8192}, "less than one block of 8192"),
+        ({"data__tokenizer": "/nowhere"}, "no tokenizer at '/nowhere'"),
+        ({"data__dir": "/nowhere", "data__source": "/also/nowhere.txt"}, "no .txt, .jsonl or .parquet"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(run_config, tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        loop.train(run_config(**overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_launched_alone_but_not_alone_is_an_error(run_config, monkeypatch):
+    class Alone:
+        num_processes = 1
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(loop, "Accelerator", Alone)
+    with pytest.raises(InputError, match="2 processes were launched, but accelerate sees 1"):
+        loop.setup(run_config(), resume=False)
