@@ -37,7 +37,12 @@ def run(key: dict, overrides: list[str], threads: int) -> dict:
             return key | {"failed": done.stderr.strip().splitlines()[-1]}
         speed = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
         last = [row for row in rows if "val_loss" in row][-1]
-        return key | {"val_loss": last["val_loss"], "val_tokens": last["val_tokens"], "curve": curve, "tokens_per_second": mean(speed)}
+        return key | {
+            "val_loss": last["val_loss"],
+            "val_tokens": last["val_tokens"],
+            "curve": curve,
+            "tokens_per_second": mean(speed),
+        }
 
 
 def main() -> None:

@@ -113,9 +113,7 @@ def sample(
 
     loaded = load_model(model, device)
     print(f"sampling from {loaded.describe()}")
-    texts = draw(
-        loaded, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, count=count, seed=seed
-    )
+    texts = draw(loaded, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, count=count, seed=seed)
     for text in texts:
         print(f"---\n{text}")
 

@@ -64,7 +64,12 @@ def test_prepare(cli, corpus, tmp_path):
 
 
 def test_train_prepares_missing_data(cli, config_file, corpus, tmp_path):
-    arguments = [f"--data.dir={tmp_path / 'new'}", f"--data.source={corpus}", "--data.vocab_size=300", "--data.validation_share=0.2"]
+    arguments = [
+        f"--data.dir={tmp_path / 'new'}",
+        f"--data.source={corpus}",
+        "--data.vocab_size=300",
+        "--data.validation_share=0.2",
+    ]
     assert cli("train", "--config", config_file, *arguments)[0] == 0
     assert (tmp_path / "new" / "manifest.json").exists()
 
@@ -121,12 +126,19 @@ def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, 
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_endpoint=localhost:0"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_endpoint=localhost:0",
+    ]
     torchrun += ["--rdzv_backend=c10d"]
     text = start(*torchrun, *command, f"--run_dir={tmp_path / 'two'}", "--train.steps=6")
     assert "= 2 ranks x 1 micro-batches" in text
     start(sys.executable, *command, f"--run_dir={tmp_path / 'one'}", "--train.steps=6")
-    one, two = ([row for row in read_metrics(tmp_path / name)] for name in ("one", "two"))
+    one, two = (list(read_metrics(tmp_path / name)) for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         for key in {"loss", "val_loss", "grad_norm"} & a.keys():
             assert b[key] == pytest.approx(a[key], rel=1e-5)

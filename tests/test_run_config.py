@@ -32,7 +32,15 @@ def test_harmonic_and_standard_differ_only_in_head_and_schedule(pair):
     harmonic, standard = (
         load_run_config(CONFIGS[0].parent / f"{pair.format(head)}.yaml").model_dump() for head in ("harmonic", "standard")
     )
-    allowed = {"run_dir", "model.similarity", "model.normalization", "model.exponent", "model.hidden_scale", "optim.lr", "optim.warmup_steps"}
+    allowed = {
+        "run_dir",
+        "model.similarity",
+        "model.normalization",
+        "model.exponent",
+        "model.hidden_scale",
+        "optim.lr",
+        "optim.warmup_steps",
+    }
     differing = {path for path, _ in fields() if _get(harmonic, path) != _get(standard, path)}
     assert {"model.similarity", "model.normalization"} <= differing <= allowed
 
@@ -44,7 +52,14 @@ def _get(values, path):
 
 
 def test_overrides_are_typed():
-    arguments = ["--optim.lr=6e-4", "--model.exponent", "28", "--optim.betas=[0.9, 0.99]", "--data.source=null", "--train.compile=true"]
+    arguments = [
+        "--optim.lr=6e-4",
+        "--model.exponent",
+        "28",
+        "--optim.betas=[0.9, 0.99]",
+        "--data.source=null",
+        "--train.compile=true",
+    ]
     config = load_run_config(None, arguments)
     assert (config.optim.lr, config.model.exponent, config.optim.betas) == (6e-4, 28.0, (0.9, 0.99))
     assert config.data.source is None

@@ -137,7 +137,11 @@ def prepare(
             "tokenizer": {"name": tokenizer or "trained byte-level BPE", "sha256": tokenizer_hash(trained)},
             "source": {"name": source, "text_column": text_column, "validation_share": validation_share, **counts},
             "splits": summaries,
-            "versions": {"python": platform.python_version(), "tokenizers": version("tokenizers"), "transformers": version("transformers")},
+            "versions": {
+                "python": platform.python_version(),
+                "tokenizers": version("tokenizers"),
+                "transformers": version("transformers"),
+            },
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         folder.chmod(0o755)  # mkdtemp's 0700 is for secrets

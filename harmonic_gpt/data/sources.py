@@ -102,7 +102,7 @@ def _txt_pieces(path: Path) -> Iterator[str]:
             for line in lines:
                 piece.append(line)
                 size += len(line)
-                if size >= TXT_PIECE and not line.strip() or size >= 2 * TXT_PIECE:
+                if (size >= TXT_PIECE and not line.strip()) or size >= 2 * TXT_PIECE:
                     yield "".join(piece)
                     piece, size = [], 0
         except UnicodeDecodeError as error:

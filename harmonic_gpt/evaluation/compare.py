@@ -20,7 +20,7 @@ from harmonic_gpt.training.checkpoint import provenance
 from harmonic_gpt.training.tracking import read_metrics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+from matplotlib import pyplot as plt
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"

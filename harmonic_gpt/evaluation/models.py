@@ -49,7 +49,7 @@ def resolve(name: str) -> str:
     """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
     path = Path(name)
     if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.parent.is_dir() and path.parent != Path("."):
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent.is_dir() and path.parent != Path(".")):
             raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
         return name
     if (path / "config.json").is_file():

@@ -102,9 +102,9 @@ def perplexity(
 
     stream = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     # Targets are stream[1:]. The first window scores all of its targets, each further one its last `stride`.
-    ends = list(range(min(window, len(ids) - 1), len(ids) - 1, stride)) + [len(ids) - 1]
+    ends = [*list(range(min(window, len(ids) - 1), len(ids) - 1, stride)), len(ids) - 1]
     nats, done = 0.0, 0
-    full = [end for end in ends[1:-1]]  # equal shape and equal count of new targets: can be batched
+    full = list(ends[1:-1])  # equal shape and equal count of new targets: can be batched
     bar = tqdm(total=len(ids) - 1, unit=" tokens", desc="perplexity", disable=None, leave=False)
 
     def score(batch_ends: list[int], new: int) -> None:

@@ -7,7 +7,14 @@ from harmonic_gpt.evaluation.models import LoadedModel
 
 
 def sample(
-    loaded: LoadedModel, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.8, top_k: int = 50, count: int = 1, seed: int = 0
+    loaded: LoadedModel,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    count: int = 1,
+    seed: int = 0,
 ) -> list[str]:
     """`count` continuations of a prompt, each with the prompt in front. temperature 0 is greedy. Raises InputError without a tokenizer."""
     if loaded.tokenizer is None:

@@ -1,6 +1,5 @@
 """GPT-2 with a harmonic (or standard) unembedding head: transformers' own trunk, our head."""
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, GPT2Model, GPT2PreTrainedModel
 from transformers import initialization as init

@@ -126,8 +126,8 @@ def _start_accelerator(config: RunConfig) -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
-            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would train alone and write the same "
-            "folder. On GPUs start with `accelerate launch`; on CPU with `torchrun --nproc_per_node N train.py ...`"
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would train alone and write "
+            "the same folder. On GPUs start with `accelerate launch`; on CPU with `torchrun --nproc_per_node N train.py ...`"
         )
     return accelerator
 
@@ -214,7 +214,9 @@ def setup(config: RunConfig, resume: bool) -> Run:
     world_size = accelerator.num_processes
     block = config.model.n_positions
     if (config.train.batch_tokens // block) % world_size:
-        raise InputError(f"train.batch_tokens is {config.train.batch_tokens // block} sequences, which {world_size} ranks cannot share equally")
+        raise InputError(
+            f"train.batch_tokens is {config.train.batch_tokens // block} sequences, which {world_size} ranks cannot share equally"
+        )
     folder, tokenizer = _open_data(config, accelerator)
     sampler = Sampler(folder.tokens("train"), block, config.train.batch_tokens // block, config.seed)
     validation = folder.tokens("val")

@@ -23,8 +23,20 @@ def runs(tmp_path_factory, token_folder):
 
     folder = tmp_path_factory.mktemp("runs")
     for head in ("harmonic", "standard"):
-        arguments = [f"--run_dir={folder / head}", f"--data.dir={token_folder}", "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=32"]
-        arguments += ["--model.n_positions=32", "--train.batch_tokens=256", "--train.steps=12", "--optim.warmup_steps=2", "--optim.lr=1e-2"]
+        arguments = [
+            f"--run_dir={folder / head}",
+            f"--data.dir={token_folder}",
+            "--model.n_layer=1",
+            "--model.n_head=2",
+            "--model.n_embd=32",
+        ]
+        arguments += [
+            "--model.n_positions=32",
+            "--train.batch_tokens=256",
+            "--train.steps=12",
+            "--optim.warmup_steps=2",
+            "--optim.lr=1e-2",
+        ]
         arguments += ["--train.log_every=1", "--eval.every=4", "--checkpoint.every=6"]
         if head == "standard":
             arguments += ["--model.similarity=dot", "--model.normalization=softmax"]

@@ -55,7 +55,14 @@ def test_a_uniform_model_costs_log_v(tiny_config):
     [
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=101, n_embd=32, n_layer=1, n_head=2, n_positions=24)),
         lambda: LlamaForCausalLM(
-            LlamaConfig(vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=24)
+            LlamaConfig(
+                vocab_size=101,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=24,
+            )
         ),
     ],
 )

@@ -190,7 +190,14 @@ def test_hugging_face_trainer_trains_it(tiny_config, tmp_path, ids):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"similarity": "cosine"}, {"normalization": "max"}, {"exponent": "cube"}, {"exponent": -1}, {"hidden_scale": 0.0}, {"center_std": -1.0}],
+    [
+        {"similarity": "cosine"},
+        {"normalization": "max"},
+        {"exponent": "cube"},
+        {"exponent": -1},
+        {"hidden_scale": 0.0},
+        {"center_std": -1.0},
+    ],
 )
 def test_impossible_config_is_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):

@@ -171,7 +171,7 @@ def test_a_value_that_is_not_finite_stops_before_the_optimizer(run_config, where
     else:
         parameter.register_hook(lambda gradient: gradient * math.inf)
     before = [p.detach().clone() for p in run.bare_model.parameters()]
-    with pytest.raises(FloatingPointError, match="step 2: loss .* not been updated"):
+    with pytest.raises(FloatingPointError, match=r"step 2: loss .* not been updated"):
         loop.train_step(run)
     for p, old in zip(run.bare_model.parameters(), before, strict=True):
         assert torch.equal(p.detach().nan_to_num(7.0), old.nan_to_num(7.0))

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def test_schedule_is_warmup_then_cosine():
     assert max(rates) == rates[10] == 1.0
     assert rates[-1] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.55)  # half way down
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def test_no_warmup_and_one_step():
