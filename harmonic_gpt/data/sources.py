@@ -4,6 +4,7 @@ import ast
 import glob
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from harmonic_gpt.errors import InputError
@@ -38,7 +39,8 @@ def documents(source: str, text_column: str = "text") -> Iterator[str]:
     yield from _column(_hub_rows(HUB_ALIASES.get(source, source)), text_column, source)
 
 
-def _pydocs() -> Iterator[str]:
+@cache  # parsing takes seconds, and preparing reads a source twice
+def _pydocs() -> tuple[str, ...]:
     """English prose that every Python carries: the language reference's topics and the standard library's docstrings.
 
     Modules are parsed, not imported. A module's docstrings, in source order, make one document. Tests are left out: their
@@ -46,8 +48,7 @@ def _pydocs() -> Iterator[str]:
     """
     from pydoc_data.topics import topics
 
-    for name in sorted(topics):
-        yield topics[name]
+    texts = [topics[name] for name in sorted(topics)]
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if {"site-packages", "dist-packages", "test", "tests", "idle_test"} & set(path.relative_to(library).parts):
@@ -61,7 +62,8 @@ def _pydocs() -> Iterator[str]:
         found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
         text = "\n\n".join(doc for _, doc in found if doc)
         if text:
-            yield text
+            texts.append(text)
+    return tuple(texts)
 
 
 def _local_files(source: str) -> list[Path]:

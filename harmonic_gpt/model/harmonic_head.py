@@ -22,6 +22,8 @@ TINY = torch.finfo(torch.float32).tiny
 LOG2_E = math.log2(math.e)
 # Bytes of the one (C, V) buffer of the chunked loss. Every chunk reads and writes all of grad_w once: shorter chunks cost time.
 CHUNK_BYTES = 64 * 2**20
+# A GPU's grad_w traffic is as costly, and its memory larger
+CUDA_CHUNK_BYTES = 512 * 2**20
 # Bytes of the rows that the element passes work on at a time on the CPU, small enough for its cache
 BLOCK_BYTES = 4 * 2**20
 
@@ -115,11 +117,11 @@ def _floored(value: Tensor, scale: Tensor) -> Tensor:
     return torch.where(value > floor, value, floor)
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with a float32 (float64) result. bfloat16 products are exact in float32; only CUDA has a kernel that keeps them."""
-    if a.dtype == torch.bfloat16 and a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return _wide(a) @ _wide(b)
+def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b with a float32 (float64) result, into `out` if given. Products of bfloat16 are exact in float32."""
+    if a.is_cuda and a.dtype == torch.bfloat16:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)  # CUDA alone has this kernel
+    return torch.mm(_wide(a), _wide(b), out=out)
 
 
 class _Form(NamedTuple):
@@ -144,14 +146,6 @@ def _form(spec: HeadSpec) -> _Form:
             return _Form(n, n, "u")
         case _:  # t = s = z
             return _Form(LOG2_E, 1.0, "1")
-
-
-def _inner(x: Tensor, w: Tensor, x2: Tensor, w2: Tensor, spec: HeadSpec, out: Tensor) -> Tensor:
-    """u (C, V): squared distances or dot products of one chunk, into `out` where the device allows."""
-    if spec.similarity == "dot":
-        return torch.mm(x, w.mT, out=out) if x.dtype == out.dtype else _mm(x, w.mT)
-    torch.add(x2[:, None], w2, out=out)
-    return out.addmm_(x, w.mT, alpha=-2) if x.dtype == out.dtype else out.add_(_mm(x, w.mT), alpha=-2)
 
 
 def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor | None]:
@@ -184,6 +178,68 @@ def _transform(u: Tensor, spec: HeadSpec, out: Tensor | None = None) -> Tensor:
     return u if out is None else out.copy_(u)
 
 
+def _kernels(x: Tensor):
+    """The Triton twin of `_element_pass` for CUDA tensors, where Triton is installed; None: the torch version serves all."""
+    if not x.is_cuda or x.dtype == torch.float64:
+        return None
+    from .harmonic_kernels import element_pass, triton
+
+    return element_pass if triton is not None else None
+
+
+def _element_pass(
+    u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, gradient_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Everything between the products of one chunk: dot products to losses, and to g = row_weight (p - onehot) dz/du.
+
+    Args:
+        u: (C, V) dot products x.w, overwritten.
+        x2 (C,), w2 (V,): squared norms. labels, row_weight: (C,).
+        gradient_dtype: dtype that g is rounded to; None: losses only.
+    Returns: losses (C,); g (C, V) in gradient_dtype; sums of the rounded g over its rows (C,), in u's dtype.
+    """
+    n_rows, n_classes = u.shape
+    # As many rows at a time as stay in the processor's cache
+    block = max(1, min(n_rows, BLOCK_BYTES // (n_classes * u.itemsize)))
+    t_buffer = u.new_empty(block, n_classes)
+    form, w2_max = _form(spec), w2.max()
+    losses, row_sums = u.new_empty(n_rows), u.new_empty(n_rows)
+    g = u if gradient_dtype in (None, u.dtype) else u.new_empty(u.shape, dtype=gradient_dtype)
+    for start in range(0, n_rows, block):
+        rows = slice(start, min(start + block, n_rows))
+        v, y = u[rows], labels[rows, None]  # (block, V), (block, 1)
+        if spec.similarity == "euclidean":
+            torch.add(w2, v, alpha=-2, out=v).add_(x2[rows, None])
+        extreme, floored = _floor(v, x2[rows], w2, w2_max, spec)
+        t = _transform(v, spec, out=t_buffer[: rows.stop - start])
+        top = form.rate * _transform(extreme, spec)  # (block, 1) largest logit, base 2
+        t_label = t.gather(1, y)
+        if form.divisor == "t":
+            v.copy_(t)  # the divisor is needed after t is overwritten
+        e = torch.add(-top, t, alpha=form.rate, out=t).exp2_()
+        total = e.sum(1, keepdim=True)
+        losses[rows] = ((total.log2() + top - form.rate * t_label) / LOG2_E).squeeze(1)
+        if gradient_dtype is None:
+            continue
+        scale = form.slope * row_weight[rows, None]
+        if form.divisor == "1":
+            g_label = -scale
+            torch.mul(e, scale / total, out=v)
+        else:
+            g_label = -scale / v.gather(1, y)
+            torch.div(e, v, out=v)
+            if floored is not None:
+                v.masked_fill_(floored, 0)
+                g_label.masked_fill_(floored.gather(1, y), 0)
+            v.mul_(scale / total)
+        v.scatter_add_(1, y, g_label)
+        if g is not u:
+            g[rows] = v
+            v = g[rows].to(u.dtype)
+        row_sums[rows] = v.sum(1)
+    return (losses, None, None) if gradient_dtype is None else (losses, g, row_sums)
+
+
 def _losses_and_gradients(
     x: Tensor, w: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -192,70 +248,36 @@ def _losses_and_gradients(
     Args: x (N, D), w (V, D) in one dtype; labels (N,) within [0, V); row_weight (N,) float, 0 for ignored tokens.
     Returns: losses (N,), grad_x (N, D), grad_w (V, D), all in float32 (float64); gradients None if not asked for.
     """
-    low_precision = x.dtype == torch.bfloat16
+    gradient_dtype = x.dtype if with_gradients else None  # bf16 operands: g is rounded too, for bf16 products
     x2, w2 = _wide(x).square().sum(1), _wide(w).square().sum(1)  # (N,), (V,)
-    w2_max = w2.max()
-    if low_precision and not x.is_cuda:
-        x, w = _wide(x), _wide(w)  # the same rounded values; only CUDA has a bfloat16 product with a float32 result
+    if x.dtype == torch.bfloat16 and not x.is_cuda:
+        x, w = _wide(x), _wide(w)  # the same values; only CUDA has a bfloat16 product with a float32 result
     wide, (n_tokens, n_classes) = x2.dtype, (x.shape[0], w.shape[0])
-    form, euclidean = _form(spec), spec.similarity == "euclidean"
+    euclidean = spec.similarity == "euclidean"
     losses = x2.new_empty(n_tokens)
     grad_x = x2.new_empty(x.shape) if with_gradients else None
     grad_w = x2.new_zeros(w.shape) if with_gradients else None
     column_sums = x2.new_zeros(n_classes) if with_gradients else None  # sum_i g_ij
-    row_bytes = n_classes * wide.itemsize
-    chunk = max(16, min(n_tokens, CHUNK_BYTES // row_bytes))
-    # Element passes run over as many rows as stay in the processor's cache; a GPU wants few, large launches instead.
-    block = chunk if x.is_cuda else max(1, min(chunk, BLOCK_BYTES // row_bytes))
-    chunk_buffer, block_buffer = x2.new_empty(chunk, n_classes), x2.new_empty(block, n_classes)
+    chunk = max(16, min(n_tokens, (CUDA_CHUNK_BYTES if x.is_cuda else CHUNK_BYTES) // (n_classes * wide.itemsize)))
+    buffer = x2.new_empty(chunk, n_classes)
+    element_pass = _kernels(x) or _element_pass
 
     for start in range(0, n_tokens, chunk):
         rows = slice(start, min(start + chunk, n_tokens))
-        g_chunk = _inner(x[rows], w, x2[rows], w2, spec, chunk_buffer[: rows.stop - start])  # u now, g below
-        for begin in range(start, rows.stop, block):
-            here = slice(begin, min(begin + block, rows.stop))
-            inside = slice(begin - start, here.stop - start)
-            y = labels[here, None]  # (block, 1)
-            u = g_chunk[inside]
-            extreme, floored = _floor(u, x2[here], w2, w2_max, spec)
-            t = _transform(u, spec, out=block_buffer[: here.stop - begin])
-            top = form.rate * _transform(extreme, spec)  # (block, 1) largest logit, base 2
-            t_label = t.gather(1, y)
-            if form.divisor == "t" and with_gradients:
-                u.copy_(t)  # the divisor is needed after t is overwritten
-            e = torch.add(-top, t, alpha=form.rate, out=t).exp2_()
-            total = e.sum(1, keepdim=True)
-            losses[here] = ((total.log2() + top - form.rate * t_label) / LOG2_E).squeeze(1)
-            if not with_gradients:
-                continue
-            # g = row_weight (p - onehot) slope / divisor
-            scale = form.slope * row_weight[here, None]
-            if form.divisor == "1":
-                g_label = -scale
-                torch.mul(e, scale / total, out=u)
-            else:
-                g_label = -scale / u.gather(1, y)
-                torch.div(e, u, out=u)
-                if floored is not None:
-                    u.masked_fill_(floored, 0)
-                    g_label.masked_fill_(floored.gather(1, y), 0)
-                u.mul_(scale / total)
-            u.scatter_add_(1, y, g_label)
+        u = buffer[: rows.stop - start]
+        _mm(x[rows], w.mT, out=u)
+        losses[rows], g, row_sums = element_pass(u, x2[rows], w2, labels[rows], row_weight[rows], spec, gradient_dtype)
         if not with_gradients:
             continue
-        # Sums are taken of the same g as the products, so that its rounding multiplies (x - w) and not w
-        g = g_chunk.bfloat16() if low_precision else g_chunk
-        summed = g.to(wide)
-        g = g if x.is_cuda else summed
-        if x.dtype == wide:
-            torch.mm(g, w, out=grad_x[rows])
+        # Row and column sums are of the same rounded g as the products: its rounding then multiplies (x - w), not w
+        _mm(g, w, out=grad_x[rows])
+        if g.dtype == x.dtype == wide:
             grad_w.addmm_(g.mT, x[rows], alpha=-2 if euclidean else 1)
         else:
-            grad_x[rows] = _mm(g, w)
             grad_w.add_(_mm(g.mT, x[rows]), alpha=-2 if euclidean else 1)
         if euclidean:
-            grad_x[rows].mul_(-2).addcmul_(x[rows].to(wide), 2 * summed.sum(1, keepdim=True))
-            column_sums += summed.sum(0)
+            grad_x[rows].mul_(-2).addcmul_(x[rows].to(wide), 2 * row_sums[:, None])
+            column_sums += g.sum(0, dtype=wide)
     if with_gradients and euclidean:
         grad_w.addcmul_(w.to(wide), 2 * column_sums[:, None])
     return losses, grad_x, grad_w

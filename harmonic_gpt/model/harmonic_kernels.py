@@ -1,0 +1,101 @@
+"""Triton twin of `harmonic_head._element_pass` for CUDA. The torch version is its oracle (tests/model/test_harmonic_kernels.py).
+
+One program a row: it reads the row's dot products once for the normalizer and once for g, and writes g, where the torch version makes
+about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # CPU builds of torch
+    triton = None
+
+if triton is not None:
+
+    @triton.jit
+    def _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN: tl.constexpr, HARMAX: tl.constexpr):
+        """Dot products to (z log2 e, divisor of dz/du, where the floor acted); the heads of `harmonic_head._form`."""
+        if EUCLIDEAN:
+            floor = relative_floor * (x2 + w2) + tiny
+            u = x2 + w2 - 2.0 * s
+            floored = u <= floor
+            u = tl.where(floored, floor, u)  # a NaN is not <= floor: it stays
+            if HARMAX:
+                return rate * tl.log2(u), u, floored
+            d = tl.sqrt(u)
+            return rate * d, d, floored
+        if HARMAX:
+            floor = relative_floor * tl.sqrt(x2 * w2) + tiny
+            floored = tl.abs(s) <= floor
+            u = tl.where(floored, floor, s)
+            return rate * tl.log2(tl.abs(u)), u, floored
+        return rate * s, s * 0.0 + 1.0, s != s
+
+    @triton.jit
+    def _element_kernel(
+        u_ptr, g_ptr, x2_ptr, w2_ptr, labels_ptr, weight_ptr, losses_ptr, row_sums_ptr,
+        n_classes, rate, slope, relative_floor, tiny, log2_e,
+        EUCLIDEAN: tl.constexpr, HARMAX: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0)
+        u_row = u_ptr + row.to(tl.int64) * n_classes
+        x2 = tl.load(x2_ptr + row)
+        label = tl.load(labels_ptr + row)
+        # Running maximum and sum of exponentials, by column of the block; joined after the loop
+        peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, n_classes, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            inside = columns < n_classes
+            s = tl.load(u_row + columns, mask=inside, other=0.0)
+            w2 = tl.load(w2_ptr + columns, mask=inside, other=0.0)
+            z, _, _ = _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
+            higher = tl.where(inside, tl.maximum(peak, z), peak)
+            # peak is -inf before the first column: exp2(-inf - finite) = 0
+            total = tl.where(inside, total * tl.exp2(peak - higher) + tl.exp2(z - higher), total)
+            peak = higher
+        top = tl.max(peak, 0)
+        log_normalizer = top + tl.log2(tl.sum(tl.where(peak == float("-inf"), 0.0, total * tl.exp2(peak - top)), 0))
+        s_label, w2_label = tl.load(u_row + label), tl.load(w2_ptr + label)
+        z_label, _, _ = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
+        tl.store(losses_ptr + row, (log_normalizer - z_label) / log2_e)
+        if GRADIENT:
+            scale = slope * tl.load(weight_ptr + row)
+            g_row = g_ptr + row.to(tl.int64) * n_classes
+            row_sum = tl.zeros((BLOCK,), tl.float32)
+            for start in range(0, n_classes, BLOCK):
+                columns = start + tl.arange(0, BLOCK)
+                inside = columns < n_classes
+                s = tl.load(u_row + columns, mask=inside, other=0.0)
+                w2 = tl.load(w2_ptr + columns, mask=inside, other=0.0)
+                z, divisor, floored = _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
+                p = tl.exp2(z - log_normalizer) - tl.where(columns == label, 1.0, 0.0)
+                g = scale * (p / divisor)
+                if EUCLIDEAN or HARMAX:
+                    g = tl.where(floored, 0.0, g)
+                rounded = g.to(g_ptr.dtype.element_ty)
+                tl.store(g_row + columns, rounded, mask=inside)
+                row_sum += tl.where(inside, rounded.to(tl.float32), 0.0)
+            tl.store(row_sums_ptr + row, tl.sum(row_sum, 0))
+
+
+def element_pass(
+    u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec, gradient_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Same contract as `harmonic_head._element_pass`, in float32. u (C, V) contiguous; overwritten by g if gradient_dtype is float32."""
+    from .harmonic_head import LOG2_E, RELATIVE_FLOOR, TINY, _form
+
+    n_rows, n_classes = u.shape
+    form = _form(spec)
+    losses, row_sums = torch.empty_like(x2), torch.empty_like(x2)
+    g = u if gradient_dtype in (None, u.dtype) else torch.empty_like(u, dtype=gradient_dtype)
+    _element_kernel[(n_rows,)](
+        u, g, x2, w2, labels, row_weight, losses, row_sums,
+        n_classes, form.rate, form.slope, RELATIVE_FLOOR, TINY, LOG2_E,
+        EUCLIDEAN=spec.similarity == "euclidean", HARMAX=spec.normalization == "harmax", GRADIENT=gradient_dtype is not None,
+        BLOCK=min(4096, triton.next_power_of_2(n_classes)), num_warps=8,
+    )  # fmt: skip
+    return (losses, None, None) if gradient_dtype is None else (losses, g, row_sums)
