@@ -8,6 +8,7 @@ there already are skipped, so an interrupted sweep continues. Ends with a table:
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -57,17 +58,18 @@ def main() -> None:
 
     axes = [[(name, value) for value in values.split(",")] for name, _, values in (item.partition("=") for item in args.set)]
     grid = [
-        {"config": config, "seed": int(seed), **dict(point)}
+        {"config": config, "config_sha256": hashlib.sha256(Path(config).read_bytes()).hexdigest()[:12], "seed": int(seed), **dict(point)}
         for config, point, seed in itertools.product(args.config, itertools.product(*axes), args.seeds.split(","))
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    known = [{k: r.get(k) for k in key} for r in results if "val_loss" in r for key in grid[:1]]
+    results = [result for result in results if "val_loss" in result]  # what failed is tried again
+    known = [{k: result.get(k) for k in grid[0]} for result in results]
     todo = [key for key in grid if key not in known]
     print(f"{len(grid)} runs, {len(grid) - len(todo)} done already", file=sys.stderr)
     jobs = []
     for key in todo:
-        overrides = [f"--{name}={value}" for name, value in key.items() if name not in ("config", "seed")]
+        overrides = [f"--{name}={value}" for name, value in key.items() if name not in ("config", "config_sha256", "seed")]
         load_run_config(key["config"], overrides)  # a wrong setting fails before the first run
         jobs.append((key, overrides, args.threads))
     with ThreadPoolExecutor(args.jobs) as pool, args.out.open("a") as out:
@@ -81,8 +83,11 @@ def main() -> None:
     groups: dict[str, list[float]] = {}
     for result in results:
         label = "  ".join(f"{k}={v}" for k, v in result.items() if k in grid[0] and k != "seed")
-        groups.setdefault(label, []).append(result.get("val_loss", float("nan")))
+        groups.setdefault(label, []).extend([result["val_loss"]] if "val_loss" in result else [])
     for label, losses in sorted(groups.items()):
+        if not losses:
+            print(f"{label}  every run failed")
+            continue
         spread = f"+- {stdev(losses):.4f}" if len(losses) > 1 else ""
         print(f"{label}  seeds {len(losses)}  validation {mean(losses):.4f} {spread}")
 

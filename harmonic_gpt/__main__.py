@@ -1,7 +1,7 @@
 """python -m harmonic_gpt VERB. `train.py` and `eval.py` are the same doors.
 
-Exit codes: 0 done; 2 the input is wrong (one line says how to mend it); 3 the loss is not finite; 128 + n stopped by signal n
-after a checkpoint; 1 anything else, with a traceback.
+Exit codes: 0 done; 2 the input is wrong (one line says how to mend it); 3 the loss is not finite; 4 the system refused (disk full,
+permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, with a traceback.
 """
 
 import sys
@@ -68,7 +68,7 @@ def prepare(
     for name, split in manifest["splits"].items():
         per_byte = split["tokens"] / split["text_bytes"]
         print(f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {per_byte:.3f} tokens a byte")
-    print(f"vocabulary {manifest['vocab_size']:,}, {manifest['source']['duplicates']:,} duplicates dropped")
+    print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
 
 
 @evaluate.command()
@@ -104,7 +104,7 @@ def sample(
     temperature: Annotated[float, typer.Option(help="0 is greedy", min=0)] = 0.8,
     top_k: Annotated[int, typer.Option(min=1)] = 50,
     count: Annotated[int, typer.Option(help="number of samples", min=1)] = 1,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     device: Device = "cpu",
 ):
     """Continue a prompt."""
@@ -156,6 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
     except FloatingPointError as error:
         print(f"error: not finite: {error}", file=sys.stderr)
         sys.exit(3)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(4)
     except KeyboardInterrupt:
         sys.exit(130)
 

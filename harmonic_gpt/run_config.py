@@ -2,16 +2,17 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from harmonic_gpt.errors import InputError
 
-Positive = Annotated[float, Gt(0)]
+Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Gt(0)]
 
@@ -23,7 +24,7 @@ def _no_fp16(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
 
 
 class ModelSection(Section):
@@ -44,12 +45,6 @@ class ModelSection(Section):
         "gelu_pytorch_tanh", description="gelu_pytorch_tanh: GPT-2's, fast; gelu: exact (nanoGPT's)"
     )
 
-    @model_validator(mode="after")
-    def _heads_divide(self):
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}")
-        return self
-
 
 class DataSection(Section):
     dir: str = Field("data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin")
@@ -67,7 +62,7 @@ class DataSection(Section):
 class OptimSection(Section):
     lr: Positive = Field(6e-4, description="peak learning rate")
     warmup_steps: Annotated[int, Ge(0)] = Field(100, description="linear warmup")
-    min_lr_ratio: Annotated[float, Ge(0), Lt(1.0001)] = Field(0.05, description="end of the cosine, as a share of lr")
+    min_lr_ratio: Annotated[float, Ge(0), Le(1)] = Field(0.05, description="end of the cosine, as a share of lr")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")
     eps: Positive = Field(1e-8, description="AdamW epsilon")
     weight_decay: Annotated[float, Ge(0)] = Field(0.0, description="on matrices and embeddings; never on biases and layer norms")
@@ -101,7 +96,7 @@ class TrackingSection(Section):
 
 class RunConfig(Section):
     run_dir: str = Field("runs/run", description="folder of this run: config, metrics, checkpoints")
-    seed: int = Field(0, ge=0, description="initial weights, order of the data, dropout")
+    seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the data, dropout")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optim: OptimSection = OptimSection()
@@ -113,6 +108,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self):
         problems = []
+        if self.model.n_embd % self.model.n_head:
+            problems.append(f"model.n_embd must be a multiple of model.n_head, got {self.model.n_embd} and {self.model.n_head}")
         if self.train.batch_tokens % self.model.n_positions:
             problems.append(
                 f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and {self.model.n_positions}"
@@ -120,7 +117,7 @@ class RunConfig(Section):
         if self.optim.warmup_steps >= self.train.steps:
             problems.append(f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n  ".join(problems))
         return self
 
     def to_yaml(self) -> str:
@@ -155,11 +152,11 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = ()) -> R
     values: dict = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError) as error:
+            values = _parse(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
             raise InputError(f"cannot read the config {path}: {error}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
     problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
@@ -167,9 +164,46 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = ()) -> R
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         problems += [_explain(detail) for detail in error.errors()]
+        problems += _combination_problems(values, error)
     if problems:
         raise InputError("the configuration has problems:\n  " + "\n  ".join(problems))
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """Without dates: a run may be called 2026-01-01."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _parse(text: str) -> Any:
+    """YAML to plain values. Raises ValueError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _combination_problems(values: dict, error: ValidationError) -> list[str]:
+    """Combinations are checked once all fields are right: put defaults where they are not, so that all is reported at once."""
+    values = deepcopy(values)
+    for detail in error.errors():
+        place, *path = [values, *detail["loc"]]
+        for part in path:
+            if not isinstance(place, dict) or part not in place:
+                break
+            if not isinstance(place[part], dict) or part == path[-1]:
+                del place[part]
+                break
+            place = place[part]
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as second:
+        return [_explain(detail) for detail in second.errors()] if not any(d["loc"] == () for d in error.errors()) else []
+    return []
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -190,8 +224,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _apply(values: dict, key: str, text: str) -> str | None:
     """Set the dotted key in place; returns a problem or None."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse(text)
+    except ValueError:
         return f"{key}: {text!r} is not a YAML value"
     *parents, last = key.split(".")
     for parent in parents:

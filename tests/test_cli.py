@@ -1,6 +1,7 @@
 """The doors: what is typed, what is printed, which exit code."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_not_finite_is_code_3(cli, config_file):
 
 @pytest.mark.slow
 def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, tmp_path):
-    """torchrun with two gloo ranks against one process, then a resume of the two by one."""
+    """torchrun with two gloo ranks, two micro-batches each, against one process; then one process continues what two began."""
     command = [str(ROOT / "train.py"), "--config", str(config_file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -135,13 +136,18 @@ def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, 
         "--rdzv_endpoint=localhost:0",
     ]
     torchrun += ["--rdzv_backend=c10d"]
-    text = start(*torchrun, *command, f"--run_dir={tmp_path / 'two'}", "--train.steps=6")
-    assert "= 2 ranks x 1 micro-batches" in text
-    start(sys.executable, *command, f"--run_dir={tmp_path / 'one'}", "--train.steps=6")
+    text = start(*torchrun, *command, f"--run_dir={tmp_path / 'two'}", "--train.micro_batch_size=2")
+    assert "= 2 ranks x 2 micro-batches" in text
+    start(sys.executable, *command, f"--run_dir={tmp_path / 'one'}")
     one, two = (list(read_metrics(tmp_path / name)) for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         for key in {"loss", "val_loss", "grad_norm"} & a.keys():
             assert b[key] == pytest.approx(a[key], rel=1e-5)
+    shutil.rmtree(tmp_path / "two" / "step-000006")
+    start(sys.executable, *command, f"--run_dir={tmp_path / 'two'}", "--resume")
+    again = read_metrics(tmp_path / "two")
+    assert [row["step"] for row in again] == [row["step"] for row in one]
+    assert again[-1]["val_loss"] == pytest.approx(one[-1]["val_loss"], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -66,6 +66,11 @@ def test_overrides_are_typed():
     assert config.train.compile is True
 
 
+@pytest.mark.parametrize("name", ["2020-13-45", "2024-01-01", "123", "1e5"])
+def test_names_that_yaml_would_take_for_something_else(name):
+    assert load_run_config(None, [f"--run_dir={name}"]).run_dir == name
+
+
 def test_yaml_round_trip(tmp_path):
     config = load_run_config(None, ["--optim.lr=0.00012", "--model.exponent=11"])
     (tmp_path / "c.yaml").write_text(config.to_yaml())
@@ -86,6 +91,7 @@ def test_all_problems_are_reported_together(tmp_path):
         "seeds: unknown key; did you mean seed?",
         "train.batchtokens: unknown key; did you mean train.batch_tokens?",
         "data.validation_share: input should be less than 1",
+        "model.n_embd must be a multiple of model.n_head, got 768 and 7",  # a combination, although single fields are wrong too
     ):
         assert expected in text, text
 
@@ -93,7 +99,10 @@ def test_all_problems_are_reported_together(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--model.n_head=7"], "n_embd must be a multiple of n_head, got 768 and 7"),
+        (["--model.n_head=7", "--train.batch_tokens=1000"], "multiple of model.n_positions"),
+        (["--model.exponent=.inf"], "model.exponent: "),
+        (["--seed=99999999999"], "seed: "),
+        (["--model.n_head=7"], "model.n_embd must be a multiple of model.n_head, got 768 and 7"),
         (["--train.batch_tokens=1000"], "multiple of model.n_positions"),
         (["--optim.warmup_steps=5000"], "warmup_steps must be less than train.steps"),
         (["train.steps=5"], "expected an override"),

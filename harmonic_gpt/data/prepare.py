@@ -89,11 +89,14 @@ def prepare(
         validation_share: share of documents that go to validation, chosen by content hash.
     Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
         raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
+
+    request = {"source": source, "text_column": text_column, "validation_share": validation_share}
+    request |= {"tokenizer": tokenizer, "vocab_size": vocab_size}
 
     def training_documents() -> Iterator[str]:
         unique = _unique(documents(source, text_column), {})
@@ -135,7 +138,8 @@ def prepare(
             "vocab_size": len(trained),
             "end_of_text": trained.eos_token_id,
             "tokenizer": {"name": tokenizer or "trained byte-level BPE", "sha256": tokenizer_hash(trained)},
-            "source": {"name": source, "text_column": text_column, "validation_share": validation_share, **counts},
+            "request": request,
+            "duplicates": counts["duplicates"],
             "splits": summaries,
             "versions": {
                 "python": platform.python_version(),
@@ -145,7 +149,10 @@ def prepare(
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except OSError:
+            raise InputError(f"{out} was made by another process in the meantime; it has been left as it is") from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -21,7 +21,7 @@ def documents(source: str, text_column: str = "text") -> Iterator[str]:
     """Stream the documents of a source, in a fixed order.
 
     Args:
-        source: "pydocs"; a file, folder or glob of .txt, .jsonl or .parquet (compressed ones too: .gz, .zst); or the name of a
+        source: "pydocs"; a file, folder or glob of .txt, .jsonl or .parquet (.jsonl.gz too); or the name of a
             dataset on the Hugging Face Hub ("openwebtext" is short for "Skylion007/openwebtext").
         text_column: the column of .jsonl, .parquet and Hub datasets that holds the text.
     Raises InputError for a source that does not exist or has no such column.
@@ -75,7 +75,7 @@ def _local_files(source: str) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     return "text" if suffix == ".txt" else LOADERS.get(suffix)
 
 
@@ -83,15 +83,18 @@ def _read_files(files: list[Path], text_column: str) -> Iterator[str]:
     for path in files:
         kind = _kind(path)
         if kind is None:
-            raise InputError(f"{path}: expected a .txt, .jsonl or .parquet file (.gz and .zst may follow)")
+            raise InputError(f"{path}: expected a .txt, .jsonl, .jsonl.gz or .parquet file")
         if path.stat().st_size == 0:  # datasets raises StopIteration on an empty file
             continue
         if kind == "text":
             yield from _txt_pieces(path)
             continue
-        # A glob character in the path itself would be read as a pattern
-        rows = _datasets().load_dataset(kind, data_files=[glob.escape(str(path.resolve()))], split="train", streaming=True)
-        yield from _column(rows, text_column, str(path))
+        yield from _column(_local_rows(kind, path), text_column, str(path))
+
+
+def _local_rows(kind: str, path: Path) -> Iterator[dict]:
+    # A glob character in the path itself would be read as a pattern
+    yield from _datasets().load_dataset(kind, data_files=[glob.escape(str(path.resolve()))], split="train", streaming=True)
 
 
 def _txt_pieces(path: Path) -> Iterator[str]:
@@ -99,7 +102,7 @@ def _txt_pieces(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: compressed .txt files are not read; decompress it, or use .jsonl.gz")
     piece: list[str] = []
     size = 0
-    with path.open(encoding="utf-8", errors="strict") as lines:
+    with path.open(encoding="utf-8") as lines:
         try:
             for line in lines:
                 piece.append(line)
@@ -146,7 +149,8 @@ def _column(rows, text_column: str, source: str) -> Iterator[str]:
             if not isinstance(row[text_column], str):
                 raise InputError(f"{source}: column {text_column!r} holds {type(row[text_column]).__name__}, expected text")
             yield row[text_column]
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source}: cannot be read: {str(error).strip().splitlines()[0]}") from None
+    except InputError:
+        raise
+    except Exception as error:  # arrow, gzip and the hub client raise many kinds; each means that the text cannot be read
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{source}: cannot be read: {reason}") from None

@@ -64,6 +64,25 @@ class TokenFolder:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
         return self.splits[split]
 
+    def fingerprint(self) -> dict:
+        """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no manifest."""
+        if self.manifest is None:
+            files = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
+            return {"vocab_size": self.vocab_size, "tokenizer": None, "files": files}
+        files = {name: [file["sha256"] for file in split["files"]] for name, split in self.manifest["splits"].items()}
+        return {"vocab_size": self.vocab_size, "tokenizer": self.manifest["tokenizer"]["sha256"], "files": files}
+
+    def check_request(self, request: dict) -> None:
+        """Raises InputError unless `prepare` was asked for just this."""
+        if self.manifest is None:
+            return
+        made = self.manifest["request"]
+        differing = [f"{key}: {made.get(key)!r} there, {value!r} asked for" for key, value in request.items() if made.get(key) != value]
+        if differing:
+            raise InputError(
+                f"{self.path} was prepared from something else ({'; '.join(differing)}); choose another data.dir, or remove that folder"
+            )
+
     def check_tokenizer(self, tokenizer) -> None:
         """Raises InputError unless this tokenizer can have made these files (nanoGPT's do not say which one did)."""
         if self.manifest is None:
@@ -81,7 +100,8 @@ class TokenFolder:
 def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenFolder:
     """Open what `prepare` wrote, or a folder with nanoGPT's train.bin and val.bin (vocab_size: default GPT-2's 50257).
 
-    Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says.
+    Raises InputError for a missing folder, an unknown manifest, a file whose size is not what the manifest says, or, without a
+    manifest, an id beyond the vocabulary.
     """
     path = Path(path)
     if not path.is_dir():
@@ -95,7 +115,11 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
     for file in files.values():
         if file.stat().st_size == 0 or file.stat().st_size % 2:
             raise InputError(f"{file}: expected uint16 token ids, got {file.stat().st_size} bytes")
-    return TokenFolder(path, vocab_size, {name: Tokens([file], np.dtype("<u2"), vocab_size) for name, file in files.items()}, None)
+    splits = {name: Tokens([file], np.dtype("<u2"), vocab_size) for name, file in files.items()}
+    for tokens in splits.values():  # no manifest vouches for them
+        for start in range(0, len(tokens), 2**24):
+            tokens.read(start, 2**24)
+    return TokenFolder(path, vocab_size, splits, None)
 
 
 def _open_manifest(path: Path) -> TokenFolder:
@@ -105,6 +129,8 @@ def _open_manifest(path: Path) -> TokenFolder:
             raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}")
         dtype = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}[manifest["dtype"]]
         vocab_size = int(manifest["vocab_size"])
+        for section, key in (("tokenizer", "sha256"), ("tokenizer", "name"), ("request", "source")):
+            manifest[section][key]  # used later: a KeyError now, not then
         splits = {}
         for name, split in manifest["splits"].items():
             files = []

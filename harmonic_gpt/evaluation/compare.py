@@ -68,7 +68,7 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
         "head": loaded.head,
         "exponent": getattr(model.config, "head_exponent", None) if loaded.head != "standard" else None,
         "parameters": parameters,
-        "non_embedding_parameters": parameters - model.get_input_embeddings().weight.numel(),
+        "embedding_parameters": model.get_input_embeddings().weight.numel(),
         "trained_tokens": loaded.state["tokens"] if loaded.state else None,
         "train_tokens_per_second": median(speeds) if speeds else None,
         "validation": scored.to_dict(),
@@ -100,7 +100,7 @@ def compare(names: list[str], out: str | Path, data: str | None = None, tokens: 
         data: token folder; None: the one each run was trained with, which must be the same.
         tokens: leading validation tokens to score.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and ((out / RESULTS).exists() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not an earlier comparison; choose another folder")
     loaded = [load_model(name, device) for name in names]
@@ -116,7 +116,7 @@ def compare(names: list[str], out: str | Path, data: str | None = None, tokens: 
         "schema_version": SCHEMA_VERSION,
         "data": {
             "path": str(folder.path),
-            "source": folder.manifest["source"]["name"] if folder.manifest else None,
+            "source": folder.manifest["request"]["source"] if folder.manifest else None,
             "validation_tokens": min(len(folder.tokens("val")), tokens),
             "unigram_nats_per_token": unigram_nats(folder.tokens("train"), folder.tokens("val"), tokens),
         },

@@ -1,6 +1,6 @@
 """Load a model to evaluate: a run folder, a checkpoint or any Hugging Face folder, or a name on the Hub."""
 
-import json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import harmonic_gpt  # noqa: F401  registers harmonic_gpt2 with the Auto classes
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.training.checkpoint import LATEST, STATE, checkpoints, file_sha256
+from harmonic_gpt.training.checkpoint import CHECKSUMS, LATEST, checkpoints, damage, file_sha256, read_state
 
 
 @dataclass
@@ -22,7 +22,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     state: dict | None  # state.json of a checkpoint of ours
-    weights_sha256: str | None
+    weights_sha256: str | None  # of a hub model: the commit
 
     @property
     def run_dir(self) -> Path | None:
@@ -47,7 +47,7 @@ class LoadedModel:
 
 def resolve(name: str) -> str:
     """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent.is_dir() and path.parent != Path(".")):
             raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
@@ -77,13 +77,36 @@ def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code:
         broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
         raise InputError(f"{path}: its weights do not fit its config.json; missing or of another shape: {', '.join(broken[:5])}")
     folder = Path(path)
+    if (folder / CHECKSUMS).is_file() and (problem := damage(folder)):
+        raise InputError(f"{path} is damaged: {problem}")
+    try:
+        model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from None
+    _check_causal(model, path)
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) or not folder.is_dir()
-    weights = folder / "model.safetensors"
     return LoadedModel(
         name=Path(name).name if Path(name).exists() else name,
         path=path,
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=load_tokenizer(path) if has_tokenizer else None,
-        state=json.loads((folder / STATE).read_text(encoding="utf-8")) if (folder / STATE).is_file() else None,
-        weights_sha256=file_sha256(weights) if weights.is_file() else None,
+        state=read_state(folder) if (folder / CHECKSUMS).is_file() else None,
+        weights_sha256=_weights_sha256(folder) or getattr(model.config, "_commit_hash", None),
     )
+
+
+def _weights_sha256(folder: Path) -> str | None:
+    """SHA-256 of the weight file, or of the hashes of several; None for a hub name."""
+    hashes = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel, path: str) -> None:
+    """A model that sees later tokens would have a meaningless perplexity. Raises InputError."""
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.config.vocab_size
+    a, b = (model(input_ids=i).logits[0, :-1] for i in (ids, other))
+    if not torch.allclose(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item()):
+        raise InputError(f"{path}: not a causal language model: what it says of a token depends on later ones")

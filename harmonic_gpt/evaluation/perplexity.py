@@ -31,7 +31,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        return math.exp(min(self.nats_per_token, 700.0))  # e^700 is near the largest float
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -122,6 +122,8 @@ def perplexity(
         score(ends[-1:], ends[-1] - ends[-2])
     bar.close()
     assert done == len(ids) - 1
+    if not math.isfinite(nats):
+        raise FloatingPointError(f"the model's loss on these tokens is {nats}")
     text_bytes = 0
     if tokenizer is not None:
         text_bytes = len(tokenizer.decode(ids[1:].tolist(), skip_special_tokens=True).encode("utf-8"))

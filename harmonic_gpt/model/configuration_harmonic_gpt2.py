@@ -2,15 +2,8 @@
 
 import math
 
+from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
-
-try:  # `strict` makes transformers 5 check the types of the fields below, as it does for GPT2Config itself
-    from huggingface_hub.dataclasses import strict
-except ImportError:  # transformers 4
-
-    def strict(cls):
-        return cls
-
 
 SIMILARITIES = ("euclidean", "dot")
 NORMALIZATIONS = ("harmax", "softmax")
@@ -20,7 +13,7 @@ def matched_scales(similarity: str, normalization: str, n_embd: int) -> tuple[fl
     """(hidden_scale, center_std) that make hidden states and centers meet at the start of training.
 
     After a layer norm of gain 1 a hidden state has norm sqrt(D); a center has norm center_std * sqrt(D). A Euclidean head
-    first spends its steps making the two meet unless they start equal (docs/quality.md). For dot products the same center
+    first spends its steps making the two meet unless they start equal. For dot products the same center
     std gives logits of unit variance, which helps the standard head as well: both heads get the same care.
     """
     rsqrt = 1 / math.sqrt(n_embd)
@@ -44,7 +37,7 @@ class HarmonicGPT2Config(GPT2Config):
 
     `hidden_scale=None` and `center_std=None` are replaced by their numbers at construction, so that a saved config is explicit.
     Differences from GPT2Config's defaults: no dropout; activation "gelu_pytorch_tanh", the same function as "gelu_new" in one
-    kernel (1.38 times faster trunk on CPU, shared/PITFALLS.md).
+    kernel (on the CPU the trunk takes a quarter less time).
     Raises ValueError for values that no head has.
     """
 

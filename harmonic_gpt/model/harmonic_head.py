@@ -5,7 +5,7 @@ Symbols of the shape comments: N tokens, D hidden size, V classes, C tokens of o
     harmonic (euclidean + harmax):  z_j = -n log ||x - w_j||,  p = softmax(z),  loss = -log p_y
 
 Baek et al., "Harmonic Loss Trains Interpretable AI Models", arXiv 2502.01628, section 2. n acts on the distance, not its square.
-This file needs only torch: it can be copied into any project.
+This file needs only torch (and harmonic_kernels.py beside it on CUDA): it can be copied into any project.
 """
 
 import math
@@ -45,25 +45,22 @@ class HeadSpec(NamedTuple):
         return self
 
 
-def _operands(hidden_states: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Both operands in one dtype: autocast's where it is on, otherwise the wider of the two.
+def _operand_dtype(hidden_states: Tensor, centers: Tensor) -> torch.dtype:
+    """The dtype that both operands are rounded to: autocast's where it is on, otherwise the wider of the two.
 
-    Everything after this (norms, products, distances) uses these same values, so that rounding moves points and does not
-    break ||x||^2 + ||w||^2 - 2 x.w = ||x - w||^2.
+    Everything after this rounding (norms, products, distances) uses the same values, so that it moves points and does not break
+    ||x||^2 + ||w||^2 - 2 x.w = ||x - w||^2.
     """
+    dtype = torch.promote_types(hidden_states.dtype, centers.dtype)
     device = hidden_states.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # autocast leaves float64 alone
         dtype = torch.get_autocast_dtype(device)
-        if torch.float64 in (hidden_states.dtype, centers.dtype):
-            dtype = torch.float64  # autocast leaves float64 alone
-    else:
-        dtype = torch.promote_types(hidden_states.dtype, centers.dtype)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         raise ValueError(
             f"the harmonic head computes in float32, float64 or bfloat16, got {dtype}: its gradients are formed in the forward "
             "pass, where float16 loss scaling cannot reach them. Use bfloat16 (mixed_precision=bf16)."
         )
-    return hidden_states.to(dtype), centers.to(dtype)
+    return dtype
 
 
 def _no_autocast(tensor: Tensor):
@@ -98,9 +95,9 @@ def head_logits(
         with d^2 and |s| floored where float32 cannot resolve them (zero gradient there).
     """
     HeadSpec(exponent, similarity, normalization).check()
-    x, w = _operands(hidden_states, centers)
-    with _no_autocast(x):
-        x, w = _wide(x), _wide(w)
+    dtype = _operand_dtype(hidden_states, centers)
+    with _no_autocast(hidden_states):
+        x, w = _wide(hidden_states.to(dtype)), _wide(centers.to(dtype))
         s = x @ w.mT  # (..., N, V)
         if similarity == "dot" and normalization == "softmax":
             return s
@@ -199,8 +196,8 @@ def _element_pass(
     Returns: losses (C,); g (C, V) in gradient_dtype; sums of the rounded g over its rows (C,), in u's dtype.
     """
     n_rows, n_classes = u.shape
-    # As many rows at a time as stay in the processor's cache
-    block = max(1, min(n_rows, BLOCK_BYTES // (n_classes * u.itemsize)))
+    # As many rows at a time as stay in the processor's cache; a GPU wants few, large launches
+    block = n_rows if u.is_cuda else max(1, min(n_rows, BLOCK_BYTES // (n_classes * u.itemsize)))
     t_buffer = u.new_empty(block, n_classes)
     form, w2_max = _form(spec), w2.max()
     losses, row_sums = u.new_empty(n_rows), u.new_empty(n_rows)
@@ -217,22 +214,26 @@ def _element_pass(
         if form.divisor == "t":
             v.copy_(t)  # the divisor is needed after t is overwritten
         e = torch.add(-top, t, alpha=form.rate, out=t).exp2_()
-        total = e.sum(1, keepdim=True)
-        losses[rows] = ((total.log2() + top - form.rate * t_label) / LOG2_E).squeeze(1)
+        # The label is kept out of the sum: 1 - p_y = others / total and loss = log1p(others / e_y) stay exact as p_y nears 1
+        e_label = e.gather(1, y)
+        others = e.scatter_(1, y, 0).sum(1, keepdim=True)
+        total = others + e_label
+        unlikely = total.log() + (top - form.rate * t_label) / LOG2_E  # e_label may have underflowed
+        losses[rows] = torch.where(e_label > 0.5, torch.log1p(others / e_label), unlikely).squeeze(1)
         if gradient_dtype is None:
             continue
         scale = form.slope * row_weight[rows, None]
+        g_label = -scale * (others / total)
         if form.divisor == "1":
-            g_label = -scale
             torch.mul(e, scale / total, out=v)
         else:
-            g_label = -scale / v.gather(1, y)
+            g_label /= v.gather(1, y)
             torch.div(e, v, out=v)
             if floored is not None:
                 v.masked_fill_(floored, 0)
                 g_label.masked_fill_(floored.gather(1, y), 0)
             v.mul_(scale / total)
-        v.scatter_add_(1, y, g_label)
+        v.scatter_(1, y, g_label)
         if g is not u:
             g[rows] = v
             v = g[rows].to(u.dtype)
@@ -241,13 +242,23 @@ def _element_pass(
 
 
 def _losses_and_gradients(
-    x: Tensor, w: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, with_gradients: bool
+    x: Tensor, w: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, dtype: torch.dtype, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of every token, and the gradients of sum_i row_weight_i * loss_i, a chunk of tokens at a time.
 
-    Args: x (N, D), w (V, D) in one dtype; labels (N,) within [0, V); row_weight (N,) float, 0 for ignored tokens.
+    Args:
+        x (N, D), w (V, D): operands, rounded to `dtype` here, so that the gradients of float32 parameters are not.
+        labels (N,): within [0, V). row_weight (N,): float, 0 for ignored tokens.
     Returns: losses (N,), grad_x (N, D), grad_w (V, D), all in float32 (float64); gradients None if not asked for.
     """
+    with _no_autocast(x):
+        return _chunked(x.to(dtype), w.to(dtype), labels, row_weight, spec, with_gradients)
+
+
+def _chunked(
+    x: Tensor, w: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, with_gradients: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`_losses_and_gradients` of rounded operands."""
     gradient_dtype = x.dtype if with_gradients else None  # bf16 operands: g is rounded too, for bf16 products
     x2, w2 = _wide(x).square().sum(1), _wide(w).square().sum(1)  # (N,), (V,)
     if x.dtype == torch.bfloat16 and not x.is_cuda:
@@ -297,12 +308,9 @@ class _ReducedLoss(torch.autograd.Function):
     """Sum of row_weight * loss. Gradients are formed in forward and scaled in backward: three GEMMs in all, like a linear head."""
 
     @staticmethod
-    def forward(ctx, hidden_states, centers, labels, row_weight, spec):
-        with _no_autocast(hidden_states):
-            x, w = hidden_states, centers
-            losses, grad_x, grad_w = _losses_and_gradients(x, w, labels, row_weight, spec, with_gradients=True)
-            ctx.gradients = (grad_x, grad_w)
-            return (losses * row_weight).sum()
+    def forward(ctx, hidden_states, centers, labels, row_weight, spec, dtype):
+        losses, *ctx.gradients = _losses_and_gradients(hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=True)
+        return (losses * row_weight).sum()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -313,29 +321,26 @@ class _ReducedLoss(torch.autograd.Function):
                 'once: compute the loss again, or use reduction="none", which recomputes in backward.'
             )
         (grad_x, grad_w), ctx.gradients = ctx.gradients, None
-        dtype = grad_output.dtype
-        return grad_x.mul_(grad_output.to(dtype)), grad_w.mul_(grad_output.to(dtype)), None, None, None
+        return grad_x.mul_(grad_output), grad_w.mul_(grad_output), None, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
     """Every token's loss. Backward needs the upstream vector and recomputes, so it costs one more GEMM than `_ReducedLoss`."""
 
     @staticmethod
-    def forward(ctx, hidden_states, centers, labels, row_weight, spec):
+    def forward(ctx, hidden_states, centers, labels, row_weight, spec, dtype):
         ctx.save_for_backward(hidden_states, centers, labels, row_weight)
-        ctx.spec = spec
-        with _no_autocast(hidden_states):
-            losses, _, _ = _losses_and_gradients(hidden_states, centers, labels, row_weight, spec, with_gradients=False)
-            return losses * row_weight
+        ctx.spec, ctx.dtype = spec, dtype
+        losses, _, _ = _losses_and_gradients(hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=False)
+        return losses * row_weight
 
     @staticmethod
     def backward(ctx, grad_output):
         _refuse_double_backward()
         hidden_states, centers, labels, row_weight = ctx.saved_tensors
-        with _no_autocast(hidden_states):
-            upstream = row_weight * grad_output
-            _, grad_x, grad_w = _losses_and_gradients(hidden_states, centers, labels, upstream, ctx.spec, with_gradients=True)
-        return grad_x, grad_w, None, None, None
+        upstream = row_weight * grad_output
+        _, grad_x, grad_w = _losses_and_gradients(hidden_states, centers, labels, upstream, ctx.spec, ctx.dtype, with_gradients=True)
+        return grad_x, grad_w, None, None, None, None
 
 
 @torch.compiler.disable
@@ -352,7 +357,7 @@ def harmonic_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of a harmonic (or any of the four) head, in nats, without building the (N, V) logits.
 
-    Equal to `F.cross_entropy(head_logits(hidden_states, centers, ...), labels)`; memory is two chunks of CHUNK_BYTES and the
+    Equal to `F.cross_entropy(head_logits(hidden_states, centers, ...), labels)`; memory is one chunk of CHUNK_BYTES and the
     gradients themselves.
 
     Args:
@@ -379,26 +384,24 @@ def harmonic_cross_entropy(
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels: expected integer class ids, got {labels.dtype}")
-    x, w = _operands(hidden_states.reshape(-1, hidden_states.shape[-1]), centers)
-    y = labels.reshape(-1).long()
+    dtype = _operand_dtype(hidden_states, centers)
+    x, y = hidden_states.reshape(-1, hidden_states.shape[-1]), labels.reshape(-1).long()
+    n_classes = centers.shape[0]
     kept = y != ignore_index
-    in_range = (~kept | ((y >= 0) & (y < w.shape[0]))).all()
+    in_range = (~kept | ((y >= 0) & (y < n_classes))).all()
     if y.is_cuda:
         torch._assert_async(in_range, "a label is outside [0, V)")  # no synchronisation
     elif not in_range:
-        bad = y[kept & ((y < 0) | (y >= w.shape[0]))][0].item()
-        raise ValueError(f"labels: expected ids in [0, {w.shape[0]}) or ignore_index {ignore_index}, got {bad}")
+        bad = y[kept & ((y < 0) | (y >= n_classes))][0].item()
+        raise ValueError(f"labels: expected ids in [0, {n_classes}) or ignore_index {ignore_index}, got {bad}")
     y = y.where(kept, 0)
-    row_weight = kept.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    row_weight = kept.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
-    if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
-        with _no_autocast(x):
-            losses, _, _ = _losses_and_gradients(x, w, y, row_weight, spec, with_gradients=False)
-            losses = losses * row_weight
-    elif reduction == "none":
-        losses = _TokenLosses.apply(x, w, y, row_weight, spec)
+    if not (torch.is_grad_enabled() and (x.requires_grad or centers.requires_grad)):
+        losses = _losses_and_gradients(x, centers, y, row_weight, spec, dtype, with_gradients=False)[0] * row_weight
     else:
-        losses = _ReducedLoss.apply(x, w, y, row_weight, spec)
+        function = _TokenLosses if reduction == "none" else _ReducedLoss
+        losses = function.apply(x, centers, y, row_weight, spec, dtype)
     if reduction == "none":
         return losses.view(labels.shape)
     total = losses.sum()

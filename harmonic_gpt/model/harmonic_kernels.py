@@ -4,6 +4,8 @@ One program a row: it reads the row's dot products once for the normalizer and o
 about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -44,12 +46,15 @@ if triton is not None:
         u_row = u_ptr + row.to(tl.int64) * n_classes
         x2 = tl.load(x2_ptr + row)
         label = tl.load(labels_ptr + row)
-        # Running maximum and sum of exponentials, by column of the block; joined after the loop
+        # Before the reductions below: g may overwrite u, and only they keep one warp from storing before another has read this
+        s_label, w2_label = tl.load(u_row + label), tl.load(w2_ptr + label)
+        z_label, _, _ = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
+        # Running maximum and sum of exponentials of all classes but the label, by column of the block; joined after the loop
         peak = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, n_classes, BLOCK):
             columns = start + tl.arange(0, BLOCK)
-            inside = columns < n_classes
+            inside = (columns < n_classes) & (columns != label)
             s = tl.load(u_row + columns, mask=inside, other=0.0)
             w2 = tl.load(w2_ptr + columns, mask=inside, other=0.0)
             z, _, _ = _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
@@ -57,11 +62,15 @@ if triton is not None:
             # peak is -inf before the first column: exp2(-inf - finite) = 0
             total = tl.where(inside, total * tl.exp2(peak - higher) + tl.exp2(z - higher), total)
             peak = higher
-        top = tl.max(peak, 0)
-        log_normalizer = top + tl.log2(tl.sum(tl.where(peak == float("-inf"), 0.0, total * tl.exp2(peak - top)), 0))
-        s_label, w2_label = tl.load(u_row + label), tl.load(w2_ptr + label)
-        z_label, _, _ = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
-        tl.store(losses_ptr + row, (log_normalizer - z_label) / log2_e)
+        top = tl.maximum(tl.max(peak, 0), z_label)
+        others = tl.sum(total * tl.exp2(peak - top), 0)  # a lane without a column adds 0 * exp2(-inf)
+        e_label = tl.exp2(z_label - top)
+        log_normalizer = top + tl.log2(others + e_label)
+        # log1p(r) = r log(1 + r) / ((1 + r) - 1) in floating point (Kahan), for a label that is likely
+        ratio = others / tl.where(e_label > 0.5, e_label, 1.0)
+        one_more = 1.0 + ratio
+        log1p = tl.where(one_more == 1.0, ratio, tl.log(one_more) * (ratio / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
+        tl.store(losses_ptr + row, tl.where(e_label > 0.5, log1p, (log_normalizer - z_label) / log2_e))
         if GRADIENT:
             scale = slope * tl.load(weight_ptr + row)
             g_row = g_ptr + row.to(tl.int64) * n_classes
@@ -72,7 +81,7 @@ if triton is not None:
                 s = tl.load(u_row + columns, mask=inside, other=0.0)
                 w2 = tl.load(w2_ptr + columns, mask=inside, other=0.0)
                 z, divisor, floored = _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
-                p = tl.exp2(z - log_normalizer) - tl.where(columns == label, 1.0, 0.0)
+                p = tl.where(columns == label, -others / (others + e_label), tl.exp2(z - log_normalizer))  # p - onehot
                 g = scale * (p / divisor)
                 if EUCLIDEAN or HARMAX:
                     g = tl.where(floored, 0.0, g)
@@ -92,10 +101,11 @@ def element_pass(
     form = _form(spec)
     losses, row_sums = torch.empty_like(x2), torch.empty_like(x2)
     g = u if gradient_dtype in (None, u.dtype) else torch.empty_like(u, dtype=gradient_dtype)
-    _element_kernel[(n_rows,)](
-        u, g, x2, w2, labels, row_weight, losses, row_sums,
-        n_classes, form.rate, form.slope, RELATIVE_FLOOR, TINY, LOG2_E,
-        EUCLIDEAN=spec.similarity == "euclidean", HARMAX=spec.normalization == "harmax", GRADIENT=gradient_dtype is not None,
-        BLOCK=min(4096, triton.next_power_of_2(n_classes)), num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device(u.device) if u.is_cuda else nullcontext():  # Triton launches on the current device
+        _element_kernel[(n_rows,)](
+            u, g, x2, w2, labels, row_weight, losses, row_sums,
+            n_classes, form.rate, form.slope, RELATIVE_FLOOR, TINY, LOG2_E,
+            EUCLIDEAN=spec.similarity == "euclidean", HARMAX=spec.normalization == "harmax", GRADIENT=gradient_dtype is not None,
+            BLOCK=min(4096, triton.next_power_of_2(n_classes)), num_warps=8,
+        )  # fmt: skip
     return (losses, None, None) if gradient_dtype is None else (losses, g, row_sums)

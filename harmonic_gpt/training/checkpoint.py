@@ -51,10 +51,17 @@ def _fsync(path: Path) -> None:
 
 
 def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None], keep: int) -> Path:
-    """Atomically create `run_dir/step-N` from what `write_files(folder)` puts into a folder; then prune to the newest `keep`."""
+    """Atomically create `run_dir/step-N` from what `write_files(folder)` puts into a folder; then prune to the newest `keep`.
+
+    A damaged checkpoint of that step is moved aside, for inspection; one that verifies already holds this very state.
+    """
     final = run_dir / f"step-{step:06d}"
     if final.exists():
-        return final
+        if damage(final) is None:
+            _point_latest(final)
+            return final
+        count = len(list(run_dir.glob(f"damaged-{final.name}*")))
+        final.rename(run_dir / f"damaged-{final.name}-{count}")
     temporary = run_dir / f".writing-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -65,15 +72,19 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
     for path in (*files, temporary / CHECKSUMS, temporary):
         _fsync(path)
     temporary.rename(final)
-    link = run_dir / f".{LATEST}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(final.name)
-    link.replace(run_dir / LATEST)
-    _fsync(run_dir)
+    _point_latest(final)
     for old in checkpoints(run_dir)[:-keep]:
         if old != final:
             shutil.rmtree(old)
     return final
+
+
+def _point_latest(checkpoint: Path) -> None:
+    link = checkpoint.parent / f".{LATEST}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name)
+    link.replace(checkpoint.parent / LATEST)
+    _fsync(checkpoint.parent)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -102,10 +113,15 @@ def latest_checkpoint(run_dir: Path, warn: Callable[[str], None]) -> Path | None
 
 
 def read_state(checkpoint: Path) -> dict:
+    """state.json of a checkpoint of ours. Raises InputError."""
     try:
-        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint}: not a training checkpoint of this program ({error})") from None
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if isinstance(state["step"], int) and isinstance(state["tokens"], int) and isinstance(state["config"]["data"]["dir"], str):
+            return state
+        error = "fields of the wrong type"
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        error = problem
+    raise InputError(f"{checkpoint / STATE}: not the state of a training checkpoint ({error})") from None
 
 
 def rng_state() -> dict:

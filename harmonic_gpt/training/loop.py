@@ -4,6 +4,7 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -23,15 +24,16 @@ from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, Sampler, TokenFolder, T
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.perplexity import block_nats, unigram_nats
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
+from harmonic_gpt.model.harmonic_head import CHUNK_BYTES, CUDA_CHUNK_BYTES
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
-from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.run_config import RunConfig, load_run_config
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training.optimizer import build_optimizer, learning_rate
 from harmonic_gpt.training.tracking import Tracker, peak_flops
 
 CONFIG_FILE = "config.yaml"
 # Settings that a resumed run may change; all others make it another run
-FREE_ON_RESUME = ("run_dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size", "train.compile")
+FREE_ON_RESUME = ("run_dir", "data.dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size", "train.compile")
 
 
 @dataclass
@@ -44,12 +46,16 @@ class Run:
     model: nn.Module  # as prepared by accelerate
     optimizer: torch.optim.Optimizer
     sampler: Sampler
-    validation: Tokens
+    data: TokenFolder
     tokenizer: object | None
     flops_per_token: float
     step: int = 0  # finished updates
     tracker: Tracker | None = None  # main process only
     stop_signal: int = 0
+
+    @property
+    def validation(self) -> Tokens:
+        return self.data.tokens("val")
 
     @property
     def bare_model(self) -> HarmonicGPT2ForCausalLM:
@@ -87,8 +93,9 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
     all_tokens = t.steps * t.batch_tokens
     width = 2 if t.precision == "bf16" else 4
     layers = 1 if t.gradient_checkpointing else m.n_layer
-    # weights, gradients, two moments; about 16 activations of (B, T, D) a block; the head's gradients of centers and one chunk pair
-    memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd + 2**26
+    # weights, gradients, two moments; about 16 activations of (B, T, D) a block; the head's gradient of the centers and its chunk
+    memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
+    memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
     head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get((m.similarity, m.normalization), "ablation")
     exponent = f", exponent {hf_config.head_exponent:.4g}" if m.normalization == "harmax" else ""
     rows = {
@@ -109,8 +116,8 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
 
 def dry_run(config: RunConfig) -> str:
     """The plan, without reading data: the vocabulary is the manifest's if the folder exists, else the configured or GPT-2's."""
-    if Path(config.data.dir).is_dir():
-        folder = open_token_folder(config.data.dir, config.data.vocab_size)
+    if Path(config.data.dir).expanduser().is_dir():
+        folder = open_token_folder(Path(config.data.dir).expanduser(), config.data.vocab_size)
         return plan(config, folder.vocab_size, 1, len(folder.tokens("train")))
     vocab_size = config.data.vocab_size or NANOGPT_VOCAB_SIZE
     return plan(config, vocab_size, 1, assumed=f" (assumed: {config.data.dir} is not there yet)")
@@ -135,19 +142,26 @@ def _start_accelerator(config: RunConfig) -> Accelerator:
 def _open_data(config: RunConfig, accelerator: Accelerator) -> tuple[TokenFolder, object | None]:
     """The token folder (prepared first if it is missing and a source is named) and its tokenizer, if it has one."""
     data = config.data
-    if not Path(data.dir).is_dir() and data.source is not None and accelerator.is_main_process:
-        print(f"preparing {data.dir} from {data.source}", file=sys.stderr)
-        prepare(
-            data.source,
-            data.dir,
-            tokenizer=data.tokenizer,
-            vocab_size=data.vocab_size if data.tokenizer is None else None,
-            validation_share=data.validation_share,
-            text_column=data.text_column,
-        )
-    accelerator.wait_for_everyone()
+    request = {
+        "source": data.source,
+        "text_column": data.text_column,
+        "validation_share": data.validation_share,
+        "tokenizer": data.tokenizer,
+        "vocab_size": data.vocab_size if data.tokenizer is None else None,
+    }
+    path = Path(data.dir).expanduser()
+    if data.source is not None and not path.is_dir():
+        if accelerator.num_processes > 1:  # the other ranks would time out waiting
+            raise InputError(
+                f"{path} is not there yet; before starting {accelerator.num_processes} processes run: "
+                f"python -m harmonic_gpt prepare --source {data.source} --out {path}"
+            )
+        print(f"preparing {path} from {data.source}", file=sys.stderr)
+        prepare(out=path, **request)
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
-    folder = open_token_folder(data.dir, data.vocab_size or (len(tokenizer) if tokenizer else None))
+    folder = open_token_folder(path, data.vocab_size or (len(tokenizer) if tokenizer else None))
+    if data.source is not None:
+        folder.check_request(request)
     if tokenizer is None and folder.tokenizer_path is not None:
         tokenizer = load_tokenizer(folder.tokenizer_path)
     if tokenizer is not None:
@@ -157,20 +171,19 @@ def _open_data(config: RunConfig, accelerator: Accelerator) -> tuple[TokenFolder
 
 def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None for a fresh run. Raises InputError rather than overwrite a run."""
-    run_dir = Path(config.run_dir)
-    if not run_dir.exists():
-        return None
-    if not run_dir.is_dir():
+    run_dir = Path(config.run_dir).expanduser()
+    if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run_dir {run_dir} is a file")
-    if not resume:
-        if any(run_dir.iterdir()):
-            raise InputError(f"{run_dir} holds a run already; add --resume to continue it, or choose another --run_dir")
+    if not run_dir.exists() or not any(run_dir.iterdir()):
         return None
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise InputError(f"{run_dir} is not empty and not a run of this program; choose another --run_dir")
+    if not resume:
+        raise InputError(f"{run_dir} holds a run already; add --resume to continue it, or choose another --run_dir")
+    _check_same_run(load_run_config(run_dir / CONFIG_FILE), config)
     found = ckpt.latest_checkpoint(run_dir, lambda text: print(f"warning: {text}", file=sys.stderr))
     if found is None and ckpt.checkpoints(run_dir):
         raise InputError(f"{run_dir}: every checkpoint is damaged; they are left for inspection. Start anew with another --run_dir")
-    if found is not None:
-        _check_same_run(ckpt.read_state(found)["config"], config)
     return found
 
 
@@ -181,15 +194,14 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _check_same_run(stored: dict, config: RunConfig) -> None:
-    before, now = _flat(stored), _flat(config.model_dump(mode="json"))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    bad = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if not key.startswith(FREE_ON_RESUME)]
+def _check_same_run(stored: RunConfig, config: RunConfig) -> None:
+    before, now = _flat(stored.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    bad = [f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key] and not key.startswith(FREE_ON_RESUME)]
     if bad:
         raise InputError("the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(bad))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
 
     A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in anew took
@@ -206,11 +218,12 @@ def _keep_freed_memory() -> None:
 
 def setup(config: RunConfig, resume: bool) -> Run:
     """Check everything that can be wrong, then build the run. Nothing is written before the checks have passed."""
-    run_dir = Path(config.run_dir)
+    run_dir = Path(config.run_dir).expanduser()
     resume_from = _claim_run_dir(config, resume)
+    state = ckpt.read_state(resume_from) if resume_from else {}
     accelerator = _start_accelerator(config)
     if accelerator.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     world_size = accelerator.num_processes
     block = config.model.n_positions
     if (config.train.batch_tokens // block) % world_size:
@@ -218,6 +231,8 @@ def setup(config: RunConfig, resume: bool) -> Run:
             f"train.batch_tokens is {config.train.batch_tokens // block} sequences, which {world_size} ranks cannot share equally"
         )
     folder, tokenizer = _open_data(config, accelerator)
+    if state and state.get("data") != folder.fingerprint():
+        raise InputError(f"{folder.path} is not the data that {resume_from} was trained on: its files or its tokenizer differ")
     sampler = Sampler(folder.tokens("train"), block, config.train.batch_tokens // block, config.seed)
     validation = folder.tokens("val")
     if len(validation) < block + 1:
@@ -229,8 +244,6 @@ def setup(config: RunConfig, resume: bool) -> Run:
         model = HarmonicGPT2ForCausalLM(model_config(config, folder.vocab_size, end_of_text))
     else:
         model = HarmonicGPT2ForCausalLM.from_pretrained(resume_from, dtype=torch.float32)
-        if model.config.vocab_size != folder.vocab_size:
-            raise InputError(f"{resume_from} has a vocabulary of {model.config.vocab_size}, {folder.path} one of {folder.vocab_size}")
     flops = training_flops_per_token(model.config)
     if accelerator.is_main_process:
         print(plan(config, folder.vocab_size, world_size, len(sampler.tokens)), file=sys.stderr)
@@ -242,29 +255,25 @@ def setup(config: RunConfig, resume: bool) -> Run:
         model.transformer.compile()
     optimizer = build_optimizer(model, config.optim)
     model, optimizer = accelerator.prepare(model, optimizer)
-    run = Run(config, run_dir, accelerator, model, optimizer, sampler, validation, tokenizer, flops)
+    run = Run(config, run_dir, accelerator, model, optimizer, sampler, folder, tokenizer, flops)
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs by rank
-    wandb_id = None
     if resume_from is not None:
-        state = _restore(run, resume_from)
-        wandb_id = state.get("wandb_id")
+        _restore(run, resume_from)
         if accelerator.is_main_process:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
+        run.tracker = Tracker(run_dir, config, run.step, state.get("wandb_id"))
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-        run.tracker = Tracker(run_dir, config, run.step, wandb_id)
     return run
 
 
-def _restore(run: Run, path: Path) -> dict:
-    state = ckpt.read_state(path)
+def _restore(run: Run, path: Path) -> None:
     run.optimizer.load_state_dict(torch.load(path / ckpt.OPTIMIZER, map_location="cpu", weights_only=True))
     rng = path / f"rng-{run.accelerator.process_index}.pt"
     if rng.exists():  # absent only when the world size has grown
         ckpt.restore_rng_state(torch.load(rng, weights_only=True))
-    run.step = state["step"]
-    return state
+    run.step = ckpt.step_of(path)
 
 
 def save(run: Run) -> Path:
@@ -272,7 +281,8 @@ def save(run: Run) -> Path:
     accelerator = run.accelerator
     shared = run.run_dir / ".rng"
     if accelerator.is_main_process:
-        shared.mkdir(exist_ok=True)
+        shutil.rmtree(shared, ignore_errors=True)  # of a save that was killed
+        shared.mkdir()
     accelerator.wait_for_everyone()
     name = f"rng-{accelerator.process_index}.pt"
     torch.save(ckpt.rng_state(), shared / name)
@@ -287,11 +297,12 @@ def save(run: Run) -> Path:
             torch.save(run.optimizer.state_dict(), folder / ckpt.OPTIMIZER)
             for rank in range(accelerator.num_processes):
                 (shared / f"rng-{rank}.pt").rename(folder / f"rng-{rank}.pt")
-            shared.rmdir()
+            shutil.rmtree(shared)
             state = {
                 "step": run.step,
                 "tokens": run.step * run.config.train.batch_tokens,
                 "config": run.config.model_dump(mode="json"),
+                "data": run.data.fingerprint(),
                 "world_size": accelerator.num_processes,
                 "wandb_id": run.tracker.wandb_id,
                 **ckpt.provenance(),
@@ -322,7 +333,8 @@ def train_step(run: Run) -> tuple[float, float, bool]:
                 shift_labels=ids[:, 1:],
                 num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
             ).loss
-            accelerator.backward(loss)
+            # accelerate divides by its own accumulation setting (which its environment may set); ours is these micro-batches
+            accelerator.backward(loss * accelerator.gradient_accumulation_steps)
         loss_sum += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip)
     totals = torch.stack([loss_sum, torch.full_like(loss_sum, float(run.stop_signal > 0))])
@@ -355,10 +367,12 @@ def evaluate(run: Run) -> dict:
     run.model.train()
     totals: Tensor = accelerator.reduce(torch.stack([nats.float()]).to(accelerator.device), "sum")
     loss = totals[0].item() / (n_blocks * block)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"step {run.step}: validation loss {loss}")
     norms = run.bare_model.lm_head.weight.detach().norm(dim=1)
     return {
         "val_loss": loss,
-        "val_perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "val_perplexity": math.exp(min(loss, 700.0)),
         "val_tokens": n_blocks * block,
         "center_norm_mean": norms.mean().item(),
         "center_norm_std": norms.std().item(),
@@ -397,7 +411,7 @@ def fit(run: Run) -> int:
                     tracker.progress(step, **shown)
                 window_start, window_step = time.perf_counter(), step
             paused = time.perf_counter()
-            if step % config.eval.every == 0 or last:
+            if (step % config.eval.every == 0 or last) and not (stop and not last):  # who is told to stop has little time
                 result = evaluate(run)
                 if tracker:
                     tracker.log(step, **result)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,13 +15,25 @@ from harmonic_gpt.run_config import RunConfig
 
 METRICS = "metrics.jsonl"
 
-# Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation
-PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12}
+# Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation. The first name whose words all occur counts.
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
 
 
 def peak_flops(device_name: str) -> float | None:
     """bf16 peak of a known accelerator, else None."""
-    return next((flops for name, flops in PEAK_BF16_FLOPS.items() if name in device_name), None)
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((flops for name, flops in PEAK_BF16_FLOPS.items() if set(name.split()) <= words), None)
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
@@ -39,9 +53,9 @@ class Tracker:
 
     def __init__(self, run_dir: Path, config: RunConfig, start_step: int, wandb_id: str | None):
         self.steps = config.train.steps
+        self.wandb = self._start_wandb(run_dir, config, wandb_id)
         self._forget_after(run_dir, start_step)
         self.file = (run_dir / METRICS).open("a", encoding="utf-8")
-        self.wandb = self._start_wandb(run_dir, config, wandb_id)
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", dynamic_ncols=True, disable=None)
         self.started, self.start_step = time.monotonic(), start_step
 
@@ -61,15 +75,18 @@ class Tracker:
             import wandb
         except ImportError:
             raise InputError("tracking.wandb needs the wandb library: pip install 'harmonic-gpt[wandb]'") from None
-        run = wandb.init(
-            project=config.tracking.project,
-            name=run_dir.name,
-            dir=run_dir,
-            config=config.model_dump(mode="json"),
-            mode=config.tracking.wandb,
-            id=wandb_id,
-            resume="allow",
-        )
+        try:
+            run = wandb.init(
+                project=config.tracking.project,
+                name=run_dir.name,
+                dir=run_dir,
+                config=config.model_dump(mode="json"),
+                mode=config.tracking.wandb,
+                id=wandb_id,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise InputError(f"wandb did not start: {str(error).splitlines()[0]}; log in, or set --tracking.wandb=offline") from None
         # wandb cannot rewind its own step counter on resume: plot against ours
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -93,7 +110,7 @@ class Tracker:
         if self.bar.disable:
             done = step - self.start_step
             remaining = (time.monotonic() - self.started) / done * (self.steps - step) if done else 0.0
-            self.say(f"step {step}/{self.steps}  {text}  ETA {time.strftime('%H:%M:%S', time.gmtime(remaining))}")
+            self.say(f"step {step}/{self.steps}  {text}  ETA {timedelta(seconds=int(remaining))}")
         else:
             self.bar.set_postfix_str(text, refresh=False)
 

@@ -2,10 +2,11 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokens import open_token_folder
@@ -103,6 +104,9 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
+    BertForMaskedLM(BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "bert"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
     harmonic = str(runs / "harmonic")
@@ -111,6 +115,8 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
         ([str(tmp_path / "empty")], {}, "no config.json and no checkpoint"),
         ([str(tmp_path / "broken")], {}, "cannot load a causal language model"),
         ([str(tmp_path / "other")], {}, "give --data"),
+        ([str(tmp_path / "bert")], {}, "not a causal language model"),
+        ([harmonic], {"device": "abacus"}, "device 'abacus'"),
         ([str(tmp_path / "other")], {"data": str(token_folder)}, "vocabulary of 300"),
         ([harmonic, harmonic], {}, "the same weights are named twice"),
         ([harmonic], {"out": tmp_path / "full"}, "not an earlier comparison"),
@@ -122,10 +128,19 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
 
 
-def test_weights_that_do_not_fit_are_refused(runs, tmp_path):
-    import shutil
+def test_a_model_of_nan_is_an_error_not_a_result(tiny_config, tmp_path, token_folder):
+    model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300))
+    model.transformer.ln_f.weight.data[0] = math.nan
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(InputError, match="not a causal"):  # NaN equals nothing
+        compare([str(tmp_path / "nan")], tmp_path / "report", data=str(token_folder))
+    with pytest.raises(FloatingPointError, match="nan"):
+        perplexity(model.eval(), open_token_folder(token_folder).tokens("val").read(0, 100))
 
+
+def test_weights_that_do_not_fit_are_refused(runs, tmp_path):
     shutil.copytree((runs / "harmonic" / "latest").resolve(), tmp_path / "copy")
+    (tmp_path / "copy" / "checksums.json").unlink()
     config = json.loads((tmp_path / "copy" / "config.json").read_text())
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
     with pytest.raises(InputError, match=r"do not fit its config\.json"):

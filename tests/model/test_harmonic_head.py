@@ -175,6 +175,17 @@ def test_bfloat16_operands_give_float32_distances(head, reduction):
     assert direct[0].dtype == automatic[0].dtype == torch.float32
     assert direct[1].dtype == torch.bfloat16
     assert automatic[1].dtype == torch.float32
+    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())  # float32 parameters get float32 gradients
+
+
+def test_a_likely_label_loses_no_digits():
+    """p_y = 1 - 2e-7 and less: 1 - p_y and the loss come from the other classes, not from a difference to 1 (float32's epsilon is 6e-8)."""
+    x, w, y = inputs(torch.float32, n=9)
+    x = w[y] + 0.08 * torch.randn(9, D)
+    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
+    assert truth[0] / 9 < 1e-6
+    for got, expected in zip(run(ours(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
+        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_nan_stays_nan():

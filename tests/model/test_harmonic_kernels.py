@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from harmonic_gpt.model import harmonic_head as module
+from harmonic_gpt.model import harmonic_kernels
 from tests.conftest import HEADS
 from tests.model.test_harmonic_head import EXPONENTS, N, V, hard_inputs, inputs, naive, ours, run
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # masked lanes, computed by numpy
-from harmonic_gpt.model import harmonic_kernels
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training import loop
@@ -80,7 +83,6 @@ def test_resume_is_exact(run_config, tmp_path):
     loop.train(run_config(run_dir=tmp_path / "whole", **options))
     stopped = run_config(run_dir=tmp_path / "parts", **options)
     run = loop.setup(stopped, resume=False)
-    run.stop_signal = signal.SIGTERM
     for _ in range(3):
         loop.train_step(run)
     loop.save(run)
@@ -122,6 +124,9 @@ def test_an_existing_run_is_never_overwritten(run_config, tmp_path):
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="--resume"):
         loop.train(run_config())
+    for wrong in (tmp_path / "run" / "latest", tmp_path):
+        with pytest.raises(InputError, match="not a run of this program"):
+            loop.train(run_config(run_dir=wrong), resume=True)
     with pytest.raises(InputError, match=r"optim\.lr: 0\.003 -> 0\.001"):
         loop.train(run_config(optim__lr=1e-3), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
@@ -133,13 +138,56 @@ def test_a_damaged_checkpoint_is_skipped_and_kept(run_config, tmp_path, capsys):
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-7] ^= 1
     (newest / "model.safetensors").write_bytes(data)
-    found = ckpt.latest_checkpoint(tmp_path / "run", print)
-    assert found.name == "step-000003"
-    assert "step-000006 is damaged (model.safetensors does not match its checksum)" in capsys.readouterr().out
-    (found / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match=r"damaged: model\.safetensors does not match its checksum"):
+        load_model(str(tmp_path / "run"))
+    capsys.readouterr()
+    before = losses(tmp_path / "run")
+    assert loop.train(run_config(), resume=True) == 0
+    assert "step-000006 is damaged (model.safetensors does not match its checksum)" in capsys.readouterr().err
+    assert losses(tmp_path / "run") == before
+    assert (tmp_path / "run" / "damaged-step-000006-0").is_dir()
+    assert ckpt.damage(newest) is None
+    assert load_model(str(tmp_path / "run")).step == 6
+    for step in ckpt.checkpoints(tmp_path / "run"):
+        (step / "optimizer.pt").unlink()
     with pytest.raises(InputError, match="every checkpoint is damaged"):
         loop.train(run_config(), resume=True)
     assert newest.exists()
+
+
+def test_other_data_under_the_same_name_is_refused(run_config, tmp_path, token_folder, corpus):
+    shutil.copytree(token_folder, tmp_path / "data")
+    config = run_config(data__dir=tmp_path / "data")
+    run = loop.setup(config, resume=False)
+    loop.train_step(run)
+    loop.save(run)
+    run.tracker.close()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert loop.setup(run_config(data__dir=tmp_path / "moved"), resume=True).step == 1  # a moved folder is the same data
+    prepare(str(corpus), tmp_path / "data", vocab_size=300, validation_share=0.3)
+    with pytest.raises(InputError, match="is not the data that"):
+        loop.train(config, resume=True)
+    with pytest.raises(InputError, match="prepared from something else"):
+        loop.train(run_config(run_dir=tmp_path / "new", data__source="other.txt"))
+
+
+def test_what_a_killed_save_left_does_not_stop_the_next(run_config, tmp_path):
+    run = loop.setup(run_config(), resume=False)
+    for folder in (".rng", ".writing-step-000000"):
+        (tmp_path / "run" / folder).mkdir()
+        (tmp_path / "run" / folder / "rng-7.pt").write_text("half")
+    path = loop.save(run)
+    assert ckpt.damage(path) is None
+    assert not list(tmp_path.glob("run/.rng")) + list(tmp_path.glob("run/.writing*"))
+    run.tracker.close()
+
+
+def test_accelerates_own_accumulation_setting_changes_nothing(run_config, tmp_path, monkeypatch):
+    loop.train(run_config(run_dir=tmp_path / "plain"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    loop.train(run_config(run_dir=tmp_path / "set"))
+    norms = [[row["grad_norm"] for row in read_metrics(tmp_path / name) if "loss" in row] for name in ("plain", "set")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
 def test_a_failing_save_keeps_the_checkpoints_before_it(tmp_path):
@@ -175,6 +223,9 @@ def test_a_value_that_is_not_finite_stops_before_the_optimizer(run_config, where
         loop.train_step(run)
     for p, old in zip(run.bare_model.parameters(), before, strict=True):
         assert torch.equal(p.detach().nan_to_num(7.0), old.nan_to_num(7.0))
+    if where == "loss":
+        with pytest.raises(FloatingPointError, match="validation loss nan"):
+            loop.evaluate(run)
     run.tracker.close()
 
 

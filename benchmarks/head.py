@@ -1,0 +1,187 @@
+"""The loss head beside its rivals: time and transient memory of forward + backward, interleaved in one process.
+
+    python benchmarks/head.py                                   # 2,048 tokens x 768 x 50,257, float32
+    python benchmarks/head.py --tokens 1024,4096 --classes 8192,50257 --dim 256 --rounds 7 --out docs/results/head.jsonl
+    python benchmarks/head.py --device cuda --dtype bfloat16 --tokens 65536
+
+(a) three bare matrix products; (b) F.linear + F.cross_entropy; (c) F.linear_cross_entropy, chunked; (d) harmonic through materialised
+logits and autograd; (d') the same as the authors' code computes it; (e) ours, harmonic; (e') ours, standard.
+
+Every round runs each contender once, in a shuffled order; a time is the median of the rounds, its spread the quartiles. Memory is the
+peak beyond the inputs, beyond grad_x and grad_w too in the last column; on the CPU each contender's is read in a process of its own.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harmonic_gpt.model.harmonic_head import harmonic_cross_entropy, head_logits
+
+
+def bare_products(x: Tensor, w: Tensor, y: Tensor, n: float) -> None:
+    with torch.no_grad():
+        logits = x @ w.T
+        x.grad, w.grad = logits @ w, logits.T @ x
+
+
+def linear_cross_entropy(x, w, y, n):
+    F.cross_entropy(F.linear(x, w), y).backward()
+
+
+def chunked_linear_cross_entropy(x, w, y, n):
+    F.linear_cross_entropy(x, w, y, options=torch.nn.LinearCrossEntropyOptions()).backward()
+
+
+def naive_harmonic(x, w, y, n):
+    F.cross_entropy(head_logits(x, w, exponent=n), y).backward()
+
+
+def published_harmonic(x, w, y, n):
+    """The order of operations of PAPER.md's "other traits of the code": normalised by the row minimum, smoothed, then the log."""
+    d2 = (x.square().sum(1, keepdim=True) + w.square().sum(1) - 2 * (x @ w.T)) / x.shape[1]
+    d2 = d2 / d2.min(1, keepdim=True).values
+    p = d2 ** (-n / 2)
+    p = p / p.sum(1, keepdim=True)
+    F.nll_loss((p + 0.01 / w.shape[0]).log(), y).backward()
+
+
+def ours_harmonic(x, w, y, n):
+    harmonic_cross_entropy(x, w, y, exponent=n).backward()
+
+
+def ours_standard(x, w, y, n):
+    harmonic_cross_entropy(x, w, y, exponent=n, similarity="dot", normalization="softmax").backward()
+
+
+CONTENDERS = {
+    "a three bare products": bare_products,
+    "b linear + cross_entropy": linear_cross_entropy,
+    "c linear_cross_entropy, chunked": chunked_linear_cross_entropy,
+    "d harmonic, materialised": naive_harmonic,
+    "d' harmonic, as published": published_harmonic,
+    "e harmonic, ours": ours_harmonic,
+    "e' standard, ours": ours_standard,
+}
+
+
+def inputs(tokens: int, dim: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """x (N, D), w (V, D) of norms about 1, as a matched model has; y (N,)."""
+    generator = torch.Generator(device).manual_seed(0)
+    x, w = (torch.randn(k, dim, generator=generator, device=device) / dim**0.5 for k in (tokens, classes))
+    y = torch.randint(classes, (tokens,), generator=generator, device=device)
+    return x.to(dtype).requires_grad_(), w.to(dtype).requires_grad_(), y
+
+
+def once(name: str, x: Tensor, w: Tensor, y: Tensor) -> float:
+    """Seconds of one forward + backward. Fresh gradients, as after zero_grad(set_to_none=True)."""
+    x.grad = w.grad = None
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    CONTENDERS[name](x, w, y, x.shape[1] ** 0.5)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(name: str, shape: tuple[int, int, int], dtype: str, device: str) -> int:
+    """Bytes at the peak beyond the inputs. Resident memory never shrinks in the books: on the CPU each asks a fresh process."""
+    if device == "cpu":
+        arguments = [sys.executable, __file__, "--peak", name, *map(str, shape), dtype]
+        return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+    x, w, y = inputs(*shape, getattr(torch, dtype), device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    once(name, x, w, y)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def print_peak(name: str, *shape: str) -> None:
+    """Run in a fresh process: peak resident memory of one call beyond what was resident before (Linux)."""
+    *sizes, dtype = shape
+    once(name, *inputs(64, 64, 128, getattr(torch, dtype), "cpu"))  # lets the libraries allocate what they keep
+    x, w, y = inputs(*map(int, sizes), getattr(torch, dtype), "cpu")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _resident("VmRSS")
+    once(name, x, w, y)
+    print(_resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def measure(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, names: list[str], memory: bool) -> list[dict]:
+    tokens, dim, classes = shape
+    x, w, y = inputs(*shape, getattr(torch, dtype), device)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    order = list(names)
+    for i in range(rounds + 1):
+        random.Random(i).shuffle(order)
+        for name in order:
+            seconds = once(name, x, w, y)
+            if i:  # the first round warms up
+                times[name].append(seconds)
+    gradients = (tokens + classes) * dim * getattr(torch, dtype).itemsize
+    rows = []
+    for name in names:
+        low, _, high = quantiles(times[name], n=4)
+        row = {"head": name, "tokens": tokens, "dim": dim, "classes": classes, "dtype": dtype, "device": device}
+        row |= {"seconds": median(times[name]), "quartiles": [low, high], "gflops": 6 * tokens * dim * classes / median(times[name]) / 1e9}
+        if memory:
+            row["peak_bytes"] = peak_memory(name, shape, dtype, device)
+            row["transient_bytes"] = row["peak_bytes"] - gradients
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="2048")
+    parser.add_argument("--dim", default="768")
+    parser.add_argument("--classes", default="50257")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="contenders by first letters, as in a,b,e")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--out", type=Path, help="append JSON lines")
+    args = parser.parse_args()
+    names = [name for name in CONTENDERS if not args.only or name.split()[0] in args.only.split(",")]
+    for dim in map(int, args.dim.split(",")):
+        for classes in map(int, args.classes.split(",")):
+            for tokens in map(int, args.tokens.split(",")):
+                rows = measure((tokens, dim, classes), args.dtype, args.device, args.rounds, names, not args.no_memory)
+                fastest = (
+                    min(row["seconds"] for row in rows if row["head"][:2] in ("a ", "b ", "c ")) if len(names) > 2 else rows[0]["seconds"]
+                )
+                print(f"\n{tokens:,} tokens x {dim} x {classes:,} classes, {args.dtype}, {args.device}, {torch.get_num_threads()} threads")
+                print(f"{'':<34}{'seconds':>9}{'quartiles':>17}{'ratio':>7}{'GFLOPS':>8}{'peak MiB':>10}{'transient':>10}")
+                for row in rows:
+                    low, high = row["quartiles"]
+                    sizes = [row[key] / 2**20 for key in ("peak_bytes", "transient_bytes") if key in row]
+                    print(
+                        f"{row['head']:<34}{row['seconds']:>9.3f}{f'{low:.3f}-{high:.3f}':>17}{row['seconds'] / fastest:>7.2f}"
+                        f"{row['gflops']:>8.0f}" + "".join(f"{size:>10.0f}" for size in sizes)
+                    )
+                if args.out:
+                    args.out.parent.mkdir(parents=True, exist_ok=True)
+                    with args.out.open("a") as out:
+                        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--peak"]:
+        print_peak(*sys.argv[2:])
+    else:
+        main()
