@@ -10,16 +10,20 @@ quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_standard.yaml --resume
 	$(BIN)/python eval.py compare runs/quickstart-harmonic runs/quickstart-standard --out report/quickstart
 
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
 	touch $@
 

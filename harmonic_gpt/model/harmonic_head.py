@@ -72,6 +72,11 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _squared_norms(rows: Tensor) -> Tensor:
+    """||row||^2 over the last dimension. vector_norm makes no temporary of the size of `rows`, which costs more than the sum."""
+    return torch.linalg.vector_norm(rows, dim=-1).square()
+
+
 def head_logits(
     hidden_states: Tensor,
     centers: Tensor,
@@ -79,6 +84,7 @@ def head_logits(
     exponent: float,
     similarity: str = "euclidean",
     normalization: str = "harmax",
+    centers_squared_norms: Tensor | None = None,
 ) -> Tensor:
     """Unnormalised logits z, of which softmax(z) are the class probabilities. Differentiable; builds all of (N, V).
 
@@ -87,6 +93,7 @@ def head_logits(
         centers: (V, D), or (..., V, D) with the same leading dimensions (one head per batch entry).
         exponent: harmonic exponent n on the distance; ignored by softmax.
         similarity, normalization: "euclidean" | "dot" and "harmax" | "softmax".
+        centers_squared_norms: (..., V) of these very centers, where they are known already.
 
     Returns:
         (..., N, V) in float32 (float64 for float64 inputs):
@@ -101,8 +108,9 @@ def head_logits(
         s = x @ w.mT  # (..., N, V)
         if similarity == "dot" and normalization == "softmax":
             return s
-        x2 = x.square().sum(-1).unsqueeze(-1)  # (..., N, 1)
-        w2 = w.square().sum(-1).unsqueeze(-2)  # (..., 1, V)
+        x2 = _squared_norms(x).unsqueeze(-1)  # (..., N, 1)
+        w2 = _squared_norms(w) if centers_squared_norms is None else centers_squared_norms
+        w2 = w2.unsqueeze(-2)  # (..., 1, V)
         if similarity == "dot":
             return exponent * torch.log(_floored(s.abs(), (x2 * w2).sqrt()))
         d2 = _floored(x2 + w2 - 2 * s, x2 + w2)
@@ -260,7 +268,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`_losses_and_gradients` of rounded operands."""
     gradient_dtype = x.dtype if with_gradients else None  # bf16 operands: g is rounded too, for bf16 products
-    x2, w2 = _wide(x).square().sum(1), _wide(w).square().sum(1)  # (N,), (V,)
+    x2, w2 = _squared_norms(_wide(x)), _squared_norms(_wide(w))  # (N,), (V,)
     if x.dtype == torch.bfloat16 and not x.is_cuda:
         x, w = _wide(x), _wide(w)  # the same values; only CUDA has a bfloat16 product with a float32 result
     wide, (n_tokens, n_classes) = x2.dtype, (x.shape[0], w.shape[0])
@@ -428,17 +436,23 @@ class HarmonicHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
         self.spec = HeadSpec(exponent, similarity, normalization).check()
         self.hidden_scale = hidden_scale
+        self._norms: Tensor | None = None  # squared norms of the centers, kept within one generation
 
-    def forward(self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    def forward(self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean", decoding: bool = False) -> Tensor:
         """Logits (..., V), or with labels (...) the loss in nats (see `harmonic_cross_entropy`).
 
         The standard head returns raw dot products, as GPT-2 does. The others return log-probabilities: their z is defined up to
         a constant a row, and processors that look at the sign of a logit (repetition penalty) need all of one sign.
+        `decoding` says that these tokens continue a sequence whose start passed here before: the centers' norms are reused.
         """
         hidden_states = hidden_states * self.hidden_scale  # (..., D)
         if labels is not None:
             return harmonic_cross_entropy(hidden_states, self.weight, labels, reduction=reduction, **self.spec._asdict())
-        logits = head_logits(hidden_states, self.weight, **self.spec._asdict())
+        if torch.is_grad_enabled() or self.spec.similarity == "dot":
+            self._norms = None
+        elif not (decoding and self._norms is not None and self._norms.device == self.weight.device):
+            self._norms = _squared_norms(_wide(self.weight.to(_operand_dtype(hidden_states, self.weight))))
+        logits = head_logits(hidden_states, self.weight, centers_squared_norms=self._norms, **self.spec._asdict())
         if self.spec.similarity == "dot" and self.spec.normalization == "softmax":
             return logits
         return logits.log_softmax(-1)

@@ -138,6 +138,18 @@ def test_generation_with_and_without_cache(model, ids):
     assert not set(penalised.tolist()) & set(prompt[0].tolist())
 
 
+def test_changed_weights_are_seen_by_the_next_generation(model, ids):
+    """Norms of the centers are kept within one generation only, however the weights were changed."""
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True}
+    model.generate(ids[:1, :1], **options)
+    model.lm_head.weight.data.mul_(torch.linspace(0.5, 2, 101)[:, None])  # .data: autograd's version counter does not see it
+    fresh = HarmonicGPT2ForCausalLM(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    a, b = (m.generate(ids[:1, :1], output_logits=True, **options) for m in (model, fresh))
+    for x, y in zip(a.logits, b.logits, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_padding_on_the_left_changes_nothing(model, ids):
     prompt = ids[:1, :6]
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), prompt], dim=1)
