@@ -145,6 +145,36 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, n
     return rows
 
 
+def plot(results: Path, image: Path) -> None:
+    """Time and transient memory against tokens, and against classes, from the JSON lines of --out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for column, varied in enumerate(("tokens", "classes")):
+        other = "classes" if varied == "tokens" else "tokens"
+        # the series with most points: one value of the other size
+        fixed = max({row[other] for row in rows}, key=lambda v: (len({r[varied] for r in rows if r[other] == v}), v))
+        for name in CONTENDERS:
+            line = sorted((r for r in rows if r["head"] == name and r[other] == fixed), key=lambda r: r[varied])
+            xs = [row[varied] for row in line]
+            for axis, ys in (
+                (axes[0][column], [row["seconds"] for row in line]),
+                (axes[1][column], [row["transient_bytes"] / 2**20 for row in line if "transient_bytes" in row]),
+            ):
+                if len(ys) == len(xs) > 1:
+                    axis.plot(xs, ys, marker="o", markersize=4, linewidth=2.5 if name[0] == "e" else 1.2, label=name)
+        for axis, label in ((axes[0][column], "seconds, forward + backward"), (axes[1][column], "transient memory, MiB")):
+            axis.set(xscale="log", yscale="log", xlabel=f"{varied} ({other} {fixed:,})", ylabel=label)
+            axis.grid(alpha=0.25, which="both")
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(f"Loss heads, D = {rows[0]['dim']}, {rows[0]['dtype']}, {rows[0]['device']}")
+    figure.savefig(image, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="2048")
@@ -156,7 +186,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contenders by first letters, as in a,b,e")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="append JSON lines")
+    parser.add_argument("--plot", type=Path, metavar="IMAGE", help="draw what --out holds, and measure nothing")
     args = parser.parse_args()
+    if args.plot:
+        plot(args.out, args.plot)
+        return
     names = [name for name in CONTENDERS if not args.only or name.split()[0] in args.only.split(",")]
     for dim in map(int, args.dim.split(",")):
         for classes in map(int, args.classes.split(",")):

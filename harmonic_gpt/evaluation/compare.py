@@ -21,6 +21,7 @@ from harmonic_gpt.training.tracking import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -163,8 +164,9 @@ def verdict(results: dict) -> str:
     ranked = sorted(results["models"], key=lambda m: m["validation"]["nats_per_token"])
     best = ranked[0]["validation"]["nats_per_token"]
     gaps = [f"{m['name']} needs {m['validation']['nats_per_token'] / best - 1:.2%} more nats" for m in ranked[1:]]
-    text = f"Best at prediction: {ranked[0]['name']}" + (f"; {', '.join(gaps)}." if gaps else ".")
-    return text + " One run of each: the spread over seeds is not known." if gaps else text
+    if not gaps:
+        return "One model: nothing to compare it with."
+    return f"Best at prediction: {ranked[0]['name']}; {', '.join(gaps)}. One run of each: the spread over seeds is not known."
 
 
 def _report(results: dict) -> str:
@@ -213,9 +215,10 @@ def _plot_losses(measured: list[Measured], unigram: float, path: Path) -> None:
             axes.plot(*zip(*validation, strict=True), color=f"C{i}", marker="o", markersize=3, label=f"{m.row['name']} (validation)")
     axes.axhline(unigram, color="grey", linestyle=":", label="token frequencies alone")
     axes.set(xlabel="training tokens", ylabel="nats a token", title="Loss (faint: training batches)")
-    curves = [row["val_loss"] for m in measured for row in m.metrics if "val_loss" in row]
-    if curves:
-        axes.set_ylim(min(curves) - 0.3, max(unigram, *curves) + 0.5)
+    curves = [row[key] for m in measured for row in m.metrics for key in ("loss", "val_loss") if key in row]
+    if curves:  # the first steps, far above, would flatten the rest
+        axes.set_ylim(min(curves) - 0.05, unigram + 0.5)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
