@@ -4,11 +4,11 @@ Exit codes: 0 done; 2 the input is wrong (one line says how to mend it); 3 the l
 permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, with a traceback.
 """
 
-import os
 import sys
 from typing import Annotated
 
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import describe_fields, load_run_config
@@ -149,7 +149,7 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit; mistakes of the user become one line and exit code 2."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars for files that load in a moment
+    disable_progress_bar()  # transformers' own, for files that load in a moment
     try:
         app(arguments, prog_name="harmonic_gpt", standalone_mode=True)
     except InputError as error:
