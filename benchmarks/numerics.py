@@ -1,6 +1,6 @@
 """How exact the harmonic head is in low precision, against float64: the table of docs/numerics.md.
 
-    python benchmarks/numerics.py > docs/numerics.md
+    python benchmarks/numerics.py                               # the table; docs/numerics.md adds what follows from it
 
 Truth is the float64 loss and gradient of the same float32 inputs. Columns: float32; bfloat16 operands with float32 distances (what
 autocast and `precision: bf16` do); the same after the centers' mean is subtracted from both operands; distances computed in bfloat16.
@@ -70,7 +70,7 @@ def errors(x: Tensor, w: Tensor, y: Tensor, n: float) -> list[tuple[float, float
 
 
 def main() -> None:
-    print(__doc__.replace("    python", "    $ python"))
+    print(__doc__)
     print(f"N = {TOKENS}, V = {CLASSES}, D = {DIM}; each cell: max |error of log p| in nats / relative error of the worse gradient.\n")
     print("| inputs | n | float32 | bf16 in, float32 distances | the same, mean removed | distances in bf16 |")
     print("|---|---|---|---|---|---|")
