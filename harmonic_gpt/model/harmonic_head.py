@@ -124,7 +124,7 @@ def _floored(value: Tensor, scale: Tensor) -> Tensor:
 
 def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b with a float32 (float64) result, into `out` if given. Products of bfloat16 are exact in float32."""
-    if a.is_cuda and a.dtype == torch.bfloat16:
+    if a.is_cuda and a.dtype == b.dtype == torch.bfloat16:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)  # CUDA alone has this kernel
     return torch.mm(_wide(a), _wide(b), out=out)
 
@@ -184,7 +184,7 @@ def _transform(u: Tensor, spec: HeadSpec, out: Tensor | None = None) -> Tensor:
 
 
 def _kernels(x: Tensor):
-    """The Triton twin of `_element_pass` for CUDA tensors, where Triton is installed; None: the torch version serves all."""
+    """The Triton twin of `_element_pass` for CUDA tensors, where Triton is installed; None: the torch version serves."""
     if not x.is_cuda or x.dtype == torch.float64:
         return None
     from .harmonic_kernels import element_pass, triton
@@ -194,29 +194,30 @@ def _kernels(x: Tensor):
 
 def _element_pass(
     u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, gradient_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Everything between the products of one chunk: dot products to losses, and to g = row_weight (p - onehot) dz/du.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Everything between the products of one chunk: from u to the losses, and to g with row_factor g = row_weight (p - onehot) dz/du.
 
     Args:
-        u: (C, V) dot products x.w, overwritten.
+        u: (C, V), overwritten: w2 - 2 x.w if euclidean, else x.w.
         x2 (C,), w2 (V,): squared norms. labels, row_weight: (C,).
         gradient_dtype: dtype that g is rounded to; None: losses only.
-    Returns: losses (C,); g (C, V) in gradient_dtype; sums of the rounded g over its rows (C,), in u's dtype.
+    Returns: losses (C,); g (C, V) in gradient_dtype; row_factor (C,), kept apart because x costs less to multiply by it than g;
+        sums of the rounded g over its rows (C,), in u's dtype, for euclidean heads.
     """
     n_rows, n_classes = u.shape
     # As many rows at a time as stay in the processor's cache; a GPU wants few, large launches
     block = n_rows if u.is_cuda else max(1, min(n_rows, BLOCK_BYTES // (n_classes * u.itemsize)))
     t_buffer = u.new_empty(block, n_classes)
     form, w2_max = _form(spec), w2.max()
-    losses, row_sums = u.new_empty(n_rows), u.new_empty(n_rows)
+    losses, row_factor, row_sums = (u.new_empty(n_rows) for _ in range(3))
     g = u if gradient_dtype in (None, u.dtype) else u.new_empty(u.shape, dtype=gradient_dtype)
     for start in range(0, n_rows, block):
         rows = slice(start, min(start + block, n_rows))
         v, y = u[rows], labels[rows, None]  # (block, V), (block, 1)
         if spec.similarity == "euclidean":
-            torch.add(w2, v, alpha=-2, out=v).add_(x2[rows, None])
+            v.add_(x2[rows, None])
         extreme, floored = _floor(v, x2[rows], w2, w2_max, spec)
-        t = _transform(v, spec, out=t_buffer[: rows.stop - start])
+        t = v if form.divisor == "1" else _transform(v, spec, out=t_buffer[: rows.stop - start])
         top = form.rate * _transform(extreme, spec)  # (block, 1) largest logit, base 2
         t_label = t.gather(1, y)
         if form.divisor == "t":
@@ -230,23 +231,20 @@ def _element_pass(
         losses[rows] = torch.where(e_label > 0.5, torch.log1p(others / e_label), unlikely).squeeze(1)
         if gradient_dtype is None:
             continue
-        scale = form.slope * row_weight[rows, None]
-        g_label = -scale * (others / total)
+        row_factor[rows] = form.slope * row_weight[rows] / total.squeeze(1)
         if form.divisor == "1":
-            torch.mul(e, scale / total, out=v)
+            v.scatter_(1, y, -others)  # v is e
         else:
-            g_label /= v.gather(1, y)
-            torch.div(e, v, out=v)
+            g_label = -others / v.gather(1, y)
+            torch.div(e, v, out=v).scatter_(1, y, g_label)
             if floored is not None:
                 v.masked_fill_(floored, 0)
-                g_label.masked_fill_(floored.gather(1, y), 0)
-            v.mul_(scale / total)
-        v.scatter_(1, y, g_label)
         if g is not u:
             g[rows] = v
             v = g[rows].to(u.dtype)
-        row_sums[rows] = v.sum(1)
-    return (losses, None, None) if gradient_dtype is None else (losses, g, row_sums)
+        if spec.similarity == "euclidean":
+            row_sums[rows] = v.sum(1)
+    return (losses, None, None, None) if gradient_dtype is None else (losses, g, row_factor, row_sums)
 
 
 def _losses_and_gradients(
@@ -269,8 +267,9 @@ def _chunked(
     """`_losses_and_gradients` of rounded operands."""
     gradient_dtype = x.dtype if with_gradients else None  # bf16 operands: g is rounded too, for bf16 products
     x2, w2 = _squared_norms(_wide(x)), _squared_norms(_wide(w))  # (N,), (V,)
-    if x.dtype == torch.bfloat16 and not x.is_cuda:
-        x, w = _wide(x), _wide(w)  # the same values; only CUDA has a bfloat16 product with a float32 result
+    kernel = _kernels(x)
+    if x.dtype == torch.bfloat16 and kernel is None:
+        x, w = _wide(x), _wide(w)  # the same values; row_factor x is then not rounded a second time
     wide, (n_tokens, n_classes) = x2.dtype, (x.shape[0], w.shape[0])
     euclidean = spec.similarity == "euclidean"
     losses = x2.new_empty(n_tokens)
@@ -282,25 +281,33 @@ def _chunked(
     chunk = max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))  # of equal length: a short one at the end is slow
     buffer = x2.new_empty(chunk, n_classes)
     sign = -2 if euclidean else 1  # of g^T x and g w in the gradients
-    element_pass = _kernels(x) or _element_pass
 
     for start in range(0, n_tokens, chunk):
         rows = slice(start, min(start + chunk, n_tokens))
-        u = buffer[: rows.stop - start]
-        _mm(x[rows], w.mT, out=u)
-        losses[rows], g, row_sums = element_pass(u, x2[rows], w2, labels[rows], row_weight[rows], spec, gradient_dtype)
+        u, y, weight = buffer[: rows.stop - start], labels[rows], row_weight[rows]
+        if kernel:
+            _mm(x[rows], w.mT, out=u)
+            losses[rows], g, row_sums = kernel(u, x2[rows], w2, y, weight, spec, gradient_dtype)
+            row_factor = None
+        else:
+            # A product that starts from w2 costs no more than one that starts from zero
+            torch.addmm(w2, x[rows], w.mT, alpha=-2, out=u) if euclidean else _mm(x[rows], w.mT, out=u)
+            losses[rows], g, row_factor, row_sums = _element_pass(u, x2[rows], w2, y, weight, spec, gradient_dtype)
         if not with_gradients:
             continue
         # Row and column sums are of the same rounded g as the products: its rounding then multiplies (x - w), not w
         _mm(g, w, out=grad_x[rows])
+        factored = x[rows] if row_factor is None else x[rows] * row_factor[:, None]
         if x.dtype == wide:
-            grad_w.addmm_(_wide(g.mT), x[rows], beta=0 if start == 0 else 1, alpha=sign)
+            grad_w.addmm_(_wide(g.mT), factored, beta=0 if start == 0 else 1, alpha=sign)
         else:
-            product = _mm(g.mT, x[rows]).mul_(sign)
+            product = _mm(g.mT, factored).mul_(sign)
             grad_w = product if start == 0 else grad_w.add_(product)
         if euclidean:
             grad_x[rows].mul_(-2).addcmul_(x[rows].to(wide), 2 * row_sums[:, None])
-            column_sums += g.sum(0, dtype=wide)
+            column_sums += g.sum(0, dtype=wide) if row_factor is None else _wide(g).mT @ row_factor
+        if row_factor is not None:
+            grad_x[rows].mul_(row_factor[:, None])
     if with_gradients and euclidean:
         grad_w.addcmul_(w.to(wide), 2 * column_sums[:, None])
     return losses, grad_x, grad_w

@@ -94,7 +94,11 @@ if triton is not None:
 def element_pass(
     u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec, gradient_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Same contract as `harmonic_head._element_pass`, in float32. u (C, V) contiguous; overwritten by g if gradient_dtype is float32."""
+    """As `harmonic_head._element_pass`, in float32, but from plain dot products u = x.w and with the row factor in g already.
+
+    Both would cost a pass in torch and cost nothing here. u (C, V) contiguous; overwritten by g if gradient_dtype is float32.
+    Returns losses (C,), g (C, V), sums of the rounded g over its rows (C,).
+    """
     from .harmonic_head import LOG2_E, RELATIVE_FLOOR, TINY, _form
 
     n_rows, n_classes = u.shape
