@@ -2,6 +2,7 @@
 
     python benchmarks/head.py                                   # 2,048 tokens x 768 x 50,257, float32
     python benchmarks/head.py --tokens 1024,4096 --classes 8192,50257 --dim 256 --rounds 7 --out docs/results/head.jsonl
+    python benchmarks/head.py --split --tokens 512              # how the time splits between products and element passes (CPU)
     python benchmarks/head.py --device cuda --dtype bfloat16 --tokens 65536
 
 (a) three bare matrix products; (b) F.linear + F.cross_entropy; (c) F.linear_cross_entropy, in chunks of 512
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_head import harmonic_cross_entropy, head_logits
+from harmonic_gpt.model.harmonic_head import HeadSpec, _element_pass, _squared_norms, harmonic_cross_entropy, head_logits
 
 
 def bare_products(x: Tensor, w: Tensor, y: Tensor, n: float) -> None:
@@ -146,6 +147,31 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, n
     return rows
 
 
+def split(shape: tuple[int, int, int], rounds: int) -> None:
+    """Milliseconds of the products of one chunk and of the element passes between them, interleaved; medians."""
+    x, w, y = inputs(*shape, torch.float32, "cpu")
+    x, w = x.detach(), w.detach()
+    x2, w2, weight = _squared_norms(x), _squared_norms(w), torch.full((shape[0],), 1 / shape[0])
+    dots = x @ w.T
+    start_of = {"harmonic": w2 - 2 * dots, "standard": dots}
+    specs = {"harmonic": HeadSpec(24.0), "standard": HeadSpec(1.0, "dot", "softmax")}
+    buffer, times = torch.empty_like(dots), {"three products": [], **{f"element passes, {name}": [] for name in specs}}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        torch.mm(x, w.T, out=buffer)
+        buffer @ w, buffer.T @ x
+        times["three products"].append(time.perf_counter() - start)
+        for name, spec in specs.items():
+            buffer.copy_(start_of[name])
+            start = time.perf_counter()
+            _, g, row_factor, _ = _element_pass(buffer, x2, w2, y, weight, spec, torch.float32)
+            if spec.similarity == "euclidean":
+                g.mT @ row_factor  # the column sums
+            times[f"element passes, {name}"].append(time.perf_counter() - start)
+    for name, seconds in times.items():
+        print(f"{name:<28}{median(seconds[1:]) * 1e3:>9.1f} ms")
+
+
 def plot(results: Path, image: Path) -> None:
     """Time and transient memory against tokens, and against classes, from the JSON lines of --out."""
     import matplotlib
@@ -187,6 +213,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contenders by first letters, as in a,b,e")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="append JSON lines")
+    parser.add_argument("--split", action="store_true", help="time products and element passes apart, and nothing else")
     parser.add_argument("--plot", type=Path, metavar="IMAGE", help="draw what --out holds, and measure nothing")
     args = parser.parse_args()
     if args.plot:
@@ -196,6 +223,9 @@ def main() -> None:
     for dim in map(int, args.dim.split(",")):
         for classes in map(int, args.classes.split(",")):
             for tokens in map(int, args.tokens.split(",")):
+                if args.split:
+                    split((tokens, dim, classes), args.rounds)
+                    continue
                 rows = measure((tokens, dim, classes), args.dtype, args.device, args.rounds, names, not args.no_memory)
                 fastest = (
                     min(row["seconds"] for row in rows if row["head"][:2] in ("a ", "b ", "c ")) if len(names) > 2 else rows[0]["seconds"]
