@@ -129,9 +129,7 @@ class _Program:
 
     def _set_parameters(self, parameters: Parameters) -> None:
         self.p = parameters
-        self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=self.cell.learning_rate, weight_decay=self.cell.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(parameters.values(), lr=self.cell.learning_rate, weight_decay=self.cell.weight_decay, fused=True)
 
     def keep(self, kept: Tensor) -> None:
         """Drop the members that are not `kept` (bool): exactly as if they had never been in the program."""

@@ -53,9 +53,7 @@ def _in_context() -> Task:
     side = range(LATTICE_SIDE)
     line = [(a, b, c, b + c - a) for a, b, c in product(side, repeat=3) if b + c - a in side]
     examples = [tuple(LATTICE_SIDE * i + j for i, j in zip(row, column, strict=True)) for row in line for column in line]
-    return _task(
-        "in_context", "In-context learning", LATTICE_SIDE**2, examples, range(LATTICE_SIDE**2), lambda x: (x[0], *sorted(x[1:]))
-    )
+    return _task("in_context", "In-context learning", LATTICE_SIDE**2, examples, range(LATTICE_SIDE**2), lambda x: (x[0], *sorted(x[1:])))
 
 
 def _modular_addition() -> Task:
