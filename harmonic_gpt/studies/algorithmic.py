@@ -103,7 +103,9 @@ def cells(budget: Budget, tasks: list[str], models: list[str], protocols: list[s
                 if task in budget.side_tasks and not main:
                     yield cell("side", task, model, members(seeds))
                 if task in budget.side_tasks and head == "harmonic":
-                    yield cell("exponents", task, model, [m for n in budget.exponents for m in members(sweep_seeds, exponent=float(n))])
+                    # n = 1 is the paper's reading of its own exponent: as many runs as the main setting has
+                    sweep = [m for n in budget.exponents if n != 1 for m in members(sweep_seeds, exponent=float(n))]
+                    yield cell("exponents", task, model, members(seeds, protocols, exponent=1.0) + sweep)
         if "modular_addition" in tasks:
             for head, decay in CASES:
                 if f"{head}_mlp" in models:
