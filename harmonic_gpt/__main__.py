@@ -150,6 +150,18 @@ def compare(
 
 
 @studies.command()
+def toy(
+    out: Annotated[str, typer.Option(help="folder for the figure and claims.md")] = "runs/toy",
+    seeds: Annotated[int, typer.Option(min=2)] = 20,
+):
+    """Points in the plane: how loss and weight norm go under harmonic loss and cross-entropy."""
+    from harmonic_gpt.studies import toy as module
+
+    module.study(out, seeds)
+    print(f"{out}/claims.md, {out}/figure1_toy.png")
+
+
+@studies.command()
 def algorithmic(
     out: Annotated[str, typer.Option(help="folder of the results; what is there is not run again")] = "runs/algorithmic",
     tasks: Annotated[list[str] | None, typer.Option(help="default: all; may be repeated")] = None,
