@@ -177,6 +177,14 @@ def algorithmic(
     module.study(out, tasks, models, protocol, budget, seeds, workers)
 
 
+@studies.command()
+def report(folder: Annotated[str, typer.Argument(help="--out of `study algorithmic`")]):
+    """results.jsonl, figures and claims.md of the cells that are finished."""
+    from harmonic_gpt.studies.report import report as write
+
+    print(write(folder).read_text())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit; mistakes of the user become one line and exit code 2."""
     disable_progress_bar()  # transformers' own, for files that load in a moment
