@@ -178,6 +178,20 @@ def algorithmic(
 
 
 @studies.command()
+def digits(
+    out: Annotated[str, typer.Option(help="folder for the figure and claims.md")] = "runs/digits",
+    data: Annotated[str, typer.Option(help="digits (scikit-learn's), mnist (the hub), or a local folder of images")] = "digits",
+    seeds: Annotated[int, typer.Option(min=2)] = 10,
+    epochs: Annotated[int | None, typer.Option(help="default: 200 for digits, 10 for MNIST", min=1)] = None,
+):
+    """One layer on handwritten digits: accuracy, and the weights as images beside the class means."""
+    from harmonic_gpt.studies import digits as module
+
+    module.study(out, data, seeds, epochs)
+    print(f"{out}/claims.md")
+
+
+@studies.command()
 def report(folder: Annotated[str, typer.Argument(help="--out of `study algorithmic`")]):
     """results.jsonl, figures and claims.md of the cells that are finished."""
     from harmonic_gpt.studies.report import report as write

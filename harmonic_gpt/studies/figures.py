@@ -254,3 +254,17 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
     axes[1, 0].set_ylabel("variance in two components")
     _legend(figure, axes[0, 0])
     save(figure, folder, name)
+
+
+def digit_weights(folder: Path, name: str, rows: dict) -> None:
+    """Weights (classes, D) of each row as square images; each row has its own symmetric scale of colours."""
+    classes = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), classes, figsize=(classes + 1.6, 1.15 * len(rows)), layout="constrained")
+    for row, (label, weights) in zip(axes, rows.items(), strict=True):
+        side = int(weights.shape[1] ** 0.5)
+        limit = float(weights.abs().max())
+        for ax, image in zip(row, weights, strict=True):
+            ax.imshow(image.view(side, side), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    save(figure, folder, name)
