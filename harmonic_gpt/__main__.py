@@ -5,7 +5,7 @@ permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, wi
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from transformers.utils.logging import disable_progress_bar
@@ -17,6 +17,8 @@ OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_
 app = typer.Typer(help="Train GPT-2 with a harmonic distance head, evaluate it, publish it.", **OPTIONS)
 evaluate = typer.Typer(help="Evaluate trained models.", **OPTIONS)
 app.add_typer(evaluate, name="eval")
+studies = typer.Typer(help="The paper's small experiments, on two CPU cores.", **OPTIONS)
+app.add_typer(studies, name="study")
 
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
@@ -145,6 +147,56 @@ def compare(
     print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
     print(comparison.verdict(results))
     print(f"report: {out}/report.md, figures: {out}/*.png, numbers: {out}/results.json")
+
+
+@studies.command()
+def toy(
+    out: Annotated[str, typer.Option(help="folder for the figure and claims.md")] = "runs/toy",
+    seeds: Annotated[int, typer.Option(min=2)] = 20,
+):
+    """Points in the plane: how loss and weight norm go under harmonic loss and cross-entropy."""
+    from harmonic_gpt.studies import toy as module
+
+    module.study(out, seeds)
+    print(f"{out}/claims.md, {out}/figure1_toy.png")
+
+
+@studies.command()
+def algorithmic(
+    out: Annotated[str, typer.Option(help="folder of the results; what is there is not run again")] = "runs/algorithmic",
+    tasks: Annotated[list[str] | None, typer.Option(help="default: all; may be repeated")] = None,
+    models: Annotated[list[str] | None, typer.Option(help="default: all; may be repeated")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="clean or paper; default: both")] = None,
+    seeds: Annotated[int | None, typer.Option(help="default: 5 for quick, 20 for full", min=1)] = None,
+    budget: Annotated[Literal["quick", "full"], typer.Option(help="full: the paper's epochs and seeds")] = "quick",
+    workers: Annotated[int, typer.Option(help="processes", min=1)] = 2,
+):
+    """Train every model of the algorithmic tasks, ablations and sweeps. `study report` draws them."""
+    from harmonic_gpt.studies import algorithmic as module
+
+    module.study(out, tasks, models, protocol, budget, seeds, workers)
+
+
+@studies.command()
+def digits(
+    out: Annotated[str, typer.Option(help="folder for the figure and claims.md")] = "runs/digits",
+    data: Annotated[str, typer.Option(help="digits (scikit-learn's), mnist (the hub), or a local folder of images")] = "digits",
+    seeds: Annotated[int, typer.Option(min=2)] = 10,
+    epochs: Annotated[int | None, typer.Option(help="default: 200 for digits, 10 for MNIST", min=1)] = None,
+):
+    """One layer on handwritten digits: accuracy, and the weights as images beside the class means."""
+    from harmonic_gpt.studies import digits as module
+
+    module.study(out, data, seeds, epochs)
+    print(f"{out}/claims.md")
+
+
+@studies.command()
+def report(folder: Annotated[str, typer.Argument(help="--out of `study algorithmic`")]):
+    """results.jsonl, figures and claims.md of the cells that are finished."""
+    from harmonic_gpt.studies.report import report as write
+
+    print(write(folder).read_text())
 
 
 def main(arguments: list[str] | None = None) -> None:

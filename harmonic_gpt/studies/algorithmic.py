@@ -1,0 +1,224 @@
+"""Which cells the algorithmic study consists of, and running them: several processes, one file a cell, what is there is not run again."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.studies.batched import Cell, Member, Result, run, seconds_per_step
+from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
+from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS
+
+MAIN_FRACTION = 0.8
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = {"mlp": 1e-2, "transformer": 5e-3}
+CODE_EXPONENT = 2.0  # n = 1 of the code, which raises d^2: 2 on the distance
+MODELS = tuple(f"{head}_{architecture}" for head in HEAD_KINDS for architecture in ARCHITECTURES)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """epochs: of an architecture, (of the transformers on permutations). seeds, sweep_seeds: of the main setting; of the sweeps and side
+    studies. side_tasks: where the ablation, the other losses and the exponents are run. exponents: on the distance.
+    """
+
+    epochs: dict[str, int]
+    permutation_epochs: int
+    seeds: int
+    sweep_seeds: int
+    fractions: tuple[float, ...]
+    exponents: tuple[float, ...]
+    side_tasks: tuple[str, ...]
+    stop_when_converged: bool
+
+
+BUDGETS = {
+    "quick": Budget(
+        epochs={"mlp": 1500, "transformer": 750},
+        permutation_epochs=1000,
+        seeds=5,
+        sweep_seeds=3,
+        fractions=(0.2, 0.4, 0.6),
+        exponents=(1, 2, 3, 4, 6, 8, 10, 14, 20),
+        side_tasks=("in_context", "modular_addition"),
+        stop_when_converged=True,
+    ),
+    "full": Budget(
+        epochs={"mlp": 7000, "transformer": 7000},
+        permutation_epochs=10000,
+        seeds=20,
+        sweep_seeds=3,
+        fractions=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9),
+        exponents=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20),
+        side_tasks=TASKS,
+        stop_when_converged=False,
+    ),
+}
+# (head, weight decay) of the case study, figure 4: modular addition, lr 1e-3, 2,000 epochs
+CASES = (("standard", 0.0), ("standard", 0.5), ("harmonic", 0.0))
+
+
+def cells(budget: Budget, tasks: list[str], models: list[str], protocols: list[str], seeds: int | None = None) -> list[Cell]:
+    """All cells of the study, those that take longest first."""
+    seeds = seeds or budget.seeds
+    sweep_seeds = min(seeds, budget.sweep_seeds)
+
+    def members(count: int, protocols=("clean",), fraction=MAIN_FRACTION, exponent=CODE_EXPONENT) -> list[Member]:
+        return [Member(seed, protocol, fraction, exponent) for protocol in protocols for seed in range(count)]
+
+    def cell(kind: str, task: str, model: str, members: list[Member], **changes) -> Cell:
+        head, architecture = model.rsplit("_", 1)
+        epochs = budget.permutation_epochs if (task, architecture) == ("permutations", "transformer") else budget.epochs[architecture]
+        base = Cell(
+            f"{kind}.{task}.{model}",
+            task,
+            architecture,
+            head,
+            tuple(members),
+            epochs,
+            LEARNING_RATE,
+            WEIGHT_DECAY[architecture],
+            budget.stop_when_converged,
+        )
+        return replace(base, **changes)
+
+    def all_cells() -> Iterator[Cell]:
+        for task in tasks:
+            for model in models:
+                head = model.rsplit("_", 1)[0]
+                main = head in ("standard", "harmonic")
+                if main:
+                    sweep = [m for f in budget.fractions for m in members(sweep_seeds, protocols, f)]
+                    yield cell("main", task, model, members(seeds, protocols) + sweep)
+                if task in budget.side_tasks and not main:
+                    yield cell("side", task, model, members(seeds))
+                if task in budget.side_tasks and head == "harmonic":
+                    # n = 1 is the paper's reading of its own exponent: as many runs as the main setting has
+                    sweep = [m for n in budget.exponents if n != 1 for m in members(sweep_seeds, exponent=float(n))]
+                    yield cell("exponents", task, model, members(seeds, protocols, exponent=1.0) + sweep)
+        if "modular_addition" in tasks:
+            for head, decay in CASES:
+                if f"{head}_mlp" in models:
+                    changes = {
+                        "name": f"case.{head}_{decay}",
+                        "weight_decay": decay,
+                        "learning_rate": 1e-3,
+                        "epochs": 2000,
+                        "stop_when_converged": False,
+                    }
+                    yield cell("case", "modular_addition", f"{head}_mlp", members(seeds, protocols), **changes)
+
+    return sorted(all_cells(), key=lambda c: -sum(c.steps()) * (4 if c.architecture == "transformer" else 1))
+
+
+def check_names(what: str, names: list[str] | None, known: tuple[str, ...]) -> list[str]:
+    """The names asked for, all known ones if none were."""
+    unknown = sorted(set(names or []) - set(known))
+    if unknown:
+        raise InputError(f"--{what}: unknown {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return list(names or known)
+
+
+def study(out: str, tasks: list[str], models: list[str], protocols: list[str], budget: str, seeds: int | None, workers: int) -> None:
+    """Run what is missing in `out`/cells, and say before how long that may take."""
+    plan = cells(BUDGETS[budget], check_names("tasks", tasks, TASKS), check_names("models", models, MODELS),
+                 check_names("protocol", protocols, PROTOCOLS), seeds)  # fmt: skip
+    folder = Path(out) / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [cell for cell in plan if not _is_done(folder, cell)]
+    print(f"{len(plan)} cells of {sum(len(c.members) for c in plan)} models, {len(plan) - len(missing)} done before")
+    if missing:
+        print(f"{_estimate(missing, workers)}; {workers} processes, one thread each. Ctrl-C is safe: finished cells are kept.", flush=True)
+        _run_all(folder, missing, workers)
+    print(f"report: python -m harmonic_gpt study report {out}")
+
+
+def path_of(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.safetensors"
+
+
+def _is_done(folder: Path, cell: Cell) -> bool:
+    path = path_of(folder, cell)
+    if not path.exists():
+        return False
+    if load(path)[0] != cell:
+        raise InputError(f"{path} was made with other settings than these: choose another --out, or move it away")
+    return True
+
+
+def _estimate(missing: list[Cell], workers: int) -> str:
+    """Measured steps of one program of each kind, times the steps to do. Early stops make it less."""
+    torch.set_num_threads(1)
+    speed: dict[tuple, float] = {}
+    seconds = 0.0
+    for cell in missing:
+        kind = (cell.architecture, cell.task)
+        if kind not in speed:
+            speed[kind] = seconds_per_step(cell)
+        seconds += speed[kind] * sum(cell.steps())
+    hours = seconds / workers / 3600
+    stops = ", less where models stop early" if any(c.stop_when_converged for c in missing) else ""
+    return f"estimate: {hours:.1f} hours{stops}" if hours > 2 else f"estimate: {60 * hours:.0f} minutes{stops}"
+
+
+def _run_all(folder: Path, missing: list[Cell], workers: int) -> None:
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=len(missing), last="")
+        try:
+            futures = {pool.submit(_run_and_save, folder, cell): cell for cell in missing}
+            for done in as_completed(futures):
+                wall, cpu = done.result()
+                line = f"{futures[done].name} {wall:.0f} s ({cpu:.0f} s of CPU)"
+                progress.update(bar, advance=1, last=line)
+                if not progress.console.is_terminal:
+                    progress.console.print(line)
+        except BaseException:
+            for process in multiprocessing.active_children():  # cells in progress are lost, not waited for
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
+    wall, cpu = perf_counter(), process_time()
+    result = run(cell)
+    seconds = {"wall_seconds": perf_counter() - wall, "cpu_seconds": process_time() - cpu}
+    tensors = {k: v for k, v in vars(result).items() if k != "reason"}
+    path = path_of(folder, cell)
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)})
+    os.replace(part, path)
+    return seconds["wall_seconds"], seconds["cpu_seconds"]
+
+
+def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
+    """A finished cell, its result and the seconds it took."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = {k: json.loads(v) for k, v in file.metadata().items()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        fields = metadata["cell"]
+        cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
+        return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]
+    except Exception as error:
+        raise InputError(f"{path} is not a finished cell of this study ({error}): move it away and run the study again") from None
