@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import safe_open
@@ -203,7 +204,8 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
     wall, cpu = perf_counter(), process_time()
     result = run(cell)
     seconds = {"wall_seconds": perf_counter() - wall, "cpu_seconds": process_time() - cpu}
-    tensors = {k: v for k, v in vars(result).items() if k != "reason"}
+    # safetensors writes the memory of a slice as it lies, without its strides
+    tensors = {k: np.ascontiguousarray(v) for k, v in vars(result).items() if k != "reason"}
     path = path_of(folder, cell)
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)})
