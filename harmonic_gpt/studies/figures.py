@@ -249,7 +249,7 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
                 ax.fill_between(exponents, list(map(min, groups)), list(map(max, groups)), color=COLORS[model], alpha=0.12, linewidth=0)
                 ax.set(ylim=(0, 1.05))
         column[0].set_title(task(task_name).title, fontsize=9)
-        column[1].set_xlabel("n on the distance (paper's reading); the code's is half of it")
+    figure.supxlabel("n on the distance (paper's reading); the code's is half of it", fontsize=8)
     axes[0, 0].set_ylabel("test accuracy")
     axes[1, 0].set_ylabel("variance in two components")
     _legend(figure, axes[0, 0])
