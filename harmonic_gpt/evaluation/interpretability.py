@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,7 +115,9 @@ def _headlines(result: Interpretability) -> None:
     """Means over tasks, each task alike; the replicates of a task were drawn independently."""
     cosines = [result.measures.pop(key) for key in [k for k in result.measures if k.startswith("cosine:")]]
     if result.ratios:
-        rows = [r for r in result.row["matrices"]["centers"]["tasks"] if r["protocol"] == "strict" and r["components"] == "all" and r["ratio"]]
+        rows = [
+            r for r in result.row["matrices"]["centers"]["tasks"] if r["protocol"] == "strict" and r["components"] == "all" and r["ratio"]
+        ]
         result.measures["parallelogram"] = (float(np.mean([r["ratio"] for r in rows])), np.mean(list(result.ratios.values()), axis=0))
     if cosines:
         result.measures["offset_cosine"] = (float(np.mean([c[0] for c in cosines])), np.mean([c[1] for c in cosines], axis=0))
