@@ -136,6 +136,36 @@ def geometry(
     run_geometry(model, word_pairs, layers, protocol, data, tokens, out, device)
 
 
+@evaluate.command()
+def lens(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="text to read")],
+    top: Annotated[int, typer.Option(help="nearest tokens of a cell", min=1)] = 3,
+    out: Annotated[str | None, typer.Option(help="PNG file for a heat map")] = None,
+    device: Device = "cpu",
+):
+    """Every layer and position of a prompt, read as its nearest tokens."""
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from harmonic_gpt.evaluation import lens as module
+    from harmonic_gpt.evaluation.models import load_model
+
+    if out is not None and Path(out).exists():
+        raise InputError(f"--out {out}: exists already; choose another name")
+    loaded = load_model(model, device)
+    read = module.lens(loaded, prompt, top)
+    table = Table("layer", *map(ascii, read.tokens), title=f"{loaded.name}: nearest by {read.by}")
+    for layer in reversed(range(len(read.words))):
+        cells = zip(read.words[layer], read.scores[layer], strict=True)
+        table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
+    Console(markup=False).print(table)
+    if out is not None:
+        module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
+
+
 @evaluate.command(context_settings={"ignore_unknown_options": True})
 def compare(
     models: Annotated[list[str], typer.Argument(help="models, each its own arm; or --arm NAME MODEL... --arm NAME MODEL...")],
