@@ -21,6 +21,8 @@ def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
     Raises InputError for a model before the first --arm, an arm without models or named twice, an unknown option.
     """
     if "--arm" not in arguments:
+        if len(set(arguments)) < len(arguments):
+            raise InputError(f"the same weights are named twice: {', '.join(arguments)}")
         arms = {model: [model] for model in arguments}
     else:
         arms, rest = {}, list(arguments)

@@ -1,4 +1,4 @@
-"""Are rows of the unembedding the centers of their contexts (Baek et al., theorem 3)? The same question for a standard head, fairly scaled."""
+"""Are rows of the unembedding the centers of their contexts (Baek et al., theorem 3)? Standard heads are scaled fairly first."""
 
 from dataclasses import dataclass
 

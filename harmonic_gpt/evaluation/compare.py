@@ -14,7 +14,7 @@ from tqdm import tqdm
 from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation import report
-from harmonic_gpt.evaluation.arms import compare_arms
+from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
 from harmonic_gpt.evaluation.geometry import components_for, cumulative_explained_variance, norm_statistics
 from harmonic_gpt.evaluation.interpretability import Interpretability, measure_interpretability
 from harmonic_gpt.evaluation.models import LoadedModel, load_model
@@ -127,7 +127,7 @@ def compare(
         tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, a model.
         word_pairs: folder of relation tasks; None: the built-in ones.
     """
-    arms = names if isinstance(names, dict) else {name: [name] for name in names}
+    arms = names if isinstance(names, dict) else parse_arms(names)
     names = [name for members in arms.values() for name in members]
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and ((out / RESULTS).exists() or not any(out.iterdir()))):
@@ -222,12 +222,22 @@ def verdict(results: dict) -> str:
     return f"Best at prediction: {ranked[0]['name']}; {', '.join(gaps)}.{known}"
 
 
+def _unequal_training(models: list[dict]) -> str | None:
+    """A warning, where the models have not seen as much text."""
+    tokens = {m["trained_tokens"] for m in models}
+    if len(tokens) == 1 and None not in tokens:
+        return None
+    seen = ", ".join(f"{m['name']} {m['trained_tokens']:,}" if m["trained_tokens"] else f"{m['name']} unknown" for m in models)
+    return f"**Not a fair pair**: the models have not been trained on the same number of tokens ({seen})."
+
+
 def _report(results: dict, figures: list[tuple[str, str]]) -> str:
     header, rows = table(results)
     lines = [
         "# Comparison",
         "",
         *(line for text in report.first_screen(results["comparison"]) for line in (text, "")),
+        *([unequal, ""] if (unequal := _unequal_training(results["models"])) else []),
         *report.table(*report.headline_table(results["comparison"])),
         "Parallelogram loss is divided by that of the same words paired at random: 1 is no structure, and collapse does not lower it. "
         "Words that merely lie near their partner lower it without forming parallelograms; the cosine of offsets does not count those.",

@@ -54,13 +54,10 @@ def run_geometry(
     for flag in row["flags"]:
         print(f"FLAG {flag}")
     if found := row.get("class_centers"):
-        print(
-            f"class centers ({found['tokens']} tokens): "
-            + (
-                found["flag"]
-                or f"cosine with mean context {found['cosine']:.3f} {limits(found['cosine_interval'])}, shuffled {found['shuffled_cosine']:.3f}"
-            )
+        cosine = (
+            "" if found["flag"] else f"{found['cosine']:.3f} {limits(found['cosine_interval'])}, shuffled {found['shuffled_cosine']:.3f}"
         )
+        print(f"class centers ({found['tokens']} tokens), cosine with mean context: {found['flag'] or cosine}")
     if out is not None:
         Path(out).write_text(json.dumps(row, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return row

@@ -1,4 +1,4 @@
-"""Everything that says how readable one model is: a dict for results.json, the replicates that compare models, the curves that are drawn."""
+"""How readable one model is: a dict for results.json, the replicates that compare models, the curves that are drawn."""
 
 from dataclasses import dataclass, field
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.9em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.9em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
+text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:.85em;overflow-wrap:anywhere}"""
 
 
@@ -37,7 +38,7 @@ def first_screen(comparison: dict) -> list[str]:
         tasks = difference["tasks"]
         lines.append(
             f"**Word-pair tasks** ({tasks['compared']} compared): {a} has the lower parallelogram ratio in {len(tasks['won'])}, {b} in "
-            f"{len(tasks['lost'])}, the interval of the difference holds zero in {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}."
+            f"{len(tasks['lost'])}, undecided {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}."
         )
         for arm in (x for x in (a, b) if "harmonic" in x.lower()):
             worse = [k for k, r in rows.items() if r["better"] not in (arm, None)]
@@ -129,7 +130,8 @@ def reading_sections(results: dict, figures: list[tuple[str, str]]) -> list[str]
         if found := reading.get("class_centers"):
             text = found["flag"] or (
                 f"cosine of center and mean context {found['cosine']:.3f} {limits(found['cosine_interval'])} (other tokens' centers "
-                f"{found['shuffled_cosine']:.3f}); own center nearest at {found['own_nearest']:.1%} of positions (unscaled {found['own_nearest_raw']:.1%}); "
+                f"{found['shuffled_cosine']:.3f}); own center nearest at {found['own_nearest']:.1%} of positions "
+                f"(unscaled {found['own_nearest_raw']:.1%}); "
                 f"distance to the own contexts' hull {found['convex_own_over_other']:.3f} of that to another token's"
             )
             lines += ["", f"Class centers, {found['tokens']} tokens: {text}.", ""]

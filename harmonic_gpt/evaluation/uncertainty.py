@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 1000
+RESAMPLES = 500
 CONFIDENCE = 0.95
 
 
