@@ -48,7 +48,7 @@ def run_geometry(
         table.add_row(
             r["where"], r["task"], r["protocol"], str(r["components"]), str(r["pairs"]), str(r["used"]), str(out_of), loss, ratio, cosine
         )
-    Console().print(table)
+    Console(width=max(Console().width, 160)).print(table)  # numbers cut off would be worse than lines that wrap
     for name, matrix in row["matrices"].items():
         print(f"{name}: {shape_line(matrix['compression'])}")
     for flag in row["flags"]:
