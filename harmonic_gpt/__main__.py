@@ -122,21 +122,73 @@ def sample(
 
 
 @evaluate.command()
-def compare(
-    models: Annotated[list[str], typer.Argument(help="run folders, Hugging Face folders, or hub names")],
-    out: Annotated[str, typer.Option(help="folder for results.json, figures and report.md")],
+def geometry(
+    model: Model,
+    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks (function-vectors JSON); default: built in")] = None,
+    layers: Annotated[str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")] = None,
+    protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
+    tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
+    out: Annotated[str | None, typer.Option(help="file for the numbers as JSON")] = None,
     device: Device = "cpu",
 ):
-    """Several models side by side."""
+    """How readable one model is: word pairs, compression, class centers, analogies."""
+    from harmonic_gpt.evaluation.geometry_command import run_geometry
+
+    run_geometry(model, word_pairs, layers, protocol, data, tokens, out, device)
+
+
+@evaluate.command()
+def lens(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="text to read")],
+    top: Annotated[int, typer.Option(help="nearest tokens of a cell", min=1)] = 3,
+    out: Annotated[str | None, typer.Option(help="PNG file for a heat map")] = None,
+    device: Device = "cpu",
+):
+    """Every layer and position of a prompt, read as its nearest tokens."""
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from harmonic_gpt.evaluation import lens as module
+    from harmonic_gpt.evaluation.models import load_model
+
+    if out is not None and Path(out).exists():
+        raise InputError(f"--out {out}: exists already; choose another name")
+    loaded = load_model(model, device)
+    read = module.lens(loaded, prompt, top)
+    table = Table("layer", *map(ascii, read.tokens), title=f"{loaded.name}: nearest by {read.by}")
+    for layer in reversed(range(len(read.words))):
+        cells = zip(read.words[layer], read.scores[layer], strict=True)
+        table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
+    Console(markup=False).print(table)
+    if out is not None:
+        module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
+
+
+@evaluate.command(context_settings={"ignore_unknown_options": True})
+def compare(
+    models: Annotated[list[str], typer.Argument(help="models, each its own arm; or --arm NAME MODEL... --arm NAME MODEL...")],
+    out: Annotated[str, typer.Option(help="folder for results.json, figures, report.md and report.html")],
+    data: Data = None,
+    tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
+    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
+    reading_tokens: Annotated[int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)] = 32768,
+    device: Device = "cpu",
+):
+    """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out report/"""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from harmonic_gpt.evaluation import compare as comparison
+    from harmonic_gpt.evaluation.arms import parse_arms
+    from harmonic_gpt.evaluation.report import first_screen
 
-    results = comparison.compare(models, out, data, tokens, device)
+    arms = parse_arms(models)
+    results = comparison.compare(arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens)
     header, rows = comparison.table(results)
     table = Table(*header, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
@@ -146,7 +198,9 @@ def compare(
     Console().print(table)
     print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
     print(comparison.verdict(results))
-    print(f"report: {out}/report.md, figures: {out}/*.png, numbers: {out}/results.json")
+    for line in first_screen(results["comparison"]):
+        print(line.replace("**", ""))
+    print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")
 
 
 @studies.command()

@@ -1,4 +1,4 @@
-"""Several models side by side: results.json, figures, and a short report."""
+"""Arms of models side by side: results.json, figures, and a report."""
 
 import json
 import platform
@@ -13,9 +13,13 @@ from tqdm import tqdm
 
 from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation import report
+from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
 from harmonic_gpt.evaluation.geometry import components_for, cumulative_explained_variance, norm_statistics
+from harmonic_gpt.evaluation.interpretability import Interpretability, measure_interpretability
 from harmonic_gpt.evaluation.models import LoadedModel, load_model
 from harmonic_gpt.evaluation.perplexity import perplexity, unigram_nats
+from harmonic_gpt.evaluation.word_pairs import load_tasks
 from harmonic_gpt.training.checkpoint import provenance
 from harmonic_gpt.training.tracking import read_metrics
 
@@ -23,7 +27,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: arms, comparison, and each model's arm, seed and interpretability
 RESULTS = "results.json"
 
 
@@ -34,6 +38,7 @@ class Measured:
     row: dict
     metrics: list[dict]
     explained_variance: np.ndarray
+    reading: Interpretability | None = None
 
 
 def data_of(loaded: LoadedModel, data: str | None) -> TokenFolder:
@@ -93,17 +98,41 @@ def _unique_names(loaded: list[LoadedModel]) -> None:
         raise InputError("the same weights are named twice: " + ", ".join(model.path for model in loaded))
 
 
-def compare(names: list[str], out: str | Path, data: str | None = None, tokens: int = 65536, device: str = "cpu") -> dict:
-    """Measure each model and write `out`: results.json, loss_curves.png, explained_variance.png, report.md. Returns the results.
+def _read(loaded: LoadedModel, m: Measured, tasks: dict, folder: TokenFolder, tokens: int) -> None:
+    """Add the interpretability of a model to its measurements, or why there is none."""
+    if loaded.tokenizer is None:
+        m.row["interpretability"], m.row["interpretability_missing"] = None, f"{loaded.path} has no tokenizer"
+        return
+    validation = folder.tokens("val")
+    m.reading = measure_interpretability(loaded, tasks, validation.read(0, min(len(validation), tokens)), tokens)
+    m.row["interpretability"] = m.reading.row
+
+
+def compare(
+    names: list[str] | dict[str, list[str]],
+    out: str | Path,
+    data: str | None = None,
+    tokens: int = 65536,
+    device: str = "cpu",
+    *,
+    word_pairs: str | Path | None = None,
+    reading_tokens: int = 32768,
+) -> dict:
+    """Measure each model and write `out`: results.json, figures (PNG and SVG), report.md, report.html. Returns the results.
 
     Args:
-        names: run folders, Hugging Face folders or hub names; each must share the tokenizer of the data.
+        names: models, each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name; each must
+            share the tokenizer of the data.
         data: token folder; None: the one each run was trained with, which must be the same.
-        tokens: leading validation tokens to score.
+        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, a model.
+        word_pairs: folder of relation tasks; None: the built-in ones.
     """
+    arms = names if isinstance(names, dict) else parse_arms(names)
+    names = [name for members in arms.values() for name in members]
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and ((out / RESULTS).exists() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not an earlier comparison; choose another folder")
+    tasks = load_tasks(word_pairs)
     loaded = [load_model(name, device) for name in names]
     _unique_names(loaded)
     folders = [data_of(model, data) for model in loaded]
@@ -112,7 +141,22 @@ def compare(names: list[str], out: str | Path, data: str | None = None, tokens: 
     folder = folders[0]
     for model in loaded:
         print(f"evaluating {model.describe()}")
-    measured = [measure(model, folder, tokens) for model in tqdm(loaded, desc="models", disable=None, leave=False)]
+    measured = []
+    for model in tqdm(loaded, desc="models", disable=None, leave=False):
+        measured.append(measure(model, folder, tokens))
+        _read(model, measured[-1], tasks, folder, reading_tokens)
+    members, start = {}, 0
+    for arm, models in arms.items():
+        label = loaded[start].name if arm == names[start] and len(models) == 1 else arm  # a model that is its own arm
+        members[label] = list(range(start, start + len(models)))
+        start += len(models)
+    for arm, indices in members.items():
+        for i in indices:
+            measured[i].row["arm"] = arm
+            measured[i].row["seed"] = loaded[i].state["config"]["seed"] if loaded[i].state else None
+    measures = [
+        {"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} | (m.reading.measures if m.reading else {}) for m in measured
+    ]
     results = {
         "schema_version": SCHEMA_VERSION,
         "data": {
@@ -122,14 +166,21 @@ def compare(names: list[str], out: str | Path, data: str | None = None, tokens: 
             "unigram_nats_per_token": unigram_nats(folder.tokens("train"), folder.tokens("val"), tokens),
         },
         "models": [m.row for m in measured],
+        "comparison": compare_arms(members, measures, [m.reading.ratios if m.reading else {} for m in measured]),
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "device": str(device)},
         **provenance(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (out / RESULTS).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     _plot_losses(measured, results["data"]["unigram_nats_per_token"], out / "loss_curves.png")
     _plot_explained_variance(measured, out / "explained_variance.png")
-    (out / "report.md").write_text(_report(results), encoding="utf-8")
+    _plot_center_norms(measured, out / "center_norms.png")
+    figures = [("center_norms.png", "norm of the centers over training")] if (out / "center_norms.png").exists() else []
+    if _plot_parallelograms(measured, out / "parallelograms.png"):
+        figures.insert(0, ("parallelograms.png", "parallelogram loss over the mean of shuffled pairs, by task"))
+    text = _report(results, figures)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    report.write_html(text, out)
     return results
 
 
@@ -166,13 +217,32 @@ def verdict(results: dict) -> str:
     gaps = [f"{m['name']} needs {m['validation']['nats_per_token'] / best - 1:.2%} more nats" for m in ranked[1:]]
     if not gaps:
         return "One model: nothing to compare it with."
-    return f"Best at prediction: {ranked[0]['name']}; {', '.join(gaps)}. One run of each: the spread over seeds is not known."
+    several = any(len(members) > 1 for members in results.get("comparison", {}).get("arms", {}).values())
+    known = "" if several else " One run of each: the spread over seeds is not known."
+    return f"Best at prediction: {ranked[0]['name']}; {', '.join(gaps)}.{known}"
 
 
-def _report(results: dict) -> str:
+def _unequal_training(models: list[dict]) -> str | None:
+    """A warning, where the models have not seen as much text."""
+    tokens = {m["trained_tokens"] for m in models}
+    if len(tokens) == 1 and None not in tokens:
+        return None
+    seen = ", ".join(f"{m['name']} {m['trained_tokens']:,}" if m["trained_tokens"] else f"{m['name']} unknown" for m in models)
+    return f"**Not a fair pair**: the models have not been trained on the same number of tokens ({seen})."
+
+
+def _report(results: dict, figures: list[tuple[str, str]]) -> str:
     header, rows = table(results)
     lines = [
         "# Comparison",
+        "",
+        *(line for text in report.first_screen(results["comparison"]) for line in (text, "")),
+        *([unequal, ""] if (unequal := _unequal_training(results["models"])) else []),
+        *report.table(*report.headline_table(results["comparison"])),
+        "Parallelogram loss is divided by that of the same words paired at random: 1 is no structure, and collapse does not lower it. "
+        "Words that merely lie near their partner lower it without forming parallelograms; the cosine of offsets does not count those.",
+        "",
+        "## Prediction",
         "",
         verdict(results),
         "",
@@ -188,6 +258,7 @@ def _report(results: dict) -> str:
         "",
         "![explained variance of the centers](explained_variance.png)",
         "",
+        *report.reading_sections(results, figures),
         "Weights evaluated:",
         "",
         *(f"- {m['name']}: `{m['path']}`, step {m['step']}, sha256 `{m['weights_sha256']}`" for m in results["models"]),
@@ -220,8 +291,7 @@ def _plot_losses(measured: list[Measured], unigram: float, path: Path) -> None:
         axes.set_ylim(min(curves) - 0.05, unigram + 0.5)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _plot_explained_variance(measured: list[Measured], path: Path) -> None:
@@ -230,5 +300,53 @@ def _plot_explained_variance(measured: list[Measured], path: Path) -> None:
         axes.plot(np.arange(1, len(m.explained_variance) + 1), m.explained_variance, label=m.row["name"])
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="principal components", ylabel="cumulative explained variance", title="Class centers")
     axes.legend()
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".svg"))
     plt.close(figure)
+
+
+def _plot_center_norms(measured: list[Measured], path: Path) -> None:
+    """Norm of the centers over training, from each run's metrics; no file where no run has any."""
+    curves = [[(row["step"], row["center_norm_mean"]) for row in m.metrics if "center_norm_mean" in row] for m in measured]
+    if not any(curves):
+        return
+    figure, axes = _figure()
+    for i, (m, curve) in enumerate(zip(measured, curves, strict=True)):
+        if curve:
+            axes.plot(*zip(*curve, strict=True), color=f"C{i}", marker="o", markersize=3, label=m.row["name"])
+    axes.set(xlabel="step", ylabel="mean norm of the centers", title="Weight norm over training")
+    axes.legend()
+    _save(figure, path)
+
+
+def _plot_parallelograms(measured: list[Measured], path: Path) -> bool:
+    """Cumulative distribution of each task's losses, in means of the shuffled control. False where no task has any."""
+    tasks = sorted({task for m in measured if m.reading for task in m.reading.losses})
+    if not tasks:
+        return False
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3 * columns + 0.6, 2.4 * rows + 0.8), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_visible(False)
+    handles = {}
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        for i, m in enumerate(measured):
+            if m.reading and task in m.reading.losses:
+                losses = np.sort(m.reading.losses[task])
+                [handles[m.row["name"]]] = axes.plot(losses, np.linspace(0, 1, len(losses)), color=f"C{i}", linewidth=1.3)
+        axes.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axes.set_title(task, fontsize=9)
+        axes.set_xlim(0, 2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("parallelogram loss / mean loss of shuffled pairs (left is better, 1: no structure)", fontsize=9)
+    figure.supylabel("share of quadruples", fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
+    _save(figure, path)
+    return True

@@ -1,0 +1,82 @@
+"""Distance lens: every layer and position of a prompt read as its nearest centers, the harmonic counterpart of the logit lens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.activations import head_input, hidden_states
+from harmonic_gpt.evaluation.geometry import nearest_rows
+from harmonic_gpt.evaluation.models import LoadedModel
+
+# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the head
+FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.final_layer_norm", "model.norm")
+
+
+@dataclass(frozen=True)
+class Lens:
+    tokens: list[str]  # T, the prompt
+    nearest: np.ndarray  # (L + 1, T, k) token ids, best first
+    scores: np.ndarray  # (L + 1, T, k): distances (Euclidean heads), else dot products
+    words: list[list[list[str]]]  # the same as text
+    by: str  # "distance" or "dot"
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    for name in FINAL_NORMS:
+        try:
+            return model.base_model.get_submodule(name)
+        except AttributeError:
+            continue
+    raise InputError(f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be read")
+
+
+@torch.no_grad()
+def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
+    """Read a prompt. Raises InputError for an empty or too long prompt, a model without tokenizer, or one whose final norm is not known."""
+    model = loaded.model
+    if loaded.tokenizer is None:
+        raise InputError(f"{loaded.path} has no tokenizer: a prompt cannot be read")
+    ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not ids.numel() or (limit and ids.shape[1] > limit):
+        raise InputError(f"expected a prompt of 1 to {limit} tokens, got {ids.numel()}")
+    norm, head = final_norm(model), model.get_output_embeddings()
+    by = "distance" if getattr(model.config, "similarity", "dot") == "euclidean" else "dot"
+    *inner, last = hidden_states(model, ids)
+    states = torch.stack([head_input(model, h[0]) for h in (*map(norm, inner), last)])  # (L + 1, T, D); the last one is normed already
+    found, scores = nearest_rows(head.weight, states.flatten(0, 1), min(top, len(head.weight)), by)
+    shape = (*states.shape[:2], -1)
+    nearest = found.view(shape).cpu().numpy()
+    words = [[[loaded.tokenizer.decode([t]) for t in cell] for cell in row] for row in nearest.tolist()]
+    tokens = [loaded.tokenizer.decode([t]) for t in ids[0].tolist()]
+    return Lens(tokens, nearest, scores.view(shape).float().cpu().numpy(), words, by)
+
+
+def draw(read: Lens, path: str | Path, title: str) -> None:
+    """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    layers, width = read.nearest.shape[:2]
+    figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    image = axes.imshow(read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis")
+    middle = float(np.median(read.scores[..., 0]))
+    for layer in range(layers):
+        for position in range(width):
+            near = (read.scores[layer, position, 0] < middle) == (read.by == "distance")
+            word = repr(read.words[layer][position][0])[1:-1].replace("$", r"\$")
+            axes.text(
+                position, layer, word, ha="center", va="center", fontsize=8, color="white" if near == (read.by == "distance") else "black"
+            )
+    axes.set_xticks(range(width), [repr(t)[1:-1].replace("$", r"\$") for t in read.tokens], rotation=45, ha="right", fontsize=8)
+    axes.set(ylabel="layer (0: embeddings)", title=title)
+    axes.set_yticks(range(layers))
+    figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,52 @@
+"""The lens: its last layer is the model's own prediction, whatever the head."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt.data.tokenizer import load_tokenizer
+from harmonic_gpt.evaluation.interpretability import geometry_rows, measure_interpretability
+from harmonic_gpt.evaluation.lens import draw, lens
+from harmonic_gpt.evaluation.models import LoadedModel
+
+MODELS = ["harmonic", "gpt2 tied", "llama untied"]
+
+
+@pytest.fixture(params=MODELS)
+def loaded(request, tiny_config, token_folder):
+    sizes = {"vocab_size": 300, "bos_token_id": 299, "eos_token_id": 299}
+    if request.param == "harmonic":
+        model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300))
+    elif request.param == "gpt2 tied":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **sizes))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=False, **sizes
+            )
+        )
+    return LoadedModel(request.param, "memory", model.eval(), load_tokenizer(token_folder / "tokenizer"), None, None)
+
+
+def test_the_last_layer_is_the_prediction(loaded, tmp_path):
+    read = lens(loaded, "The cat sees", top=4)
+    ids = loaded.tokenizer("The cat sees", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = loaded.model(input_ids=ids).logits[0].topk(4).indices
+    assert read.nearest[-1].tolist() == expected.tolist()
+    assert read.nearest.shape == (3, ids.shape[1], 4)
+    assert read.by == ("distance" if loaded.name == "harmonic" else "dot")
+    draw(read, tmp_path / "lens.png", "title")
+    assert Image.open(tmp_path / "lens.png").size[0] > 300
+
+
+def test_geometry_of_any_architecture(loaded):
+    names = [(" cat", " dog"), (" bird", " house"), (" river", " tree"), (" sees", " likes"), (" finds", " leaves")]
+    words = {"animals": [(a.strip(), b.strip()) for a, b in names]}
+    text = torch.randint(0, 299, (600,)).numpy()
+    row = measure_interpretability(loaded, words, text, tokens=4000).row
+    assert row["tied"] == (loaded.name != "llama untied")
+    assert len(row["layers"]) == 3
+    assert {r["where"] for r in geometry_rows(row)} >= {"centers", "layer 0", "layer 1", "layer 2"}
