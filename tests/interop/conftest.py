@@ -1,4 +1,4 @@
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from tests.interop.hub_stand_in import TOKEN, HubStandIn

@@ -30,7 +30,7 @@ class HubStandIn:
         self.server.shutdown()
         self.server.server_close()
 
-    def _handler(hub):  # noqa: N805  self is the request below
+    def _handler(hub):  # `self` is the request inside
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_):
                 pass

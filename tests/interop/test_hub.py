@@ -66,7 +66,7 @@ def test_failures_before_the_commit_publish_nothing_and_say_so(hub, folder, part
 
 def test_a_lost_answer_to_the_commit_is_not_called_a_failure(hub, folder):
     hub.commit_then_drop = True
-    with pytest.raises(ConnectionError, match="not known: look at .*/ann/model/commits/main"):
+    with pytest.raises(ConnectionError, match=r"not known: look at .*/ann/model/commits/main"):
         upload_checkpoint(folder, "ann/model", revision="main")
     assert hub.files["ann/model"]["main"] == contents(folder)
 
