@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from harmonic_gpt.errors import InputError
 
@@ -16,7 +17,7 @@ REFUSED = {
 }
 
 
-def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool = True) -> str:
+def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool = True, progress: bool = False) -> str:
     """Commit every file of `folder` to the branch `revision` of a model repository; creates either where it is missing.
 
     Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short, calling again
@@ -24,6 +25,7 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
 
     Args:
         repo: USER/NAME.
+        progress: draw bars (not from the background of a training run, which has its own).
         private: a new repository is private. An existing public one is refused: nothing meant to be private is shown.
     Returns: address of the commit.
     Raises:
@@ -32,6 +34,7 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
     """
     if repo.count("/") != 1:
         raise InputError(f"expected a repository USER/NAME, got {repo!r}")
+    (enable_progress_bars if progress else disable_progress_bars)()
     api = HfApi()
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
     outcome = "nothing was published"

@@ -1,3 +1,6 @@
+import hashlib
+import os
+
 import pytest
 
 from harmonic_gpt.errors import InputError
@@ -32,6 +35,26 @@ def test_a_revision_leaves_main_alone_and_can_be_uploaded_again(hub, folder):
     assert hub.files["ann/model"] == {"main": {}, "step-000004": contents(folder)}
     assert hub.private["ann/model"] is True
     assert sum(request.startswith("PUT /objects/") for request in hub.requests) == 1
+
+
+def test_the_xet_protocol_is_used_where_its_client_is_installed(hub, folder, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    weights = os.urandom(300_000)
+    (folder / "model.safetensors").write_bytes(weights)
+    upload_checkpoint(folder, "ann/model", revision="main")
+    assert hub.xorb_bytes >= len(weights)
+    assert hub.files["ann/model"]["main"]["model.safetensors"] == hashlib.sha256(weights).hexdigest().encode()
+
+
+@pytest.mark.parametrize("part", ["/xet-write-token/", "/v1/xorbs/"])
+def test_a_refusal_within_the_xet_protocol_publishes_nothing(hub, folder, monkeypatch, part):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.fail(part, 403)
+    with pytest.raises(ConnectionError, match="nothing was published"):
+        upload_checkpoint(folder, "ann/model", revision="main")
+    assert hub.files["ann/model"]["main"] == {}
 
 
 def test_private_is_never_put_into_a_public_repository(hub, folder):
