@@ -21,6 +21,8 @@ app.add_typer(evaluate, name="eval")
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Report = Annotated[str | None, typer.Option(help="folder of `eval.py compare` or `eval.py lm-eval` with this model, for the card")]
+Licence = Annotated[str | None, typer.Option("--license", help="licence of the weights, as the Hub names it (apache-2.0)")]
 
 TRAIN_HELP = f"""Train a model, or continue one.
 
@@ -145,6 +147,35 @@ def compare(
     print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
     print(comparison.verdict(results))
     print(f"report: {out}/report.md, figures: {out}/*.png, numbers: {out}/results.json")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[str, typer.Option(help="folder to create")],
+    report: Report = None,
+    licence: Licence = None,
+    repo: Annotated[str | None, typer.Option(help="USER/NAME it will have on the Hub, for the card's example")] = None,
+):
+    """Write a folder to publish: weights, code, tokenizer and a model card."""
+    from harmonic_gpt.interop import export as module
+
+    path = module.export(model, out, report=report, licence=licence, repo=repo)
+    print(f"{path}: complete; publish it with `python -m harmonic_gpt push {path} --repo USER/NAME`")
+
+
+@app.command()
+def push(
+    model: Model,
+    repo: Annotated[str, typer.Option(help="USER/NAME on the Hugging Face Hub")],
+    private: Annotated[bool, typer.Option("--private", help="create a private repository; refuse an existing public one")] = False,
+    report: Report = None,
+    licence: Licence = None,
+):
+    """Publish a model on the Hugging Face Hub, in one commit. The token is `hf auth login`'s, or HF_TOKEN."""
+    from harmonic_gpt.interop import export as module
+
+    print(f"published: {module.push(model, repo, private=private, report=report, licence=licence)}")
 
 
 def main(arguments: list[str] | None = None) -> None:
