@@ -149,6 +149,29 @@ def compare(
     print(f"report: {out}/report.md, figures: {out}/*.png, numbers: {out}/results.json")
 
 
+@evaluate.command("lm-eval")
+def lm_eval(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="comma-separated: validation_text, relations, or any of `lm_eval ls tasks`")],
+    data: Annotated[str | None, typer.Option(help="token folder or text file of validation_text; default: the run's own")] = None,
+    out: Annotated[str | None, typer.Option(help="folder whose results.json takes the scores")] = None,
+    few_shot: Annotated[int | None, typer.Option(help="examples before each question; default: the task's", min=0)] = None,
+    limit: Annotated[int | None, typer.Option(help="questions of a task; default: all", min=1)] = None,
+    device: Device = "cpu",
+):
+    """EleutherAI's lm-evaluation-harness."""
+    from harmonic_gpt.interop import harness
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    loaded, scores = harness.evaluate(model, names, data=data, out=out, few_shot=few_shot, limit=limit, device=device)
+    print(f"evaluated {loaded.describe()}")
+    for task, metrics in scores.items():
+        for metric, value in metrics.items():
+            print(f"{task:<28}{metric:<20}{value:.4f}")
+    if out:
+        print(f"numbers: {out}/results.json")
+
+
 @app.command()
 def export(
     model: Model,
