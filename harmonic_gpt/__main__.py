@@ -17,6 +17,8 @@ OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_
 app = typer.Typer(help="Train GPT-2 with a harmonic distance head, evaluate it, publish it.", **OPTIONS)
 evaluate = typer.Typer(help="Evaluate trained models.", **OPTIONS)
 app.add_typer(evaluate, name="eval")
+importer = typer.Typer(help="Turn other programs' checkpoints into models of ours.", **OPTIONS)
+app.add_typer(importer, name="import")
 
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
@@ -170,6 +172,35 @@ def lm_eval(
             print(f"{task:<28}{metric:<20}{value:.4f}")
     if out:
         print(f"numbers: {out}/results.json")
+
+
+@importer.callback()
+def _import_group():
+    """Turn other programs' checkpoints into models of ours."""
+
+
+@importer.command()
+def nanogpt(
+    checkpoint: Annotated[str, typer.Argument(help="ckpt.pt of nanoGPT or of the paper's code")],
+    out: Annotated[str, typer.Option(help="folder to create")],
+    standard: Annotated[bool, typer.Option("--standard", help="its head is nanoGPT's own: dot products, softmax")] = False,
+    exponent: Annotated[float | None, typer.Option(help="its head is harmonic: exponent on the distance")] = None,
+    squared_distance_exponent: Annotated[
+        float | None, typer.Option(help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="rows of the embedding to keep; default: 50257 of 50304, or all", min=1)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name to put beside the model")] = None,
+):
+    """A nanoGPT checkpoint."""
+    from harmonic_gpt.interop import nanogpt as module
+
+    imported = module.import_nanogpt(
+        checkpoint, out, standard=standard, exponent=exponent, squared_distance_exponent=squared_distance_exponent,
+        vocab_size=vocab_size, tokenizer=tokenizer,
+    )  # fmt: skip
+    for note in imported.notes:
+        print(note)
+    print(f"{imported.out}: complete")
 
 
 @app.command()

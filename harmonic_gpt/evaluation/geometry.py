@@ -133,9 +133,7 @@ def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distanc
     if by == "cosine":
         matrix, queries = (torch.nn.functional.normalize(m, dim=1) for m in (matrix, queries))
     if by == "distance":
-        scores = -torch.cdist(
-            queries, matrix, compute_mode="donot_use_mm_for_euclid_dist" if len(queries) <= 16 else "use_mm_for_euclid_dist"
-        )
+        scores = -torch.cdist(queries, matrix, compute_mode="donot_use_mm_for_euclid_dist" if len(queries) <= 16 else "use_mm_for_euclid_dist")
     else:
         scores = queries @ matrix.T
     values, indices = scores.topk(count, dim=1)

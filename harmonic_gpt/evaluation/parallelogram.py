@@ -124,7 +124,9 @@ def strict_test(points: Tensor, found: Spectrum, pairs: TokenPairs, components: 
         "flag": "the words lie on one point" if on_a_point else None,
     }
     none = np.empty(0)
-    return ParallelogramTest(row, losses[np.triu(valid, 1) > 0], np.concatenate(control_losses), none if on_a_point else ratios, cosines)
+    return ParallelogramTest(
+        row, losses[np.triu(valid, 1) > 0], np.concatenate(control_losses), none if on_a_point else ratios, cosines
+    )
 
 
 def _nothing(protocol: str, components: int | None, pairs: TokenPairs, found: Spectrum) -> ParallelogramTest:
