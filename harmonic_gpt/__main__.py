@@ -19,10 +19,14 @@ evaluate = typer.Typer(help="Evaluate trained models.", **OPTIONS)
 app.add_typer(evaluate, name="eval")
 studies = typer.Typer(help="The paper's small experiments, on two CPU cores.", **OPTIONS)
 app.add_typer(studies, name="study")
+importer = typer.Typer(help="Turn other programs' checkpoints into models of ours.", **OPTIONS)
+app.add_typer(importer, name="import")
 
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Report = Annotated[str | None, typer.Option(help="folder of `eval.py compare` or `eval.py lm-eval` with this model, for the card")]
+Licence = Annotated[str | None, typer.Option("--license", help="licence of the weights, as the Hub names it (apache-2.0)")]
 
 TRAIN_HELP = f"""Train a model, or continue one.
 
@@ -251,6 +255,87 @@ def report(folder: Annotated[str, typer.Argument(help="--out of `study algorithm
     from harmonic_gpt.studies.report import report as write
 
     print(write(folder).read_text())
+
+
+@evaluate.command("lm-eval")
+def lm_eval(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="comma-separated: validation_text, relations, or any of `lm_eval ls tasks`")],
+    data: Annotated[str | None, typer.Option(help="token folder or text file of validation_text; default: the run's own")] = None,
+    out: Annotated[str | None, typer.Option(help="folder whose results.json takes the scores")] = None,
+    few_shot: Annotated[int | None, typer.Option(help="examples before each question; default: the task's", min=0)] = None,
+    limit: Annotated[int | None, typer.Option(help="questions of a task; default: all", min=1)] = None,
+    device: Device = "cpu",
+):
+    """EleutherAI's lm-evaluation-harness."""
+    from harmonic_gpt.interop import harness
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    loaded, scores = harness.evaluate(model, names, data=data, out=out, few_shot=few_shot, limit=limit, device=device)
+    print(f"evaluated {loaded.describe()}")
+    for task, metrics in scores.items():
+        for metric, value in metrics.items():
+            print(f"{task:<28}{metric:<20}{value:.4f}")
+    if out:
+        print(f"numbers: {out}/results.json")
+
+
+@importer.callback()
+def _import_group():
+    """Turn other programs' checkpoints into models of ours."""
+
+
+@importer.command()
+def nanogpt(
+    checkpoint: Annotated[str, typer.Argument(help="ckpt.pt of nanoGPT or of the paper's code")],
+    out: Annotated[str, typer.Option(help="folder to create")],
+    standard: Annotated[bool, typer.Option("--standard", help="its head is nanoGPT's own: dot products, softmax")] = False,
+    exponent: Annotated[float | None, typer.Option(help="its head is harmonic: exponent on the distance")] = None,
+    squared_distance_exponent: Annotated[
+        float | None, typer.Option(help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="rows of the embedding to keep; default: 50257 of 50304, or all", min=1)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name to put beside the model")] = None,
+):
+    """A nanoGPT checkpoint."""
+    from harmonic_gpt.interop import nanogpt as module
+
+    imported = module.import_nanogpt(
+        checkpoint, out, standard=standard, exponent=exponent, squared_distance_exponent=squared_distance_exponent,
+        vocab_size=vocab_size, tokenizer=tokenizer,
+    )  # fmt: skip
+    for note in imported.notes:
+        print(note)
+    print(f"{imported.out}: complete")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[str, typer.Option(help="folder to create")],
+    report: Report = None,
+    licence: Licence = None,
+    repo: Annotated[str | None, typer.Option(help="USER/NAME it will have on the Hub, for the card's example")] = None,
+):
+    """Write a folder to publish: weights, code, tokenizer and a model card."""
+    from harmonic_gpt.interop import export as module
+
+    path = module.export(model, out, report=report, licence=licence, repo=repo)
+    print(f"{path}: complete; publish it with `python -m harmonic_gpt push {path} --repo USER/NAME`")
+
+
+@app.command()
+def push(
+    model: Model,
+    repo: Annotated[str, typer.Option(help="USER/NAME on the Hugging Face Hub")],
+    private: Annotated[bool, typer.Option("--private", help="create a private repository; refuse an existing public one")] = False,
+    report: Report = None,
+    licence: Licence = None,
+):
+    """Publish a model on the Hugging Face Hub, in one commit. The token is `hf auth login`'s, or HF_TOKEN."""
+    from harmonic_gpt.interop import export as module
+
+    print(f"published: {module.push(model, repo, private=private, report=report, licence=licence)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,185 @@
+"""The model card of a published model: metadata by huggingface_hub's card tools, and what a reader needs to know before using it."""
+
+import re
+from dataclasses import dataclass, field
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from harmonic_gpt.evaluation.models import LoadedModel
+
+PAPER = "2502.01628"
+HEADS = {
+    ("euclidean", "harmax"): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
+    "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, n = {n:.6g}, "
+    "x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities",
+    ("dot", "softmax"): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
+    ("euclidean", "softmax"): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
+    ("dot", "harmax"): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
+}
+CITATION = """```bibtex
+@article{baek2025harmonic,
+  title   = {Harmonic Loss Trains Interpretable AI Models},
+  author  = {Baek, David D. and Liu, Ziming and Tyagi, Riya and Tegmark, Max},
+  journal = {arXiv preprint arXiv:2502.01628},
+  year    = {2025}
+}
+```"""
+
+
+@dataclass
+class Measurements:
+    """What is known of how good a model is. `values`: (task, metric id, value), a row of the results table each."""
+
+    protocol: str
+    values: list[tuple[str, str, float]] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)  # file name: caption
+
+
+def _hub_dataset(source: str | None) -> str | None:
+    if source == "openwebtext":
+        return "Skylion007/openwebtext"
+    # A path of a local file looks much like USER/NAME; with an extension it is one
+    return source if source and re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w-]+", source) else None
+
+
+def _data_sentence(source: str | None) -> str:
+    if source == "pydocs":
+        return "the English prose that every Python installation carries (help topics and docstrings of the standard library)"
+    if (name := _hub_dataset(source)) is not None:
+        return f"[{name}](https://huggingface.co/datasets/{name})"
+    return "token files whose source the run does not record" if source is None else "local text files of whoever trained it"
+
+
+def _recipe(config: dict) -> dict:
+    """The run's settings without what belongs to one machine."""
+    sections = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
+    for name in ("run_dir", "tracking", "checkpoint"):
+        sections.pop(name, None)
+    data = sections.get("data", {})
+    local = ("dir", "tokenizer") if data.get("source") == "pydocs" or _hub_dataset(data.get("source")) else ("dir", "tokenizer", "source")
+    for key in local:
+        data.pop(key, None)
+    return sections
+
+
+def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None) -> ModelCardData:
+    source = loaded.state["config"]["data"].get("source") if loaded.state else None
+    dataset = _hub_dataset(source)
+    english = source in ("pydocs", "openwebtext") or dataset == "Skylion007/openwebtext"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name=task,
+            dataset_type=dataset or ("pydocs" if source == "pydocs" else "text"),
+            dataset_name=task,
+            metric_type=metric,
+            metric_value=float(f"{value:.6g}"),
+        )
+        for task, metric, value in measured.values
+    ]
+    return ModelCardData(
+        language="en" if english else None,
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "harmonic-loss", f"arxiv:{PAPER}"],
+        datasets=[dataset] if dataset else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _training(loaded: LoadedModel) -> str:
+    if loaded.state is None:
+        return "Not recorded: the model did not come from a training run of this program."
+    state, config = loaded.state, loaded.state["config"]
+    versions = ", ".join(f"{name} {version}" for name, version in state.get("versions", {}).items())
+    start = config.get("train", {}).get("init_from")
+    return f"""Trained on {_data_sentence(config["data"].get("source"))}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
+{f", starting from the weights of `{start}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
+
+<details><summary>All settings</summary>
+
+```yaml
+{yaml.safe_dump(_recipe(config), sort_keys=False).strip()}
+```
+
+</details>"""
+
+
+def _results(measured: Measurements) -> str:
+    rows = [f"| {task} | {metric} | {value:.5g} |" for task, metric, value in measured.values]
+    figures = [f"![{caption}](figures/{file})" for file, caption in measured.figures.items()]
+    table = ["| measured on | metric | value |", "|---|---|---|", *rows, ""] if rows else []
+    return "\n".join([measured.protocol, "", *table, *figures])
+
+
+def model_card(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None = None, repo: str | None = None) -> ModelCard:
+    """The card of one model.
+
+    Args:
+        name: what the model is called. repo: USER/NAME on the Hub, if it is known, for the code example.
+        measured: results with their protocol; nothing is claimed that is not in here.
+        licence: identifier of the weights' licence; None says that none was stated.
+    """
+    config = loaded.model.config
+    pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
+    head = HEADS[pair].format(n=getattr(config, "head_exponent", 0.0), s=getattr(config, "hidden_scale", 1.0))
+    own_code = getattr(config, "model_type", None) == "harmonic_gpt2"
+    trust = ", trust_remote_code=True" if own_code else ""
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    tied = "tied to" if config.tie_word_embeddings else "separate from"
+    limits = [
+        f"It sees at most {config.max_position_embeddings:,} tokens.",
+        "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes things up.",
+    ]
+    if loaded.state is not None and loaded.state["tokens"] < 1e9:
+        limits.insert(0, f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.")
+    if own_code and pair != ("dot", "softmax"):
+        limits += [
+            "Its head is not a matrix product. `GPT2LMHeadModel.from_pretrained` only warns and then computes dot products, and so may any "
+            "program that reads the weights as a plain GPT-2. Load it with `AutoModelForCausalLM` and the code in this repository.",
+            "Distances are formed in float32, also where the weights are bfloat16; float16 is refused.",
+        ]
+    licence_text = f"Weights: {licence}." if licence else "Weights: their publisher has stated no licence."
+    text = f"""---
+{_metadata(loaded, name, measured, licence).to_yaml()}
+---
+
+# {name}
+
+A GPT-2 of {parameters:,} parameters ({config.n_layer} layers x {config.n_embd}, {config.n_head} heads, vocabulary {config.vocab_size:,}, \
+unembedding {tied} the token embedding) with a {head}.
+The head and why one might want it: [Baek et al., arXiv {PAPER}](https://arxiv.org/abs/{PAPER}).
+
+## Use
+
+```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="{repo or name}"{trust})
+print(generator("The", max_new_tokens=40, do_sample=True)[0]["generated_text"])
+```
+
+Needs torch and transformers 5{"; the code of the model lies in this repository" if own_code else ""}.
+
+## Results
+
+{_results(measured)}
+
+## Training
+
+{_training(loaded)}
+
+## Limitations
+
+{chr(10).join(f"- {line}" for line in limits)}
+
+## Licence and citation
+
+{licence_text} {"Code: Apache-2.0." if own_code else ""}
+
+{CITATION}
+"""
+    return ModelCard(text)

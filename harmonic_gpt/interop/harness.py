@@ -1,0 +1,100 @@
+"""EleutherAI's lm-evaluation-harness, unchanged, on our models and tasks: the short form of its own command line."""
+
+import io
+import json
+import logging
+import os
+import sys
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
+
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.compare import RESULTS, SCHEMA_VERSION, data_of
+from harmonic_gpt.evaluation.models import LoadedModel, load_model
+
+TASKS = Path(__file__).parent / "lm_eval_tasks"
+Scores = dict[str, dict[str, float]]
+
+
+def evaluate(
+    name: str,
+    tasks: list[str],
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    few_shot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str = "cpu",
+) -> tuple[LoadedModel, Scores]:
+    """Run tasks of the harness (its own, or ours: validation_text, relations, relation_*) on a model.
+
+    Args:
+        data: token folder or text file of validation_text; default: what the run was trained with.
+        out: folder whose results.json takes the scores, beside what `compare` wrote there of the same weights.
+        few_shot, limit: examples in front of a question, questions of a task; default: the task's own number, all.
+    Returns: the model; {task: {metric: value}}. Raises InputError: no harness installed, no such task, `out` is something else.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise InputError("eval lm-eval needs EleutherAI's harness: pip install 'harmonic-gpt[lm-eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default it takes
+    earlier = _read_results(Path(out).expanduser() / RESULTS) if out else None
+    loaded = load_model(name, device)
+    if loaded.tokenizer is None:
+        raise InputError(f"{loaded.path} has no tokenizer: the harness needs one")
+    if "validation_text" in tasks and data is None:
+        data = str(data_of(loaded, None).path)
+    metadata = {"pretrained": loaded.path, "data": data}
+    manager = TaskManager(include_path=str(TASKS), metadata=metadata)
+    known = set(manager.all_tasks)
+    if unknown := [task for task in tasks if task not in known]:
+        ours = ", ".join(sorted(path.stem for path in TASKS.glob("*.yaml")))
+        raise InputError(f"no such task: {', '.join(unknown)}; ours are {ours}; `lm_eval ls tasks` lists the harness's")
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
+    # The harness has no switch for its bars
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        found = simple_evaluate(
+            model=model, tasks=list(tasks), num_fewshot=few_shot, limit=limit, task_manager=manager, metadata=metadata, log_samples=False
+        )
+    scores = {task: _numbers(values) for task, values in found["results"].items()}
+    if earlier is not None:
+        _write_results(Path(out).expanduser(), earlier, loaded, scores)
+    return loaded, scores
+
+
+def _numbers(values: dict) -> dict[str, float]:
+    """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} to {"acc": 0.5}."""
+    return {
+        key.removesuffix(",none"): float(value)
+        for key, value in values.items()
+        if "," in key and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _read_results(path: Path) -> dict:
+    if not path.exists():
+        if path.parent.exists() and (not path.parent.is_dir() or any(path.parent.iterdir())):
+            raise InputError(f"{path.parent} exists and holds no {RESULTS}; name a new folder, or one of `eval.py compare`")
+        return {"schema_version": SCHEMA_VERSION, "models": []}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert all(isinstance(row, dict) for row in results["models"])
+        return results
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"{path}: not the results of an evaluation ({error})") from None
+
+
+def _write_results(out: Path, results: dict, loaded: LoadedModel, scores: Scores) -> None:
+    row = next((row for row in results["models"] if row.get("weights_sha256") == loaded.weights_sha256), None)
+    if row is None:
+        row = {"name": loaded.name, "path": loaded.path, "step": loaded.step, "weights_sha256": loaded.weights_sha256}
+        results["models"].append(row)
+    row["lm_eval"] = row.get("lm_eval", {}) | scores
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{RESULTS}"
+    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, out / RESULTS)

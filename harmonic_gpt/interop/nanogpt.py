@@ -1,0 +1,175 @@
+"""Checkpoints of nanoGPT, and of the paper authors' code that grew from it, into our format."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harmonic_gpt.data.tokenizer import load_tokenizer
+from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+
+# nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
+PADDED_VOCAB_SIZE = 50304
+# The paper's code adds this to every probability before the log
+SMOOTHING = 0.01 / PADDED_VOCAB_SIZE
+LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+UNDERSTOOD = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout", "scale_attn_by_inverse_layer_idx", "pow_n"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was made, and what the reader of the command line should know about it."""
+
+    out: Path
+    notes: list[str]
+
+
+def smoothed_log_probabilities(logits: Tensor, smoothing: float = SMOOTHING) -> Tensor:
+    """log(p + smoothing), what the paper's code calls log p: its reported losses are of these. Same shape as `logits`, (..., V).
+
+    Not normalised, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss only.
+    """
+    return torch.log(logits.softmax(-1) + smoothing)
+
+
+def import_nanogpt(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    standard: bool = False,
+    exponent: float | None = None,
+    squared_distance_exponent: float | None = None,
+    vocab_size: int | None = None,
+    tokenizer: str | None = None,
+) -> Imported:
+    """Write the model of a nanoGPT checkpoint as a Hugging Face folder `out`, with hidden_scale 1.
+
+    Args:
+        checkpoint: a .pt of {"model": state dict, "model_args": dict, ...}; loaded with weights_only=True.
+        standard: its head takes dot products and softmax (nanoGPT's own).
+        exponent: its head is harmonic, with this exponent n on the distance (the paper's text).
+        squared_distance_exponent: its head is harmonic, with this exponent on the *squared* distance (`pow_n` of the paper's code);
+            n is twice that. Exactly one of the three, unless the checkpoint records `pow_n`.
+        vocab_size: keep this many rows of the embedding. Default: the tokenizer's size; or 50257 of nanoGPT's 50304; or all.
+        tokenizer: folder or hub name of the tokenizer to put beside the model.
+    Raises InputError: not such a checkpoint, head not known, weights that GPT-2 does not have.
+    """
+    out, notes = Path(out).expanduser(), []
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists; name a new folder")
+    state, arguments = _read(Path(checkpoint).expanduser())
+    n = _exponent(arguments, standard, exponent, squared_distance_exponent, notes)
+    if ignored := {key: value for key, value in arguments.items() if key not in UNDERSTOOD}:
+        notes.append(f"warning: model_args that GPT-2 does not know were ignored: {ignored}")
+
+    text = load_tokenizer(tokenizer) if tokenizer else None
+    rows = state["transformer.wte.weight"].shape[0]
+    if vocab_size is None:
+        vocab_size = len(text) if text is not None else NANOGPT_VOCAB_SIZE if rows == PADDED_VOCAB_SIZE else rows
+    if not 1 <= vocab_size <= rows:
+        raise InputError(f"{checkpoint}: the embedding has {rows} rows, fewer than the vocabulary of {vocab_size}")
+    if vocab_size < rows:
+        notes.append(f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the {vocab_size} others")
+    end = text.eos_token_id if text is not None else NANOGPT_VOCAB_SIZE - 1 if vocab_size == NANOGPT_VOCAB_SIZE else None
+    head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
+    wte, lm_head = state["transformer.wte.weight"], state.get("lm_head.weight")
+    config = HarmonicGPT2Config(
+        vocab_size=vocab_size,
+        n_layer=arguments["n_layer"],
+        n_head=arguments["n_head"],
+        n_embd=arguments["n_embd"],
+        n_positions=arguments["block_size"],
+        activation_function="gelu",  # nn.GELU() is the exact one
+        scale_attn_by_inverse_layer_idx=bool(arguments.get("scale_attn_by_inverse_layer_idx", False)),
+        tie_word_embeddings=lm_head is None or torch.equal(wte, lm_head),
+        hidden_scale=1.0,
+        bos_token_id=end,
+        eos_token_id=end,
+        **head,
+    )
+    model = HarmonicGPT2ForCausalLM(config)
+    _load(model, state, vocab_size, str(checkpoint))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary) / out.name
+        model.save_pretrained(folder)
+        if text is not None:
+            text.save_pretrained(folder)
+        else:
+            notes.append("no tokenizer: name one with --tokenizer to evaluate on text")
+        folder.replace(out)
+    return Imported(out, notes)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(state dict with plain names, model_args)."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a nanoGPT checkpoint, such as ckpt.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch raise many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: not a checkpoint of tensors and plain values (anything else could run code): {reason}") from None
+    arguments = content.get("model_args") if isinstance(content, dict) else None
+    state = content.get("model") if isinstance(content, dict) else None
+    needed = {"n_layer", "n_head", "n_embd", "block_size"}
+    if not isinstance(arguments, dict) or not isinstance(state, dict) or needed - arguments.keys():
+        raise InputError(f"{path}: expected nanoGPT's dict with `model` and `model_args` (n_layer, n_head, n_embd, block_size)")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: `model` is not a state dict of tensors")
+    # torch.compile and DistributedDataParallel leave their names in front
+    state = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    if "transformer.wte.weight" not in state:
+        raise InputError(f"{path}: no transformer.wte.weight; its weights begin with {', '.join(list(state)[:3])}")
+    return state, arguments
+
+
+def _exponent(arguments: dict, standard: bool, exponent: float | None, squared: float | None, notes: list[str]) -> float | None:
+    """n on the distance, or None for a standard head."""
+    given = sum((standard, exponent is not None, squared is not None))
+    recorded = arguments.get("pow_n")
+    if given > 1 or (given == 0 and recorded is None):
+        raise InputError(
+            "which head does the checkpoint have? Its weights do not say. Give exactly one of --standard (dot products and softmax), "
+            "--exponent N (harmonic, N on the distance, as in the paper's text), or --squared-distance-exponent P (harmonic, P on the "
+            "squared distance, the paper's code's pow_n: N = 2 P)"
+        )
+    if standard:
+        return None
+    if given == 0:
+        squared = float(recorded)
+        notes.append(f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the paper's code")
+    n = exponent if exponent is not None else 2 * squared
+    notes.append(f"harmonic head, exponent n = {n:g} on the distance ({n / 2:g} on the squared distance)")
+    return n
+
+
+@torch.no_grad()
+def _load(model: HarmonicGPT2ForCausalLM, state: dict[str, Tensor], vocab_size: int, path: str) -> None:
+    """Copy the weights: linear layers transposed (GPT-2 has Conv1D), absent biases zero, padding rows left out."""
+    used = set()
+    for name, parameter in model.named_parameters():  # a tied head comes once, as wte
+        source = state.get(name)
+        if source is None:
+            if not name.endswith(".bias"):
+                raise InputError(f"{path}: {name} is missing")
+            parameter.zero_()
+            continue
+        used.add(name)
+        if name.removesuffix(".weight").endswith(LINEAR):
+            source = source.T
+        elif name in ("transformer.wte.weight", "lm_head.weight"):
+            source = source[:vocab_size]
+        if source.shape != parameter.shape:
+            raise InputError(f"{path}: {name} is {tuple(source.shape)}, its model_args say {tuple(parameter.shape)}")
+        parameter.copy_(source)
+    # attn.bias and attn.masked_bias are the causal mask
+    masks = (".attn.bias", ".attn.masked_bias")
+    unknown = [name for name in state if name not in used and name != "lm_head.weight" and not name.endswith(masks)]
+    if unknown:
+        raise InputError(f"{path}: weights that GPT-2 does not have: {', '.join(unknown[:5])}")

@@ -1,0 +1,53 @@
+"""Virtual environments for tests of what happens elsewhere, made without downloading what is here already."""
+
+import os
+import subprocess
+import sys
+import venv
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def _site_packages(folder: Path) -> Path:
+    return folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
+
+def clean_environ(home: Path) -> dict:
+    """Environment variables of a process that must not see this checkout, nor the network, nor the user's Hugging Face files."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "WANDB", "VIRTUAL_ENV"))}
+    return kept | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def only(folder: Path, *packages: str) -> Path:
+    """A virtual environment with these packages and what they require, linked from ours, and nothing else. Returns its python."""
+    venv.create(folder, symlinks=True)
+    wanted, seen = list(packages), set()
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        installed = distribution(name)
+        for text in installed.requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+        for part in {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}:
+            link = _site_packages(folder) / part
+            if not link.exists():
+                link.symlink_to(installed.locate_file(part))
+    return folder / "bin" / "python"
+
+
+def run(python: Path, script: str, home: Path, *arguments: str, timeout: int = 120) -> str:
+    """Run a script away from this checkout; returns the last line it printed, or fails with its whole output."""
+    home.mkdir(exist_ok=True, parents=True)
+    done = subprocess.run(
+        [python, "-c", script, *arguments],
+        cwd=home, env=clean_environ(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip().splitlines()[-1]

@@ -1,0 +1,113 @@
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from harmonic_gpt.__main__ import main
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.compare import compare
+from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.interop.export import check_folder, export
+from harmonic_gpt.training.tracking import read_metrics
+from tests.interop.hub_stand_in import TOKEN
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return stop.value.code or 0
+
+
+def test_export_holds_everything_but_the_training_state(exported):
+    names = {path.name for path in exported.iterdir()}
+    code = {"configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "modeling_harmonic_gpt2.py"}
+    weights = {"config.json", "generation_config.json", "model.safetensors"}
+    assert names == code | weights | {"tokenizer.json", "tokenizer_config.json", "README.md", "figures"}
+
+
+def test_weights_are_the_runs(exported, harmonic_run):
+    ids = torch.arange(20)[None]
+    ours = load_model(str(harmonic_run)).model(ids).logits
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(exported)(ids).logits, ours)
+
+
+def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_run):
+    card = ModelCard.load(exported / "README.md")
+    last = read_metrics(harmonic_run)[-1]
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values == {"loss": pytest.approx(last["val_loss"], rel=1e-5), "perplexity": pytest.approx(last["val_perplexity"], rel=1e-5)}
+    assert card.data.library_name == "transformers"
+    assert "30 steps, 15,360 tokens" in card.text
+    assert "batch_tokens: 512" in card.text
+    assert "‖x − w_j‖⁻ⁿ, n = 5.65685" in card.text
+    assert str(harmonic_run.parent) not in card.content  # nothing of this machine
+    assert (exported / "figures/loss.png").stat().st_size > 5000
+
+
+def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):
+    results = compare([str(harmonic_run), str(standard_run)], tmp_path / "report", tokens=500)
+    out = export(str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), licence="apache-2.0", repo="ann/tiny")
+    card = ModelCard.load(out / "README.md")
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    validation = results["models"][0]["validation"]
+    assert values["bits_per_byte"] == pytest.approx(validation["bits_per_byte"], rel=1e-5)
+    assert values["loss"] == pytest.approx(validation["nats_per_token"], rel=1e-5)
+    assert card.data.license == "apache-2.0"
+    assert 'model="ann/tiny"' in card.text
+    assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "report").glob("*.png")}
+    results["models"] = results["models"][1:]
+    (tmp_path / "report/results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="no model with the weights"):
+        export(str(harmonic_run), tmp_path / "other", report=str(tmp_path / "report"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "report"]
+
+
+def test_export_never_overwrites(exported, harmonic_run):
+    with pytest.raises(InputError, match="exists"):
+        export(str(harmonic_run), exported)
+
+
+def test_a_plain_gpt2_can_be_exported(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path / "gpt2")
+    out = export(str(tmp_path / "gpt2"), tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert "Nothing has been measured" in text
+    assert "trust_remote_code" not in text
+
+
+def test_a_damaged_folder_is_not_published(exported, tmp_path):
+    for name in ("model.safetensors", "harmonic_head.py", "README.md", "figures/loss.png", "config.json"):
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(exported, copy)
+        (copy / name).unlink()
+        with pytest.raises(InputError, match="cannot be published"):
+            check_folder(copy)
+
+
+def test_push_publishes_what_export_writes(hub, harmonic_run, exported, capsys):
+    assert run("push", harmonic_run, "--repo", "ann/tiny", "--private") == 0
+    assert f"{hub.url}/ann/tiny/commit/" in capsys.readouterr().out
+    published = hub.files["ann/tiny"]["main"]
+    assert published["model.safetensors"] == (exported / "model.safetensors").read_bytes()
+    assert b'model="ann/tiny"' in published["README.md"]
+    assert hub.private["ann/tiny"]
+
+
+def test_push_of_an_export_sends_it_as_it_is(hub, exported):
+    assert run("push", exported, "--repo", "ann/tiny") == 0
+    files = {str(path.relative_to(exported)): path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    assert hub.files["ann/tiny"]["main"] == files
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 2), (403, 2), (500, 4), (0, 4)])
+def test_refused_pushes_are_one_line(hub, exported, capfd, status, code):
+    hub.fail("/preupload/", status)
+    assert run("push", exported, "--repo", "ann/tiny") == code
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert "nothing was published" in error
+    assert error.count("\n") == 1
+    assert TOKEN not in error
