@@ -96,7 +96,9 @@ class CheckpointSection(Section):
 
 class TrackingSection(Section):
     wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases; metrics.jsonl is always written")
-    project: str = Field("harmonic-gpt", description="wandb project")
+    tensorboard: bool = Field(False, description="TensorBoard files in RUN/tensorboard")
+    trackio: bool = Field(False, description="trackio's local dashboard")
+    project: str = Field("harmonic-gpt", description="project name in wandb and trackio")
 
 
 class RunConfig(Section):

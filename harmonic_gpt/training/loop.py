@@ -30,6 +30,7 @@ from harmonic_gpt.run_config import RunConfig, load_run_config
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training.init_from import new_model
 from harmonic_gpt.training.optimizer import build_optimizer, learning_rate
+from harmonic_gpt.training.trackers import trackers
 from harmonic_gpt.training.tracking import Tracker, peak_flops
 
 CONFIG_FILE = "config.yaml"
@@ -125,9 +126,10 @@ def dry_run(config: RunConfig) -> str:
     return plan(config, vocab_size, 1, assumed=f" (assumed: {config.data.dir} is not there yet)")
 
 
-def _start_accelerator(config: RunConfig) -> Accelerator:
+def _start_accelerator(config: RunConfig, log_with: list) -> Accelerator:
     AcceleratorState._reset_state()  # a notebook may train twice: the first run's precision would be kept otherwise
     accelerator = Accelerator(
+        log_with=log_with or None,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.train.precision],
         # torchrun on a machine without GPUs makes ranks that each believe they are alone, unless this says cpu
         cpu=not torch.cuda.is_available(),
@@ -223,7 +225,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
     run_dir = Path(config.run_dir).expanduser()
     resume_from = _claim_run_dir(config, resume)
     state = ckpt.read_state(resume_from) if resume_from else {}
-    accelerator = _start_accelerator(config)
+    accelerator = _start_accelerator(config, trackers(config, run_dir, state.get("step", 0), state.get("wandb_id")))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     world_size = accelerator.num_processes
@@ -265,7 +267,8 @@ def setup(config: RunConfig, resume: bool) -> Run:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        run.tracker = Tracker(run_dir, config, run.step, state.get("wandb_id"))
+        run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        accelerator.trackers = accelerator.log_with  # started; `end_training` finishes them
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     return run
 
