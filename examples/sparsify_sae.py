@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when sparsify is imported; its kernels are for CUDA
 
 from datasets import Dataset
-from sparsify import SaeConfig, Trainer, TrainConfig
+from sparsify import SaeConfig, TrainConfig, Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, out = sys.argv[1:3]
@@ -24,19 +24,11 @@ ids = tokenizer(text).input_ids
 rows = [ids[i : i + 32] for i in range(0, len(ids) - 32, 32)]
 data = Dataset.from_dict({"input_ids": rows}).with_format("torch")
 
-config = TrainConfig(
-    SaeConfig(expansion_factor=4, k=8),
-    hookpoints=["h.1"],
-    batch_size=8,
-    save_every=10_000,
-    log_to_wandb=False,
-    save_dir=out,
-    run_name="sae",
-)
+autoencoder = SaeConfig(expansion_factor=4, k=8)
+config = TrainConfig(autoencoder, hookpoints=["h.1"], batch_size=8, save_every=10_000, log_to_wandb=False, save_dir=out, run_name="sae")
 trainer = Trainer(config, data, model)
-before = trainer.saes["h.1"].encoder.weight.detach().clone()
+encoder = trainer.saes["h.1"].encoder
+before = encoder.weight.detach().clone()
 trainer.fit()
-change = (trainer.saes["h.1"].encoder.weight - before).norm() / before.norm()
-print(
-    f"trained an autoencoder of {before.shape[0]} latents on transformer.h.1 for {len(rows) // 8} steps; its encoder moved by {change:.2%}"
-)
+change = (encoder.weight - before).norm() / before.norm()
+print(f"autoencoder of {len(before)} latents on transformer.h.1, {len(rows) // 8} steps; its encoder moved by {change:.2%}")

@@ -7,7 +7,7 @@ python examples/transformerlens_hooks.py runs/quickstart-harmonic/latest
 import sys
 
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -15,6 +15,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = tokenizer("The function returns", return_tensors="pt").input_ids
 expected = model(ids, output_hidden_states=True)
 
+# TransformerLens reads the folder's config itself, and would ask whether its code may run
+AutoConfig.register(model.config.model_type, type(model.config), exist_ok=True)
 # TransformerLens chooses its adapter by this name. The trunk is GPT-2's own; the head is called, never taken apart.
 model.config.architectures = ["GPT2LMHeadModel"]
 bridge = TransformerBridge.boot_transformers(folder, hf_model=model, tokenizer=tokenizer, device="cpu", trust_remote_code=True)
