@@ -310,6 +310,17 @@ def nanogpt(
 
 
 @app.command()
+def attach(
+    run: Annotated[str, typer.Argument(help="run folder that was trained with tracking")],
+    report: Annotated[str, typer.Option(help="folder of `eval.py compare`")],
+):
+    """Add a report's figures and numbers to the run's wandb, tensorboard or trackio."""
+    from harmonic_gpt.training import trackers as module
+
+    print(f"attached to {', '.join(module.attach(run, report))}")
+
+
+@app.command()
 def export(
     model: Model,
     out: Annotated[str, typer.Option(help="folder to create")],

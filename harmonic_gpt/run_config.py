@@ -32,7 +32,12 @@ class ModelSection(Section):
     normalization: Literal["harmax", "softmax"] = Field(
         "harmax", description="head: harmax or softmax. euclidean+harmax is harmonic, dot+softmax is standard"
     )
-    exponent: Positive | Literal["sqrt"] = Field("sqrt", description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd)')
+    init_from: str | None = Field(
+        None, description="start from the weights of this run, Hugging Face folder or hub name; another head is fitted to them first"
+    )
+    exponent: Positive | Literal["sqrt", "fit"] = Field(
+        "sqrt", description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); "fit": chosen for the weights of init_from'
+    )
     hidden_scale: Positive | None = Field(None, description="constant factor on hidden states before the head; null: norms matched")
     center_std: Positive | None = Field(None, description="initial std of centers and tied embedding; null: norms matched")
     tie_word_embeddings: bool = Field(True, description="centers are the token embedding")
@@ -91,7 +96,9 @@ class CheckpointSection(Section):
 
 class TrackingSection(Section):
     wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases; metrics.jsonl is always written")
-    project: str = Field("harmonic-gpt", description="wandb project")
+    tensorboard: bool = Field(False, description="TensorBoard files in RUN/tensorboard")
+    trackio: bool = Field(False, description="trackio's local dashboard")
+    project: str = Field("harmonic-gpt", description="project name in wandb and trackio")
 
 
 class RunConfig(Section):
@@ -114,6 +121,10 @@ class RunConfig(Section):
             problems.append(
                 f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and {self.model.n_positions}"
             )
+        if self.model.exponent == "fit" and self.model.init_from is None:
+            problems.append('model.exponent: "fit" needs model.init_from, whose weights it is fitted to')
+        if self.model.init_from is not None and (self.model.hidden_scale is not None or self.model.center_std is not None):
+            problems.append("model.hidden_scale and model.center_std belong to fresh weights; with model.init_from leave them out")
         if self.optim.warmup_steps >= self.train.steps:
             problems.append(f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}")
         if problems:

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TRACKIO_DIR", str(Path(tempfile.gettempdir()) / "harmonic-gpt-tests-trackio"))  # read on import
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 import pytest

@@ -28,7 +28,9 @@ from harmonic_gpt.model.harmonic_head import CHUNK_BYTES, CUDA_CHUNK_BYTES
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig, load_run_config
 from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.training.init_from import new_model
 from harmonic_gpt.training.optimizer import build_optimizer, learning_rate
+from harmonic_gpt.training.trackers import trackers
 from harmonic_gpt.training.tracking import Tracker, peak_flops
 
 CONFIG_FILE = "config.yaml"
@@ -71,7 +73,7 @@ def model_config(config: RunConfig, vocab_size: int, end_of_text: int | None) ->
         resid_pdrop=model.dropout,
         embd_pdrop=model.dropout,
         attn_pdrop=model.dropout,
-        **model.model_dump(exclude={"dropout"}),
+        **model.model_dump(exclude={"dropout", "init_from"}) | ({"exponent": "sqrt"} if model.exponent == "fit" else {}),
     )
 
 
@@ -97,7 +99,8 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
     memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
     memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
     head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get((m.similarity, m.normalization), "ablation")
-    exponent = f", exponent {hf_config.head_exponent:.4g}" if m.normalization == "harmax" else ""
+    n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
+    exponent = f", exponent {n}" if m.normalization == "harmax" else ""
     rows = {
         "run": config.run_dir,
         "head": f"{head} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
@@ -123,9 +126,10 @@ def dry_run(config: RunConfig) -> str:
     return plan(config, vocab_size, 1, assumed=f" (assumed: {config.data.dir} is not there yet)")
 
 
-def _start_accelerator(config: RunConfig) -> Accelerator:
+def _start_accelerator(config: RunConfig, log_with: list) -> Accelerator:
     AcceleratorState._reset_state()  # a notebook may train twice: the first run's precision would be kept otherwise
     accelerator = Accelerator(
+        log_with=log_with or None,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.train.precision],
         # torchrun on a machine without GPUs makes ranks that each believe they are alone, unless this says cpu
         cpu=not torch.cuda.is_available(),
@@ -221,7 +225,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
     run_dir = Path(config.run_dir).expanduser()
     resume_from = _claim_run_dir(config, resume)
     state = ckpt.read_state(resume_from) if resume_from else {}
-    accelerator = _start_accelerator(config)
+    accelerator = _start_accelerator(config, trackers(config, run_dir, state.get("step", 0), state.get("wandb_id")))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     world_size = accelerator.num_processes
@@ -241,7 +245,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
     set_seed(config.seed)  # every rank draws the same initial weights
     end_of_text = tokenizer.eos_token_id if tokenizer is not None else None
     if resume_from is None:
-        model = HarmonicGPT2ForCausalLM(model_config(config, folder.vocab_size, end_of_text))
+        model = new_model(config, model_config(config, folder.vocab_size, end_of_text), folder, accelerator)
     else:
         model = HarmonicGPT2ForCausalLM.from_pretrained(resume_from, dtype=torch.float32)
     flops = training_flops_per_token(model.config)
@@ -263,7 +267,8 @@ def setup(config: RunConfig, resume: bool) -> Run:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        run.tracker = Tracker(run_dir, config, run.step, state.get("wandb_id"))
+        run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        accelerator.trackers = accelerator.log_with  # started; `end_training` finishes them
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     return run
 

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl always, a progress bar on a terminal, lines otherwise, wandb when configured."""
+"""Where numbers go: metrics.jsonl always, a progress bar on a terminal, lines otherwise, trackers when configured."""
 
 import json
 import os
@@ -8,10 +8,11 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.training.trackers import flat_config, log, start
 
 METRICS = "metrics.jsonl"
 
@@ -51,9 +52,11 @@ def read_metrics(run_dir: Path) -> list[dict]:
 class Tracker:
     """Writes one run's metrics. Only the main process builds one."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, start_step: int, wandb_id: str | None):
+    def __init__(self, run_dir: Path, config: RunConfig, start_step: int, services: list[GeneralTracker]):
         self.steps = config.train.steps
-        self.wandb = self._start_wandb(run_dir, config, wandb_id)
+        self.services = services
+        for service in services:
+            start(service, flat_config(config) if start_step == 0 else None)
         self._forget_after(run_dir, start_step)
         self.file = (run_dir / METRICS).open("a", encoding="utf-8")
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", dynamic_ncols=True, disable=None)
@@ -67,42 +70,17 @@ class Tracker:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.replace(run_dir / METRICS)
 
-    @staticmethod
-    def _start_wandb(run_dir: Path, config: RunConfig, wandb_id: str | None):
-        if config.tracking.wandb == "disabled":
-            return None
-        try:
-            import wandb
-        except ImportError:
-            raise InputError("tracking.wandb needs the wandb library: pip install 'harmonic-gpt[wandb]'") from None
-        try:
-            run = wandb.init(
-                project=config.tracking.project,
-                name=run_dir.name,
-                dir=run_dir,
-                config=config.model_dump(mode="json"),
-                mode=config.tracking.wandb,
-                id=wandb_id,
-                resume="allow",
-            )
-        except wandb.Error as error:
-            raise InputError(f"wandb did not start: {str(error).splitlines()[0]}; log in, or set --tracking.wandb=offline") from None
-        # wandb cannot rewind its own step counter on resume: plot against ours
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
-
     @property
     def wandb_id(self) -> str | None:
-        return self.wandb.id if self.wandb else None
+        return next((service.tracker.id for service in self.services if service.name == "wandb"), None)
 
     def log(self, step: int, **values) -> None:
-        """One row of metrics.jsonl, and the same to wandb. `step` is the number of finished updates."""
+        """One row of metrics.jsonl, and the same to every tracker. `step` is the number of finished updates."""
         row = {"step": step, **values}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        if self.wandb:
-            self.wandb.log(row)
+        for service in self.services:
+            log(service, step, values)
 
     def progress(self, step: int, **values) -> None:
         """The bar, or a line when the output is not a terminal."""
@@ -125,5 +103,3 @@ class Tracker:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        if self.wandb:
-            self.wandb.finish()

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
 
 
 def _site_packages(folder: Path) -> Path:
@@ -42,12 +45,31 @@ def only(folder: Path, *packages: str) -> Path:
     return folder / "bin" / "python"
 
 
-def run(python: Path, script: str, home: Path, *arguments: str, timeout: int = 120) -> str:
-    """Run a script away from this checkout; returns the last line it printed, or fails with its whole output."""
+def extended(folder: Path, *requirements: str) -> Path | None:
+    """A virtual environment that shares ours and adds packages from the registry at our pinned versions. None: the registry is out of
+    reach."""
+    venv.create(folder, symlinks=True)
+    ours = sysconfig.get_paths()["purelib"]
+    # Not recursive: what lies in .pth files there (this checkout's editable install) is not seen
+    (_site_packages(folder) / "shared.pth").write_text(ours + "\n")
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "1", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "-c", str(ROOT / "requirements.txt"), *requirements], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    unreachable = ("NewConnectionError", "ConnectTimeout", "Temporary failure in name resolution", "No matching distribution found")
+    if done.returncode and any(text in done.stderr for text in unreachable):
+        return None
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def run(python: Path, script: str | Path, home: Path, *arguments: str, timeout: int = 120) -> str:
+    """Run a script (text, or a file) away from this checkout; returns what it printed, or fails with its whole output."""
     home.mkdir(exist_ok=True, parents=True)
     done = subprocess.run(
-        [python, "-c", script, *arguments],
+        [python, *(["-c", script] if isinstance(script, str) else [script]), *arguments],
         cwd=home, env=clean_environ(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip()

@@ -1,0 +1,176 @@
+"""Start from the weights of another GPT-2: the same head as it is, a Euclidean head fitted to the trunk before the first step.
+
+A standard model scores a token by h.w, a harmonic one by the distance of s (h + c) from w. Trunk and centers w stay; the scale s
+(`hidden_scale`), the shift c (into the bias of the final layer norm, which the head alone reads) and, if asked, the exponent n are
+chosen so that the loss on a few training batches is as low as can be. One bound is needed: as s grows with n = s |h|^2, the harmonic
+head becomes the standard one (-n log ||s h - w|| -> h.w + const) and its rows stop being centers of anything. So n goes up to
+2 n_embd, the largest exponent that has been published (the code of arXiv 2502.01628).
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+from harmonic_gpt.data.tokens import Sampler, TokenFolder
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
+from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+from harmonic_gpt.run_config import RunConfig
+
+FIT_TOKENS = 4096
+CHUNK = 512  # tokens whose logits are in memory at once
+
+
+@dataclass
+class HeadStart:
+    """What the fit chose, and the loss in nats a token of each attempt."""
+
+    hidden_scale: float
+    exponent: float
+    shift: Tensor  # (D,)
+    tried: dict[str, float]
+
+
+def new_model(config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, accelerator: Accelerator) -> HarmonicGPT2ForCausalLM:
+    """The model that a fresh run starts with: random weights, or those of `model.init_from`."""
+    if config.model.init_from is None:
+        return HarmonicGPT2ForCausalLM(target)
+    model, done = start_from(config, target, folder, accelerator.device)
+    if accelerator.is_main_process:
+        print(f"{'init_from:':<12}{done}", file=sys.stderr)
+    return model
+
+
+def start_from(
+    config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, device: torch.device
+) -> tuple[HarmonicGPT2ForCausalLM, str]:
+    """(a model with `target`'s head and the weights of `config.model.init_from`, what was done). Deterministic; completes `target`.
+
+    Raises InputError: the weights are no GPT-2, or of another size or vocabulary than the run's.
+    """
+    name = config.model.init_from
+    loaded = load_model(name)
+    source = loaded.model
+    if not isinstance(source, GPT2LMHeadModel | HarmonicGPT2ForCausalLM):
+        raise InputError(f"model.init_from: {name} is a {type(source).__name__}; expected a GPT-2")
+    if loaded.tokenizer is not None:
+        folder.check_tokenizer(loaded.tokenizer)
+    _adopt(source.config, target, name)
+    head = (target.similarity, target.normalization)
+    if head == (getattr(source.config, "similarity", "dot"), getattr(source.config, "normalization", "softmax")):
+        # Fine-tuning: the head's constants belong to the weights
+        if config.model.exponent not in ("sqrt", "fit", getattr(source.config, "head_exponent", None)):
+            raise InputError(
+                f"model.exponent: {name} goes on with the exponent {source.config.head_exponent:g} of its weights; leave it out"
+            )
+        target.exponent = getattr(source.config, "head_exponent", target.exponent)
+        target.hidden_scale = getattr(source.config, "hidden_scale", 1.0)
+        return _with_weights(source, target), f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
+    if target.similarity == "dot":
+        raise InputError("model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit")
+    blocks = math.ceil(FIT_TOKENS / target.n_positions)
+    ids = torch.from_numpy(Sampler(folder.tokens("train"), target.n_positions, blocks, config.seed).batch(0)).to(device)  # (B, T + 1)
+    start = fit_head(source.to(device), ids, target, fit_exponent=config.model.exponent == "fit")
+    target.hidden_scale, target.exponent = start.hidden_scale, start.exponent
+    model = _with_weights(source, target)
+    with torch.no_grad():
+        model.transformer.ln_f.bias += start.shift.cpu()
+    tried = ", ".join(f"{attempt} {loss:.3f}" for attempt, loss in start.tried.items())
+    return model, f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats a token: {tried}"
+
+
+def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
+    """Take over what the weights imply and no setting can change; refuse settings that contradict them."""
+    needed = [
+        f"--model.{key}={getattr(source, key)}" for key in ("n_layer", "n_head", "n_embd") if getattr(source, key) != getattr(target, key)
+    ]
+    if source.n_positions < target.n_positions:
+        needed.append(f"--model.n_positions={source.n_positions}")
+    if target.tie_word_embeddings and not source.tie_word_embeddings:
+        needed.append("--model.tie_word_embeddings=false")
+    if needed:
+        raise InputError(f"model.init_from: {name} needs {' '.join(needed)}")
+    if source.vocab_size != target.vocab_size:
+        raise InputError(f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer")
+    target.layer_norm_epsilon = source.layer_norm_epsilon
+    target.scale_attn_by_inverse_layer_idx = source.scale_attn_by_inverse_layer_idx
+    # gelu_new is the same function as gelu_pytorch_tanh, in more passes
+    target.activation_function = {"gelu_new": "gelu_pytorch_tanh"}.get(source.activation_function, source.activation_function)
+
+
+@torch.no_grad()
+def _with_weights(source: nn.Module, target: HarmonicGPT2Config) -> HarmonicGPT2ForCausalLM:
+    """`source` may have more positions, and may tie weights that `target` keeps apart."""
+    model, weights = HarmonicGPT2ForCausalLM(target), source.state_dict()
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name][: len(parameter)])
+    return model
+
+
+def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_exponent: bool) -> HeadStart:
+    """Scale, shift and exponent of a Euclidean head on the hidden states of a trunk that was trained with another head.
+
+    Args:
+        source: model with `transformer` and `lm_head.weight`.
+        ids: (B, T + 1) training tokens.
+        fit_exponent: choose n too, up to 2 n_embd; otherwise it is `target`'s.
+    """
+    labels = ids[:, 1:].flatten()  # (N,)
+    centers = source.lm_head.weight.detach().float()  # (V, D)
+    with torch.no_grad():
+        hidden = torch.cat([source.transformer(row[None, :-1]).last_hidden_state[0].float() for row in ids])  # (N, D)
+        own = [F.cross_entropy(source(row[None, :-1]).logits[0].float(), row[1:]).item() for row in ids]
+    n_max = 2 * target.n_embd
+    softmax = target.normalization == "softmax"
+
+    def loss(log_s: Tensor, log_n: Tensor, shift: Tensor, tokens: int = len(labels)) -> float:
+        """Mean over the leading tokens; gradients are added up where the arguments want them."""
+        total = 0.0
+        for i in range(0, tokens, CHUNK):
+            y = labels[i : i + CHUNK]
+            x = (hidden[i : i + CHUNK] + shift) * log_s.exp()
+            z = head_logits(x, centers, exponent=1.0, normalization=target.normalization)
+            if not softmax:
+                z = z * log_n.clamp(max=math.log(n_max)).exp()  # exponent 1 gives -log d
+            part = F.cross_entropy(z, y, reduction="sum") / tokens
+            if part.requires_grad:
+                part.backward()
+            total += part.item()
+        return total
+
+    def tensor(value: float) -> Tensor:
+        return torch.tensor(math.log(value), device=hidden.device)
+
+    ratio = (centers.norm(dim=1).mean() / hidden.norm(dim=1).mean()).item()
+    zero = torch.zeros_like(hidden[0])
+    n = target.head_exponent
+    tried = {"source model": sum(own) / len(own), "norms matched": loss(tensor(ratio), tensor(n), zero)}
+    # The loss has several valleys in s: look around before walking down
+    exponents = [n * 2**k for k in range(9) if n * 2**k <= n_max] if fit_exponent and not softmax else [n]
+    grid = [(ratio * 2**k, exponent) for exponent in exponents for k in range(-3, 8)]
+    s, n = min(grid, key=lambda pair: loss(tensor(pair[0]), tensor(pair[1]), zero, CHUNK))
+    log_s, log_n, shift = tensor(s).requires_grad_(), tensor(n), zero.clone()
+    if fit_exponent and not softmax:
+        log_n.requires_grad_()
+    for attempt, shifted in (("scale" if not log_n.requires_grad else "scale and exponent", False), ("and shift", True)):
+        shift.requires_grad_(shifted)
+        free = [p for p in (log_s, log_n, shift) if p.requires_grad]
+        optimizer = torch.optim.LBFGS(free, max_iter=40, line_search_fn="strong_wolfe")
+
+        def closure(optimizer=optimizer) -> float:
+            optimizer.zero_grad()
+            return loss(log_s, log_n, shift)
+
+        optimizer.step(closure)
+        tried[attempt] = closure()
+    # Six digits: the same number on every rank, whatever its processor rounds
+    s, n = (float(f"{value:.6g}") for value in (log_s.exp().item(), min(log_n.exp().item(), n_max)))
+    return HeadStart(s, n, shift.detach(), tried)

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from harmonic_gpt.data.tokens import open_token_folder
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.perplexity import block_nats
+from harmonic_gpt.training import init_from
+from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
+from harmonic_gpt.training.loop import model_config, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens(monkeypatch):
+    monkeypatch.setattr(init_from, "FIT_TOKENS", 1024)
+
+
+@pytest.fixture(scope="module")
+def gpt2(token_folder, tmp_path_factory):
+    """A plain GPT-2 of another program, a little trained: tied, 48 positions, gelu_new."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    model = GPT2LMHeadModel(config)
+    tokens = open_token_folder(token_folder).tokens("train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(60):
+        ids = torch.from_numpy(tokens.read(step * 384, 384)).view(8, 48)
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = tmp_path_factory.mktemp("gpt2") / "gpt2"
+    model.save_pretrained(path)
+    return path
+
+
+def start(run_config, path, folder, **overrides):
+    config = run_config(model__init_from=path, **overrides)
+    data = open_token_folder(folder)
+    return start_from(config, model_config(config, data.vocab_size, None), data, CPU)
+
+
+def mean_nats(model, folder) -> float:
+    ids = torch.from_numpy(open_token_folder(folder).tokens("val").read(0, 33 * 40)).view(40, 33)
+    with torch.no_grad():
+        return block_nats(model.eval(), ids).item() / (40 * 32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_harmonic_start_is_near_the_standard_model_and_far_below_a_fresh_one(gpt2, run_config, token_folder, tied):
+    before = mean_nats(load_model(str(gpt2)).model, token_folder)
+    model, text = start(run_config, gpt2, token_folder, model__exponent="fit", model__tie_word_embeddings=tied)
+    after = mean_nats(model, token_folder)
+    assert before < 4.0  # it has learned something: 300 tokens, ln 300 = 5.7
+    assert after < before + 0.1
+    assert "source model" in text
+    assert f"exponent {model.config.exponent:g}" in text
+    assert model.config.exponent <= 64
+    assert model.lm_head.spec.exponent == model.config.exponent
+
+
+def test_each_attempt_is_at_least_as_good_as_the_one_before(gpt2, run_config, token_folder):
+    data, source = open_token_folder(token_folder), load_model(str(gpt2)).model
+    config = run_config(model__init_from=gpt2)
+    ids = torch.from_numpy(data.tokens("train").read(0, 33 * 16)).view(16, 33)
+    target = model_config(config, 300, None)
+    start = fit_head(source, ids, target, fit_exponent=False)
+    attempts = list(start.tried.values())
+    assert attempts[1] >= attempts[2] >= attempts[3]
+    assert start.exponent == pytest.approx(target.head_exponent, rel=1e-5)
+    # What is told is what the model then does
+    target.hidden_scale, target.exponent, target.activation_function = start.hidden_scale, start.exponent, "gelu_new"
+    model = _with_weights(source, target)
+    with torch.no_grad():
+        model.transformer.ln_f.bias += start.shift
+        assert block_nats(model.eval(), ids).item() / (16 * 32) == pytest.approx(attempts[3], rel=1e-4)
+
+
+def test_the_trunk_is_the_sources(gpt2, run_config, token_folder):
+    model, _ = start(run_config, gpt2, token_folder)
+    weights = load_model(str(gpt2)).model.state_dict()
+    for name, value in model.named_parameters():
+        if name != "transformer.ln_f.bias":
+            assert torch.equal(value, weights[name][: len(value)]), name
+    assert model.config.n_positions == 32  # of the source's 48
+
+
+def test_deterministic(gpt2, run_config, token_folder):
+    one, two = (start(run_config, gpt2, token_folder)[0] for _ in range(2))
+    assert one.config.hidden_scale == two.config.hidden_scale
+    assert torch.equal(one.transformer.ln_f.bias, two.transformer.ln_f.bias)
+
+
+def test_euclidean_softmax_is_fitted_too(gpt2, run_config, token_folder):
+    model, _ = start(run_config, gpt2, token_folder, model__normalization="softmax")
+    assert mean_nats(model, token_folder) < 5.0
+
+
+def test_a_run_goes_on_with_a_harmonic_model_and_resumes(gpt2, run_config, token_folder, tmp_path, capfd):
+    first = run_config(run_dir=tmp_path / "first", model__init_from=gpt2, model__exponent="fit")
+    assert train(first) == 0
+    assert "init_from:" in capfd.readouterr().err
+    fitted = load_model(str(tmp_path / "first")).model.config
+    stored = json.loads((tmp_path / "first/latest/config.json").read_text())
+    assert (stored["exponent"], stored["hidden_scale"]) == (fitted.exponent, fitted.hidden_scale)
+    second = run_config(run_dir=tmp_path / "second", model__init_from=tmp_path / "first", train__steps=4)
+    assert train(second) == 0
+    tuned = load_model(str(tmp_path / "second")).model.config
+    assert (tuned.exponent, tuned.hidden_scale) == (fitted.exponent, fitted.hidden_scale)
+    again = run_config(run_dir=tmp_path / "first", model__init_from=gpt2, model__exponent="fit")
+    assert train(again, resume=True) == 0  # finished; the stored constants were loaded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__n_embd": 64}, "--model.n_embd=32"),
+        ({"model__n_positions": 64, "train__batch_tokens": 256}, "--model.n_positions=48"),
+        ({"model__similarity": "dot", "model__normalization": "harmax"}, "only a Euclidean head"),
+    ],
+)
+def test_settings_that_contradict_the_weights(gpt2, run_config, token_folder, overrides, message):
+    with pytest.raises(InputError, match=message):
+        start(run_config, gpt2, token_folder, **overrides)
+
+
+def test_settings_that_mean_nothing(run_config):
+    with pytest.raises(InputError, match="needs model"):
+        run_config(model__exponent="fit")
+    with pytest.raises(InputError, match="belong to fresh weights"):
+        run_config(model__init_from="x", model__hidden_scale=2.0)
+
+
+def test_another_vocabulary_is_refused(run_config, token_folder, tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=32)).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="knows 400 tokens, the data has 300"):
+        start(run_config, tmp_path / "other", token_folder)
