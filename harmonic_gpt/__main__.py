@@ -55,7 +55,7 @@ def prepare(
     out: Annotated[str, typer.Option(help="token folder to create")],
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name; default: train a BPE")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257)] = None,
-    validation_share: Annotated[float, typer.Option(help="share of documents for validation", min=0, max=1)] = 0.05,
+    validation_share: Annotated[float | None, typer.Option(help="share of documents for validation (0.05)", min=0, max=1)] = None,
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
 ):
     """Turn documents into token files for training."""

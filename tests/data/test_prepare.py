@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from harmonic_gpt.data import prepare as module
-from harmonic_gpt.data.prepare import content_hash, is_validation, prepare
+from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sources import documents
+from harmonic_gpt.data.split import content_hash, is_validation
 from harmonic_gpt.data.tokenizer import ordinary_encoder, train_tokenizer
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
