@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Encode = Callable[[list[str]], np.ndarray]
 # Stands between the documents of one call to tiktoken. What it looks like does not matter: documents that contain it go one by one
 SEPARATOR = "<|harmonic_gpt end of document|>"
+GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]:
@@ -35,7 +36,7 @@ def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]
 
     def one_by_one(text: str) -> np.ndarray:
         try:
-            return np.array([*encoding.encode_ordinary(text), end_of_text], np.uint32)
+            return np.append(encoding.encode_to_numpy(text, disallowed_special=()), np.uint32(end_of_text))
         except ValueError:  # a run of some hundred thousand blanks overflows the stack of tiktoken's regular expressions
             return by_tokenizers([text])
 
@@ -54,8 +55,8 @@ def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]
 def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encoding | None":
     """The tokenizer as a tiktoken encoding, or None if it is not a byte-level BPE as GPT-2's, or tiktoken is not installed.
 
-    tiktoken knows no list of merges: it joins the pair whose result has the lowest id. That is the same where the merges make their
-    results in the order of their ids, as training a BPE does.
+    tiktoken knows no list of merges: it joins the pair whose result has the lowest id. That is the same where the merges come in
+    the order of their results' ids, as in what training a BPE writes, and in what is converted from tiktoken.
     """
     try:
         import tiktoken
@@ -63,29 +64,35 @@ def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encodin
     except ImportError:
         return None
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, splitter = spec["model"], spec["pre_tokenizer"] or {}
-    plain = model["type"] == "BPE" and not any(
-        model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    )
-    same_split = splitter.get("type") == "ByteLevel" and not splitter["add_prefix_space"] and splitter.get("use_regex", True)
-    if not (plain and same_split and spec["normalizer"] is None and all(token["special"] for token in spec["added_tokens"])):
+    model = spec["model"]
+    extras = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    plain = model["type"] == "BPE" and spec["normalizer"] is None and not any(model.get(key) for key in extras)
+    if not (plain and _splits_as_gpt2(spec["pre_tokenizer"]) and all(token["special"] for token in spec["added_tokens"])):
         return None
-    vocabulary = dict(model["vocab"])
-    for token in spec["added_tokens"]:
-        vocabulary.pop(token["content"], None)
+    special = {token["content"] for token in spec["added_tokens"]}
+    vocabulary = {token: rank for token, rank in model["vocab"].items() if token not in special}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    results = [vocabulary.get(left + right) for left, right in merges]
     letters = _byte_letters()
-    byte_ids = [vocabulary.get(letter) for letter in letters]
-    if None in byte_ids or None in results or results != sorted(set(results)) or len(vocabulary) != 256 + len(results):
-        return None
-    if results and max(byte_ids) > results[0]:
+    ids = [vocabulary.get(token, -1) for token in [*letters, *(left + right for left, right in merges)]]
+    bytes_first = [*sorted(ids[:256]), *ids[256:]]
+    if bytes_first != sorted(ids) or set(ids) != set(vocabulary.values()):
         return None
     byte_of = {letter: byte for byte, letter in enumerate(letters)}
     ranks = {bytes(byte_of[letter] for letter in token): rank for token, rank in vocabulary.items()}
-    return tiktoken.Encoding(
-        "of this tokenizer", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={SEPARATOR: tokenizer.eos_token_id}
-    )
+    specials = {SEPARATOR: tokenizer.eos_token_id}
+    return tiktoken.Encoding("of this tokenizer", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
+
+
+def _splits_as_gpt2(splitter: dict | None) -> bool:
+    """Whether text is cut into words by GPT-2's rule: built into ByteLevel, or written out before it."""
+    steps = (splitter or {}).get("pretokenizers", [splitter or {}])
+    *before, last = steps
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    if last.get("use_regex", True):
+        return not before
+    written_out = {"type": "Split", "pattern": {"Regex": GPT2_WORDS}, "behavior": "Isolated", "invert": False}
+    return before == [written_out]
 
 
 def _byte_letters() -> list[str]:
