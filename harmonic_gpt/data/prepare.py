@@ -93,10 +93,11 @@ def prepare(
     request |= {"validation": validation, "validation_share": validation_share, "drop_duplicates": drop_duplicates}
     request |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shard_tokens": shard_tokens}
     with _claim(partial):
-        if (partial / MANIFEST).is_file() and not (partial / PROGRESS).is_file():  # killed after the very last step but one
+        if (partial / MANIFEST).is_file() and not (partial / PROGRESS).is_file():  # killed between completing the folder and naming it
             _same_request(partial, json.loads((partial / MANIFEST).read_text(encoding="utf-8")), {"request": request})
         else:
             _fill(partial, request, num_workers or _cores())
+        (partial / SEEN).unlink(missing_ok=True)
         try:
             partial.rename(out)
         except OSError:
@@ -127,7 +128,7 @@ def _claim(partial: Path) -> Iterator[None]:
 def _fill(partial: Path, request: dict, num_workers: int) -> None:
     """Prepare the token folder `partial`, from the start or from where its record says."""
     stored = read_progress(partial)
-    if stored is None and (strange := {path.name for path in partial.iterdir()} - {"tokenizer", PROGRESS + UNFINISHED}):
+    if stored is None and (strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, PROGRESS + UNFINISHED}):
         raise InputError(f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it")
     progress = None
     try:
@@ -276,8 +277,7 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
     }
     progress.close()
     write_json(progress.folder / MANIFEST, manifest)
-    (progress.folder / SEEN).unlink()
-    (progress.folder / PROGRESS).unlink()
+    (progress.folder / PROGRESS).unlink()  # from here on the manifest alone says that the folder is complete
 
 
 def _totals(files: list[dict]) -> dict:

@@ -104,6 +104,8 @@ class Progress:
         self.writers = {split: ShardWriter(folder, split, dtype, writers.get(split, {})) for split in SPLITS}
         self._remove_what_is_newer()
         (folder / SEEN).touch()
+        if (folder / SEEN).stat().st_size < self.seen * 8:
+            raise InputError(f"{folder / SEEN} is not as the record says; remove {folder} to begin anew")
         self._seen_file = (folder / SEEN).open("r+b")
         self._seen_file.truncate(self.seen * 8)
         self._seen_file.seek(0, os.SEEK_END)
