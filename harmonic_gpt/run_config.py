@@ -53,8 +53,11 @@ class ModelSection(Section):
 
 class DataSection(Section):
     dir: str = Field("data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin")
-    source: str | None = Field(
-        None, description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), or a hub dataset'
+    source: str | list[str] | None = Field(
+        None, description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), a hub dataset, or a list'
+    )
+    weights: dict[str, Positive] | None = Field(
+        None, description="share of training blocks from each source in `dir`, by its name; null: all tokens alike"
     )
     tokenizer: str | None = Field(None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source")
     vocab_size: Annotated[int, Ge(257)] | None = Field(

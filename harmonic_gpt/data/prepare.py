@@ -1,171 +1,298 @@
-"""Documents to token files: `train.bin`, `val.bin`, the tokenizer, and a manifest that says what they hold."""
+"""Documents to token files: shards for each split, the tokenizer, and a manifest that says what they hold.
 
-import hashlib
+Reading, finding duplicates and writing are sequential, so the files depend on the documents alone; only tokenising is parallel.
+Work proceeds by batches, and every finished shard is a checkpoint (`progress.json`) from which a killed run continues.
+"""
+
+import fcntl
 import json
 import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from harmonic_gpt.data.sources import documents
-from harmonic_gpt.data.tokenizer import load_tokenizer, ordinary_encoder, tokenizer_hash, train_tokenizer
+from harmonic_gpt.data.encoding import Encode, document_encoder
+from harmonic_gpt.data.reading import Batch, Reader
+from harmonic_gpt.data.shards import PROGRESS, SEEN, UNFINISHED, Progress, read_progress, sync_folder, write_json
+from harmonic_gpt.data.sources import open_source
+from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
+from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from harmonic_gpt.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
-SPLITS = ("train", "val")
+MANIFEST_VERSION = 2
 DEFAULT_VOCAB_SIZE = 4096
-BATCH_DOCUMENTS = 256
-
-
-def content_hash(text: str) -> bytes:
-    """16 bytes that identify a document; they decide its split and find its duplicates."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def is_validation(digest: bytes, share: float) -> bool:
-    """Membership depends on the document alone: adding documents moves none from one split to the other."""
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-@dataclass
-class _TokenFile:
-    """A split being written; what the manifest says about it is counted on the way."""
-
-    path: Path
-    dtype: np.dtype
-    file: BinaryIO = field(init=False)
-    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-
-    def __post_init__(self):
-        self.file = self.path.open("wb")
-
-    def write(self, ids: list[int], text_bytes: int) -> None:
-        data = np.asarray(ids, dtype=self.dtype).tobytes()
-        self.file.write(data)
-        self.sha256.update(data)
-        self.tokens += len(ids)
-        self.documents += 1
-        self.text_bytes += text_bytes
-
-    def close(self) -> dict:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        totals = {"tokens": self.tokens, "documents": self.documents, "text_bytes": self.text_bytes}
-        return totals | {"files": [{"name": self.path.name, "tokens": self.tokens, "sha256": self.sha256.hexdigest()}]}
+SHARD_TOKENS = 100_000_000
+TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
 
 
 def prepare(
-    source: str,
+    source: str | Sequence[str],
     out: str | Path,
     *,
     tokenizer: str | None = None,
     vocab_size: int | None = None,
-    validation_share: float = 0.05,
+    validation: str = "content",
+    validation_share: float | None = None,
     text_column: str = "text",
+    drop_duplicates: bool = True,
+    shard_tokens: int = SHARD_TOKENS,
+    num_workers: int | None = None,
 ) -> Path:
     """Write a token folder.
 
-    Each document becomes its ids and one end-of-text id. Exact duplicates are dropped. The folder appears under its name only
-    when it is complete.
+    Each document becomes its ids and one end-of-text id. Empty documents are dropped. The work is done in the folder OUT.partial,
+    which takes the name OUT when it is complete; the same call continues what a killed one left there.
 
     Args:
-        source: see `sources.documents`.
+        source: one or several; see `sources.open_source`.
         out: folder to create; must not exist.
         tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training documents.
-        validation_share: share of documents that go to validation, chosen by content hash.
-    Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer.
+        validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the documents that
+            nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
+        drop_duplicates: drop documents that are equal to an earlier one, of any source.
+        shard_tokens: a shard ends with the batch of documents in which it reaches this size.
+        num_workers: threads that tokenise; default: the cores. The files do not depend on it.
+    Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer, a file that cannot
+    be read, or a folder OUT.partial that was begun otherwise. Raises OSError if the disk is full. Finished shards survive both.
     """
     out = Path(out).expanduser()
+    partial = out.with_name(out.name + ".partial")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
         raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
+    if validation not in ("content", "nanogpt"):
+        raise InputError(f"validation is content or nanogpt, got {validation!r}")
+    if validation == "nanogpt" and validation_share not in (None, NANOGPT_SHARE):
+        raise InputError(f"nanoGPT's validation share is {NANOGPT_SHARE}, got {validation_share}; leave it out")
+    if validation_share is None:
+        validation_share = NANOGPT_SHARE if validation == "nanogpt" else 0.05
+    if not 0 < validation_share < 1:
+        raise InputError(f"validation_share must be between 0 and 1, got {validation_share}; a run needs both splits")
+    if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
+        raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
 
-    request = {"source": source, "text_column": text_column, "validation_share": validation_share}
-    request |= {"tokenizer": tokenizer, "vocab_size": vocab_size}
-
-    def training_documents() -> Iterator[str]:
-        unique = _unique(documents(source, text_column), {})
-        return (text for digest, text in unique if not is_validation(digest, validation_share))
-
-    if tokenizer is None:
-        texts = iter(training_documents())
-        first = next(texts, None)
-        if first is None:
-            raise InputError(f"{source}: no training documents")
-        trained = train_tokenizer(chain([first], texts), vocab_size or DEFAULT_VOCAB_SIZE)
-    else:
-        trained = load_tokenizer(tokenizer)
-    encoder = ordinary_encoder(trained)
-    dtype = np.dtype("<u2") if len(trained) <= 2**16 else np.dtype("<u4")
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        splits = {name: _TokenFile(folder / f"{name}.bin", dtype) for name in SPLITS}
-        counts = {"duplicates": 0}
-        stream = iter(tqdm(_unique(documents(source, text_column), counts), desc="tokenising", unit=" documents", disable=None))
-        while batch := list(islice(stream, BATCH_DOCUMENTS)):
-            encodings = encoder.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-            for (digest, text), encoding in zip(batch, encodings, strict=True):
-                split = splits["val" if is_validation(digest, validation_share) else "train"]
-                split.write([*encoding.ids, trained.eos_token_id], len(text.encode("utf-8", "surrogatepass")))
-        summaries = {name: split.close() for name, split in splits.items()}
-        for name, summary in summaries.items():
-            if not summary["tokens"]:
-                total = sum(s["documents"] for s in summaries.values())
-                raise InputError(
-                    f"{source}: no {name} documents among {total}" + ("" if total == 0 else "; change validation_share or add text")
-                )
-        trained.save_pretrained(folder / "tokenizer")
-        manifest = {
-            "version": MANIFEST_VERSION,
-            "dtype": dtype.name,
-            "vocab_size": len(trained),
-            "end_of_text": trained.eos_token_id,
-            "tokenizer": {"name": tokenizer or "trained byte-level BPE", "sha256": tokenizer_hash(trained)},
-            "request": request,
-            "duplicates": counts["duplicates"],
-            "splits": summaries,
-            "versions": {
-                "python": platform.python_version(),
-                "tokenizers": version("tokenizers"),
-                "transformers": version("transformers"),
-            },
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+    places = [source] if isinstance(source, str) else list(source)
+    if not places:
+        raise InputError("no source is given")
+    request = {"source": places[0] if len(places) == 1 else places, "text_column": text_column}
+    request |= {"validation": validation, "validation_share": validation_share, "drop_duplicates": drop_duplicates}
+    request |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shard_tokens": shard_tokens}
+    with _claim(partial):
+        if (partial / MANIFEST).is_file() and not (partial / PROGRESS).is_file():  # killed between completing the folder and naming it
+            _same_request(partial, json.loads((partial / MANIFEST).read_text(encoding="utf-8")), {"request": request})
+        else:
+            _fill(partial, request, num_workers or _cores())
+        (partial / SEEN).unlink(missing_ok=True)
         try:
-            folder.rename(out)
+            partial.rename(out)
         except OSError:
-            raise InputError(f"{out} was made by another process in the meantime; it has been left as it is") from None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            raise InputError(f"{out} was made by another process in the meantime; this one's work is in {partial}") from None
+    sync_folder(out.parent)
     return out
 
 
-def _unique(texts: Iterable[str], counts: dict) -> Iterator[tuple[bytes, str]]:
-    """(content hash, text) of each document that is not empty and was not seen before."""
-    seen = set()
+@contextmanager
+def _claim(partial: Path) -> Iterator[None]:
+    """The working folder, for this process alone."""
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
+        except OSError:
+            raise InputError(f"another process is preparing {partial}") from None
+        try:
+            yield
+        finally:
+            if partial.is_dir() and not any(partial.iterdir()):
+                partial.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _fill(partial: Path, request: dict, num_workers: int) -> None:
+    """Prepare the token folder `partial`, from the start or from where its record says."""
+    stored = read_progress(partial)
+    if stored is None and (strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, PROGRESS + UNFINISHED}):
+        raise InputError(f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it")
+    progress = None
+    try:
+        header = {"request": request, "versions": _versions()}
+        if stored is not None:
+            _same_request(partial, stored, header)
+        places = [request["source"]] if isinstance(request["source"], str) else request["source"]
+        revisions = [s["provenance"].get("revision") for s in stored["sources"]] if stored else [None] * len(places)
+        sources = [open_source(place, request["text_column"], revision) for place, revision in zip(places, revisions, strict=True)]
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise InputError(f"two sources are called {max(names, key=names.count)!r}; give one another name: --source 'PLACE,name=...'")
+        header["sources"] = [{"name": s.name, "provenance": s.provenance, "parts": s.parts} for s in sources]
+        if stored is not None:
+            _same_files(stored, header, partial)
+        reader = Reader(sources, request["validation"], request["validation_share"], request["drop_duplicates"])
+        trained = _tokenizer(reader, partial, request, stored is not None)
+        encode, library = document_encoder(trained)
+        dtype = np.dtype("<u2") if len(trained) <= 2**16 else np.dtype("<u4")
+        progress = Progress(partial, header, names, dtype, request["shard_tokens"])
+        if stored is None:
+            progress.save()
+        _tokenise(reader, encode, progress, num_workers)
+        _finish(progress, trained, library)
+    except BaseException as error:
+        if progress is not None:
+            progress.close()
+        if not (stored or (progress is not None and progress.has_finished_shards)):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        kept = f"finished shards are in {partial}, and the same command continues"
+        if isinstance(error, InputError):
+            raise InputError(f"{error} ({kept})") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"{error.strerror} ({kept})", error.filename) from None
+        raise
+
+
+def _same_request(partial: Path, there: dict, asked: dict) -> None:
+    """Raises InputError unless a preparation that was begun is the one that is asked for now."""
+    for section in asked:
+        differing = [f"{k}: {there[section].get(k)!r} there, {v!r} now" for k, v in asked[section].items() if there[section].get(k) != v]
+        if differing:
+            raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
+
+
+def _same_files(stored: dict, header: dict, partial: Path) -> None:
+    """Raises InputError unless the sources have the files that they had; those that nothing was read of may have changed."""
+    source, part, batch = stored["position"]
+    for index, (there, now) in enumerate(zip(stored["sources"], header["sources"], strict=True)):
+        before, after = [[list(p) for p in s["parts"]] for s in (there, now)]
+        read = len(before) if index < source else 0 if index > source else part + (batch > 0)
+        differing = [p[0] for p, q in zip(before[:read], after[:read], strict=False) if p != q]
+        if differing or [p[0] for p in before] != [p[0] for p in after]:
+            what = differing[0] if differing else f"the files of {there['name']}"
+            raise InputError(f"{what} changed since {partial} was begun; remove {partial} to begin anew")
+
+
+def _tokenizer(reader: Reader, partial: Path, request: dict, continued: bool) -> "PreTrainedTokenizerBase":
+    """Load or train the tokenizer; it lies in the token folder from the start."""
+    folder = partial / "tokenizer"
+    if continued:
+        return load_tokenizer(folder)
+    if request["tokenizer"] is not None:
+        tokenizer = load_tokenizer(request["tokenizer"])
+    else:
+        texts = _leading_text(text for batch in reader.batches() for text in batch.texts["train"])
+        first = next(texts, None)
+        if first is None:
+            raise InputError(f"{request['source']}: no training documents")
+        tokenizer = train_tokenizer(chain([first], texts), request["vocab_size"] or DEFAULT_VOCAB_SIZE)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _leading_text(texts: Iterable[str]) -> Iterator[str]:
+    size = 0
     for text in texts:
-        digest = content_hash(text)
-        if not text or digest in seen:
-            counts["duplicates"] = counts.get("duplicates", 0) + bool(text)
+        yield text
+        size += len(text)
+        if size >= TOKENIZER_TEXT:
+            return
+
+
+def _tokenise(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
+    """Read, tokenise and write until the sources end. Threads are enough: both libraries work outside of Python's lock."""
+    dtype = progress.writers["train"].dtype
+
+    def encode_batch(batch: Batch) -> dict[str, tuple[np.ndarray, int, int]]:
+        result = {}
+        for split, texts in batch.texts.items():
+            ids = encode(texts).astype(dtype) if texts else np.empty(0, dtype)
+            result[split] = ids, len(texts), sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        return result
+
+    pending: deque[tuple[Batch, Future]] = deque()
+    rows = [source.rows for source in reader.sources]
+    bar = tqdm(desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(rows))
+    bar.update(sum(counts["read"] for counts in progress.counts))
+
+    def write_one() -> None:
+        batch, future = pending.popleft()
+        progress.write(batch, future.result())
+        bar.update(batch.read)
+
+    with bar, ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for batch in reader.batches(progress.position, progress.rows, SeenDocuments(progress.seen_keys())):
+                pending.append((batch, pool.submit(encode_batch, batch)))
+                if len(pending) > 2 * num_workers:
+                    write_one()
+            while pending:
+                write_one()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: str) -> None:
+    """The last shards and the manifest; then the folder is a token folder."""
+    for split, writer in progress.writers.items():
+        if not writer.counts.tokens and not writer.finished:
+            total = sum(counts["read"] - counts["duplicates"] - counts["empty"] for counts in progress.counts)
+            hint = "" if total == 0 else "; change validation_share or add text"
+            raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
+    progress.finish_shards()
+    splits = {split: _totals(writer.finished) | {"files": writer.finished} for split, writer in progress.writers.items()}
+    sources = []
+    for source, counts in zip(progress.header["sources"], progress.counts, strict=True):
+        mine = {split: _totals([f for f in writer.finished if f["source"] == source["name"]]) for split, writer in progress.writers.items()}
+        files = [{"name": name} | ({} if size is None else {"bytes": size}) for name, size in source["parts"]]
+        sources.append({"name": source["name"], **source["provenance"], **counts, "splits": mine, "files": files})
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "dtype": progress.writers["train"].dtype.name,
+        "vocab_size": len(tokenizer),
+        "end_of_text": tokenizer.eos_token_id,
+        "tokenizer": {"name": progress.header["request"]["tokenizer"] or "trained byte-level BPE", "sha256": tokenizer_hash(tokenizer)},
+        "request": progress.header["request"],
+        "duplicates": sum(counts["duplicates"] for counts in progress.counts),
+        "empty": sum(counts["empty"] for counts in progress.counts),
+        "splits": splits,
+        "sources": sources,
+        "encoder": library,
+        "versions": progress.header["versions"],
+    }
+    progress.close()
+    write_json(progress.folder / MANIFEST, manifest)
+    (progress.folder / PROGRESS).unlink()  # from here on the manifest alone says that the folder is complete
+
+
+def _totals(files: list[dict]) -> dict:
+    return {key: sum(file[key] for file in files) for key in ("tokens", "documents", "text_bytes")}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("tokenizers", "transformers", "tiktoken", "datasets"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
             continue
-        seen.add(digest)
-        yield digest, text
+    return versions

@@ -1,73 +1,121 @@
 """Where documents come from: the embedded corpus, local files, a dataset on the Hugging Face Hub."""
 
-import ast
 import glob
-import sysconfig
-from collections.abc import Iterator
-from functools import cache
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from harmonic_gpt.data.pydocs import pydocs
 from harmonic_gpt.errors import InputError
 
 HUB_ALIASES = {"openwebtext": "Skylion007/openwebtext"}
 # The Hub's automatic parquet copy of a dataset whose main branch still is a loading script
 PARQUET_REVISION = "refs/convert/parquet"
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".zst")
+FORMATS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
 # A .txt file has no documents of its own: it is cut near this many characters, where a paragraph ends
 TXT_PIECE = 16_000
+ARROW_ROWS = 256  # rows decoded at a time
+# What is tokenised, counted and checkpointed together; small, so that a shard, which ends with a batch, ends near its size
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 2**20
+
+_OPTIONS = ("name", "config", "split", "column", "revision")
+_SPEC = re.compile(rf"(?P<place>.*?)(?P<options>(?:,(?:{'|'.join(_OPTIONS)})=[^,]*)*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus: an ordered list of parts (files), each an ordered stream of documents.
+
+    `parts` names them with their sizes in bytes (None where unknown): what must be unchanged for a preparation to continue.
+    `read(i)` streams the documents of part i. `rows` is their number over all parts where something vouches for it, else None.
+    """
+
+    spec: str
+    name: str
+    provenance: dict
+    parts: list[tuple[str, int | None]]
+    read: Callable[[int], Iterator[str]]
+    rows: int | None = None
+
+    def batches(self, part: int) -> Iterator[list[str]]:
+        """The documents of a part in batches; where these end depends on the part alone."""
+        batch: list[str] = []
+        size = 0
+        for text in self.read(part):
+            batch.append(text)
+            size += len(text)
+            if len(batch) == BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def count_rows(self) -> int:
+        """Documents of the source, duplicates and empty ones included; reads all of it if nothing else says."""
+        return self.rows if self.rows is not None else sum(1 for part in range(len(self.parts)) for _ in self.read(part))
 
 
 def documents(source: str, text_column: str = "text") -> Iterator[str]:
-    """Stream the documents of a source, in a fixed order.
+    """Stream the documents of a source, in a fixed order; see `open_source`."""
+    opened = open_source(source, text_column)
+    for part in range(len(opened.parts)):
+        yield from opened.read(part)
+
+
+def open_source(spec: str, text_column: str = "text", revision: str | None = None) -> Source:
+    """Find a source and name its parts; reads no documents yet.
 
     Args:
-        source: "pydocs"; a file, folder or glob of .txt, .jsonl or .parquet (.jsonl.gz too); or the name of a
-            dataset on the Hugging Face Hub ("openwebtext" is short for "Skylion007/openwebtext").
-        text_column: the column of .jsonl, .parquet and Hub datasets that holds the text.
-    Raises InputError for a source that does not exist or has no such column.
+        spec: PLACE[,name=..][,config=..][,split=..][,column=..][,revision=..]. PLACE is "pydocs"; a file, folder or glob of .txt,
+            .jsonl or .parquet (.txt and .jsonl also as .gz or .zst); or the name of a dataset on the Hugging Face Hub
+            ("openwebtext" is short for "Skylion007/openwebtext"). `name` is what the token folder calls the source.
+        text_column: the column that holds the text, where the spec does not say.
+        revision: commit of a Hub dataset, where the spec does not say.
+    Raises InputError for a source that does not exist or an option that does not apply.
     """
-    if source == "pydocs":
-        yield from _pydocs()
-        return
-    files = _local_files(source)
+    match = _SPEC.fullmatch(spec)
+    place = match["place"]
+    options = dict(item.split("=", 1) for item in match["options"].split(",")[1:])
+    column = options.get("column", text_column)
+    name = (
+        options.get("name") or re.sub(r"[^\w.-]+", "-", re.sub(r"[*?\[\]]", "", place.rstrip("/")).rsplit("/", 1)[-1]).strip("-.") or "text"
+    )
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"{spec}: a source's name is letters, digits, '.', '_' and '-', got {name!r}")
+
+    files = [] if place == "pydocs" else _local_files(place)
+    if files or place == "pydocs" or _looks_local(place):
+        wrong = [key for key in ("config", "split", "revision") if key in options]
+        if wrong:
+            raise InputError(f"{spec}: {wrong[0]}= is for datasets on the Hub")
+    if place == "pydocs":
+        texts = pydocs()
+        return Source(spec, name, {"place": place}, [(place, None)], lambda _: iter(texts), len(texts))
     if files:
-        yield from _read_files(files, text_column)
-        return
-    looks_local = source.startswith((".", "/", "~")) or "*" in source or source.count("/") > 1 or Path(source).suffix in {*LOADERS, ".txt"}
-    if looks_local or Path(source).exists():
-        raise InputError(f"no .txt, .jsonl or .parquet files at {source!r}")
-    yield from _column(_hub_rows(HUB_ALIASES.get(source, source)), text_column, source)
+        return _local_source(spec, name, place, files, column)
+    if _looks_local(place):
+        raise InputError(f"no {FORMATS} at {place!r}")
+    return _hub_source(spec, name, place, options.get("config"), options.get("split", "train"), column, options.get("revision") or revision)
 
 
-@cache  # parsing takes seconds, and preparing reads a source twice
-def _pydocs() -> tuple[str, ...]:
-    """English prose that every Python carries: the language reference's topics and the standard library's docstrings.
-
-    Modules are parsed, not imported. A module's docstrings, in source order, make one document. Tests are left out: their
-    docstrings are mostly labels.
-    """
-    from pydoc_data.topics import topics
-
-    texts = [topics[name] for name in sorted(topics)]
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if {"site-packages", "dist-packages", "test", "tests", "idle_test"} & set(path.relative_to(library).parts):
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # lib2to3 carries files that are wrong on purpose
-            continue
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [(node, ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, documented)]
-        found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
-        text = "\n\n".join(doc for _, doc in found if doc)
-        if text:
-            texts.append(text)
-    return tuple(texts)
+# Local files
 
 
-def _local_files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
+def _looks_local(place: str) -> bool:
+    suffixes = {*LOADERS, *COMPRESSIONS, ".txt"}
+    return (
+        place.startswith((".", "/", "~")) or "*" in place or place.count("/") > 1 or Path(place).suffix in suffixes or Path(place).exists()
+    )
+
+
+def _local_files(place: str) -> list[Path]:
+    path = Path(place).expanduser()
     if path.is_file():
         return [path]
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
@@ -75,34 +123,53 @@ def _local_files(source: str) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return "text" if suffix == ".txt" else LOADERS.get(suffix)
+    compressed = path.suffix in COMPRESSIONS
+    suffix = Path(path.stem).suffix if compressed else path.suffix
+    if suffix == ".txt":
+        return "text"
+    return None if compressed and suffix == ".parquet" else LOADERS.get(suffix)
 
 
-def _read_files(files: list[Path], text_column: str) -> Iterator[str]:
+def _local_source(spec: str, name: str, place: str, files: list[Path], column: str) -> Source:
     for path in files:
-        kind = _kind(path)
-        if kind is None:
-            raise InputError(f"{path}: expected a .txt, .jsonl, .jsonl.gz or .parquet file")
+        if _kind(path) is None:
+            raise InputError(f"{path}: expected {FORMATS}")
+
+    def read(part: int) -> Iterator[str]:
+        path = files[part]
         if path.stat().st_size == 0:  # datasets raises StopIteration on an empty file
-            continue
-        if kind == "text":
-            yield from _txt_pieces(path)
-            continue
-        yield from _column(_local_rows(kind, path), text_column, str(path))
+            return iter(())
+        return _txt_pieces(path) if _kind(path) == "text" else _local_rows(path, column)
+
+    provenance = {"place": place, "column": column}
+    return Source(spec, name, provenance, [(str(path), path.stat().st_size) for path in files], read, _parquet_rows(files))
 
 
-def _local_rows(kind: str, path: Path) -> Iterator[dict]:
-    # A glob character in the path itself would be read as a pattern
-    yield from _datasets().load_dataset(kind, data_files=[glob.escape(str(path.resolve()))], split="train", streaming=True)
+def _parquet_rows(files: list[Path]) -> int | None:
+    if any(_kind(path) != "parquet" for path in files):
+        return None
+    import pyarrow.parquet
+
+    total = 0
+    for path in files:
+        if path.stat().st_size:
+            with _readable(path):
+                total += pyarrow.parquet.read_metadata(path).num_rows
+    return total
+
+
+def _local_rows(path: Path, column: str) -> Iterator[str]:
+    kind = _kind(path)
+    with _readable(path):
+        # A glob character in the path itself would be read as a pattern
+        stream = _stream(kind, data_files=[glob.escape(str(path.resolve()))], split="train")
+        yield from _column(stream, column, str(path))
 
 
 def _txt_pieces(path: Path) -> Iterator[str]:
-    if path.suffix != ".txt":
-        raise InputError(f"{path}: compressed .txt files are not read; decompress it, or use .jsonl.gz")
     piece: list[str] = []
     size = 0
-    with path.open(encoding="utf-8") as lines:
+    with _readable(path), _open_text(path) as lines:
         try:
             for line in lines:
                 piece.append(line)
@@ -112,8 +179,23 @@ def _txt_pieces(path: Path) -> Iterator[str]:
                     piece, size = [], 0
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected UTF-8 text, {error.reason} at byte {error.start} of a line") from None
-    if piece:
-        yield "".join(piece)
+        if piece:
+            yield "".join(piece)
+
+
+def _open_text(path: Path):
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from None
+        return zstandard.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+# The datasets library
 
 
 def _datasets():
@@ -121,36 +203,85 @@ def _datasets():
         import datasets
     except ImportError:
         raise InputError("reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'") from None
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
     return datasets
 
 
-def _hub_rows(name: str):
-    datasets = _datasets()
+def _builder(path: str, **options):
+    """A dataset builder that streams in small pieces: by default a whole row group of parquet is decoded at once."""
+    builder = _datasets().load_dataset_builder(path, **options)
+    if hasattr(builder.config, "batch_size"):
+        builder.config.batch_size = ARROW_ROWS
+    return builder
+
+
+def _stream(path: str, split: str, **options):
+    return _builder(path, **options).as_streaming_dataset(split=split)
+
+
+def _hub_source(spec: str, name: str, place: str, config: str | None, split: str, column: str, revision: str | None) -> Source:
+    repository = HUB_ALIASES.get(place, place)
     try:
         try:
-            return datasets.load_dataset(name, split="train", streaming=True)
+            builder = _builder(repository, name=config, revision=revision)
         except RuntimeError as error:
-            if "script" not in str(error).lower():
+            if "script" not in str(error).lower() or revision is not None:
                 raise
-            return datasets.load_dataset(name, split="train", streaming=True, revision=PARQUET_REVISION)
-    except Exception as error:  # the hub client raises many kinds; each means that there are no documents
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot read {name!r} from the Hugging Face Hub: {reason}. "
-            "Offline, give local .txt, .jsonl or .parquet files, or the embedded corpus: --source pydocs"
-        ) from None
-
-
-def _column(rows, text_column: str, source: str) -> Iterator[str]:
-    try:
-        for row in rows:
-            if text_column not in row:
-                raise InputError(f"{source}: no column {text_column!r}; it has {', '.join(map(repr, row))}. Set --text-column")
-            if not isinstance(row[text_column], str):
-                raise InputError(f"{source}: column {text_column!r} holds {type(row[text_column]).__name__}, expected text")
-            yield row[text_column]
+            builder = _builder(repository, name=config, revision=PARQUET_REVISION)
+        stream = builder.as_streaming_dataset(split=split)
     except InputError:
         raise
-    except Exception as error:  # arrow, gzip and the hub client raise many kinds; each means that the text cannot be read
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{source}: cannot be read: {reason}") from None
+    except Exception as error:  # the hub client raises many kinds; each means that there are no documents
+        raise InputError(
+            f"cannot read {repository!r} from the Hugging Face Hub: {_reason(error)}. "
+            f"Offline, give local {FORMATS}, or the embedded corpus: --source pydocs"
+        ) from None
+    urls = [str(url) for url in (builder.config.data_files or {}).get(split, [])]
+    # The commit that the branch pointed to: a preparation that continues reads the same one
+    commits = {found[1] for url in urls if (found := re.search(r"@([0-9a-f]{40})/", url))}
+    provenance = {
+        "place": repository,
+        "config": builder.config.name,
+        "split": split,
+        "column": column,
+        "revision": commits.pop() if len(commits) == 1 else revision,
+    }
+    known = (builder.info.splits or {}).get(split)
+    shards = stream.num_shards
+    parts = urls if len(urls) == shards else [f"{repository}/{split}[{i}]" for i in range(shards)]
+
+    def read(part: int) -> Iterator[str]:
+        with _readable(parts[part]):
+            yield from _column(stream.shard(shards, part), column, parts[part])
+
+    return Source(spec, name, provenance, [(part, None) for part in parts], read, known.num_examples if known else None)
+
+
+def _column(stream, column: str, place: str) -> Iterator[str]:
+    """The texts of a streaming dataset."""
+    for table in stream.with_format("arrow").iter(ARROW_ROWS):
+        if column not in table.column_names:
+            found = ", ".join(map(repr, table.column_names))
+            raise InputError(f"{place}: no column {column!r}; it has {found}. Set --text-column, or column= in the source")
+        for text in table[column].to_pylist():
+            if not isinstance(text, str):
+                raise InputError(f"{place}: column {column!r} holds {type(text).__name__}, expected text")
+            yield text
+
+
+@contextmanager
+def _readable(place: str | Path) -> Iterator[None]:
+    """Whatever goes wrong while reading becomes an InputError that names the file."""
+    try:
+        yield
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:  # arrow, gzip, zstandard and the hub client raise many kinds; each means that the text cannot be read
+        raise InputError(f"{place}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """datasets wraps what happened in 'An error occurred while generating the dataset'."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,48 +1,70 @@
 """Token files to batches. Which tokens go where is a pure function of (seed, step): nothing to save, nothing to replay."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from harmonic_gpt.data.prepare import MANIFEST, MANIFEST_VERSION, SPLITS
+from harmonic_gpt.data.prepare import MANIFEST, MANIFEST_VERSION
+from harmonic_gpt.data.shards import SPLITS
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.errors import InputError
 
+CHECK_TOKENS = 2**22
 NANOGPT_VOCAB_SIZE = 50257  # nanoGPT's .bin files say nothing of themselves: uint16 ids of GPT-2's BPE
 
 
 class Tokens:
-    """One split of a token folder: a long line of ids, read through memory maps."""
+    """One split of a token folder: a long line of ids over one or several files.
+
+    A read opens the file, takes its window and closes it. A memory map would be a little shorter, but every page that it touched
+    counts as resident memory: over an epoch, the whole corpus.
+    """
 
     def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int):
-        self.files = files
-        self.vocab_size = vocab_size
-        self._maps = [np.memmap(path, dtype=dtype, mode="r") for path in files]
-        self._starts = np.cumsum([0] + [len(m) for m in self._maps])
+        self.files, self.dtype, self.vocab_size = files, dtype, vocab_size
+        self._starts = np.cumsum([0] + [path.stat().st_size // dtype.itemsize for path in files])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, start: int, length: int) -> np.ndarray:
         """ids[start : start + length] as int64. Raises InputError if one is outside the vocabulary."""
-        parts = []
+        parts = [part.astype(np.int64) for part in self._windows(start, length)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _windows(self, start: int, length: int) -> Iterator[np.ndarray]:
+        end = min(start + length, len(self))
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for i in range(first, len(self._maps)):
-            if length <= 0:
-                break
+        for i in range(first, len(self.files)):
+            if start >= end:
+                return
             offset = start - int(self._starts[i])
-            part = self._maps[i][offset : offset + length]
-            if len(part) and int(part.max()) >= self.vocab_size:
+            count = min(end, int(self._starts[i + 1])) - start
+            part = np.fromfile(self.files[i], self.dtype, count, offset=offset * self.dtype.itemsize)
+            if len(part) < count:
+                raise InputError(f"{self.files[i]} has become shorter since it was opened; prepare the folder again")
+            if count and int(part.max()) >= self.vocab_size:
                 where = offset + int(np.argmax(part >= self.vocab_size))
                 raise InputError(
-                    f"{self.files[i]}: token id {int(part.max())} at position {where} is beyond the vocabulary of {self.vocab_size}; "
-                    "the file was made with another tokenizer, or is damaged"
+                    f"{self.files[i]}: token id {int(part[where - offset])} at position {where} is beyond the vocabulary of "
+                    f"{self.vocab_size}; the file was made with another tokenizer, or is damaged"
                 )
-            parts.append(part.astype(np.int64))
-            start, length = start + len(part), length - len(part)
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+            yield part
+            start += count
+
+    def check_ids(self) -> None:
+        """Read all of it. Raises InputError if an id is outside the vocabulary, with file and position."""
+        if self.vocab_size > np.iinfo(self.dtype).max:
+            return
+        bar = tqdm(desc="checking token ids", total=len(self), unit=" tokens", unit_scale=True, disable=None if len(self) > 10**9 else True)
+        with bar:
+            for start in range(0, len(self), CHECK_TOKENS):
+                for window in self._windows(start, CHECK_TOKENS):
+                    bar.update(len(window))
 
 
 @dataclass
@@ -53,6 +75,7 @@ class TokenFolder:
     vocab_size: int
     splits: dict[str, Tokens]
     manifest: dict | None
+    _checked: set[str] = field(default_factory=set)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -60,9 +83,20 @@ class TokenFolder:
         return path if path.is_dir() else None
 
     def tokens(self, split: str) -> Tokens:
+        """A split. The first time, all of its ids are checked: 2 to 4 seconds for 10 GB in memory, else as fast as the disk."""
         if split not in self.splits:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
+        if split not in self._checked:
+            self.splits[split].check_ids()
+            self._checked.add(split)
         return self.splits[split]
+
+    def sources(self, split: str) -> dict[str, Tokens]:
+        """The split's tokens by source. Empty for nanoGPT's files, which do not say."""
+        tokens = self.tokens(split)
+        names = [file["source"] for file in self.manifest["splits"][split]["files"]] if self.manifest else []
+        files = {name: [file for file, source in zip(tokens.files, names, strict=True) if source == name] for name in names}
+        return {name: Tokens(paths, tokens.dtype, tokens.vocab_size) for name, paths in files.items()}
 
     def fingerprint(self) -> dict:
         """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no manifest."""
@@ -100,8 +134,8 @@ class TokenFolder:
 def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenFolder:
     """Open what `prepare` wrote, or a folder with nanoGPT's train.bin and val.bin (vocab_size: default GPT-2's 50257).
 
-    Raises InputError for a missing folder, an unknown manifest, a file whose size is not what the manifest says, or, without a
-    manifest, an id beyond the vocabulary.
+    Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says. The ids of a
+    split are checked when it is taken (`TokenFolder.tokens`).
     """
     path = Path(path)
     if not path.is_dir():
@@ -116,9 +150,6 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
         if file.stat().st_size == 0 or file.stat().st_size % 2:
             raise InputError(f"{file}: expected uint16 token ids, got {file.stat().st_size} bytes")
     splits = {name: Tokens([file], np.dtype("<u2"), vocab_size) for name, file in files.items()}
-    for tokens in splits.values():  # no manifest vouches for them
-        for start in range(0, len(tokens), 2**24):
-            tokens.read(start, 2**24)
     return TokenFolder(path, vocab_size, splits, None)
 
 
@@ -126,7 +157,7 @@ def _open_manifest(path: Path) -> TokenFolder:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != MANIFEST_VERSION:
-            raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}")
+            raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}; prepare it again")
         dtype = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}[manifest["dtype"]]
         vocab_size = int(manifest["vocab_size"])
         for section, key in (("tokenizer", "sha256"), ("tokenizer", "name"), ("request", "source")):
@@ -137,6 +168,7 @@ def _open_manifest(path: Path) -> TokenFolder:
             for entry in split["files"]:
                 file = path / Path(entry["name"]).name
                 expected = int(entry["tokens"]) * dtype.itemsize
+                entry["source"], entry["sha256"]
                 size = file.stat().st_size if file.is_file() else None
                 if size != expected:
                     found = "it is missing" if size is None else f"it has {size}"
@@ -215,7 +247,59 @@ class Sampler:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """This rank's share of batch `step`: (batch_size / world_size, block_size + 1) int64; targets are shifted by one."""
-        assert self.batch_size % world_size == 0
-        share = self.batch_size // world_size
-        samples = np.arange(share, dtype=np.int64) + step * self.batch_size + rank * share
+        return self.read(_share_of_batch(step, self.batch_size, rank, world_size))
+
+    def read(self, samples: np.ndarray) -> np.ndarray:
+        """The samples of these numbers, counted over all epochs: (n, block_size + 1) int64."""
         return np.stack([self.tokens.read(int(start), self.block_size + 1) for start in self._starts(samples)])
+
+
+class MixtureSampler:
+    """Batches from several sources in given shares, each without replacement within its own epochs.
+
+    Which source sample k comes from is read off a cycle of SLOTS slots, in which each source has its share, evenly spread. So the
+    shares are exact to 1 / SLOTS, and nothing has to be saved.
+    """
+
+    SLOTS = 2**14
+
+    def __init__(self, folder: TokenFolder, weights: dict[str, float], block_size: int, batch_size: int, seed: int):
+        sources = folder.sources("train")
+        if set(weights) != set(sources):
+            raise InputError(f"data.weights must name the sources of {folder.path}: {sorted(sources)}, got {sorted(weights)}")
+        self.tokens, self.batch_size = folder.tokens("train"), batch_size
+        self.samplers = [Sampler(tokens, block_size, batch_size, seed) for tokens in sources.values()]
+        shares = np.array([weights[name] for name in sources]) / sum(weights.values())
+        self.slots = np.floor(shares * self.SLOTS).astype(np.int64)
+        self.slots[np.argsort(self.slots - shares * self.SLOTS, kind="stable")[: self.SLOTS - self.slots.sum()]] += 1
+        if not self.slots.all():
+            raise InputError(f"data.weights: a source's share must be at least 1/{self.SLOTS}, got {weights}")
+        source = np.repeat(np.arange(len(sources)), self.slots)
+        turn = np.concatenate([np.arange(n) for n in self.slots])
+        order = np.argsort((turn + 0.5) / self.slots[source], kind="stable")
+        self._source, self._turn = source[order], turn[order]
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """As `Sampler.batch`."""
+        cycles, slots = np.divmod(_share_of_batch(step, self.batch_size, rank, world_size), self.SLOTS)
+        sources = self._source[slots]
+        samples = cycles * self.slots[sources] + self._turn[slots]
+        blocks = np.empty((len(samples), self.samplers[0].block_size + 1), np.int64)
+        for index in np.unique(sources):
+            blocks[sources == index] = self.samplers[index].read(samples[sources == index])
+        return blocks
+
+
+def training_sampler(
+    folder: TokenFolder, weights: dict[str, float] | None, block_size: int, batch_size: int, seed: int
+) -> Sampler | MixtureSampler:
+    """Batches of the folder's training tokens: all alike, or its sources in the shares that `weights` gives."""
+    if weights is None:
+        return Sampler(folder.tokens("train"), block_size, batch_size, seed)
+    return MixtureSampler(folder, weights, block_size, batch_size, seed)
+
+
+def _share_of_batch(step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    assert batch_size % world_size == 0
+    share = batch_size // world_size
+    return np.arange(share, dtype=np.int64) + step * batch_size + rank * share

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.tokenizer import load_tokenizer
-from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, Sampler, TokenFolder, Tokens, open_token_folder
+from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, MixtureSampler, Sampler, TokenFolder, Tokens, open_token_folder, training_sampler
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.perplexity import block_nats, unigram_nats
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
@@ -47,7 +47,7 @@ class Run:
     accelerator: Accelerator
     model: nn.Module  # as prepared by accelerate
     optimizer: torch.optim.Optimizer
-    sampler: Sampler
+    sampler: Sampler | MixtureSampler
     data: TokenFolder
     tokenizer: object | None
     flops_per_token: float
@@ -154,11 +154,12 @@ def _open_data(config: RunConfig, accelerator: Accelerator) -> tuple[TokenFolder
         "vocab_size": data.vocab_size if data.tokenizer is None else None,
     }
     path = Path(data.dir).expanduser()
+    sources = " ".join(f"--source {s}" for s in ([data.source] if isinstance(data.source, str) else data.source or []))
     if data.source is not None and not path.is_dir():
         if accelerator.num_processes > 1:  # the other ranks would time out waiting
             raise InputError(
                 f"{path} is not there yet; before starting {accelerator.num_processes} processes run: "
-                f"python -m harmonic_gpt prepare --source {data.source} --out {path}"
+                f"python -m harmonic_gpt prepare {sources} --out {path}"
             )
         print(f"preparing {path} from {data.source}", file=sys.stderr)
         prepare(out=path, **request)
@@ -237,7 +238,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
     folder, tokenizer = _open_data(config, accelerator)
     if state and state.get("data") != folder.fingerprint():
         raise InputError(f"{folder.path} is not the data that {resume_from} was trained on: its files or its tokenizer differ")
-    sampler = Sampler(folder.tokens("train"), block, config.train.batch_tokens // block, config.seed)
+    sampler = training_sampler(folder, config.data.weights, block, config.train.batch_tokens // block, config.seed)
     validation = folder.tokens("val")
     if len(validation) < block + 1:
         raise InputError(f"{folder.path}: {len(validation)} validation tokens are less than one block of {block} and its last target")

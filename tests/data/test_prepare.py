@@ -1,16 +1,19 @@
 """Documents to token files."""
 
+import dataclasses
+import hashlib
 import json
-import random
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harmonic_gpt.data import prepare as module
-from harmonic_gpt.data.prepare import content_hash, is_validation, prepare
+from harmonic_gpt.data import prepare as prepare_module
+from harmonic_gpt.data import sources
+from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.data.shards import ShardWriter
 from harmonic_gpt.data.sources import documents
-from harmonic_gpt.data.tokenizer import ordinary_encoder, train_tokenizer
+from harmonic_gpt.data.split import content_hash, is_validation, nanogpt_validation
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
 from tests.conftest import SHARED
@@ -33,15 +36,8 @@ def test_token_files_decode_to_the_documents(corpus, token_folder):
 
 def test_preparing_twice_gives_the_same_bytes(corpus, token_folder, tmp_path):
     again = prepare(str(corpus), tmp_path / "again", vocab_size=300, validation_share=0.2)
-    for name in ("train.bin", "val.bin", "manifest.json", "tokenizer/tokenizer.json"):
+    for name in ("train-00000.bin", "val-00000.bin", "manifest.json", "tokenizer/tokenizer.json"):
         assert (again / name).read_bytes() == (token_folder / name).read_bytes()
-
-
-def test_the_split_is_stable_when_documents_are_added():
-    texts = [f"document {i}" for i in range(2000)]
-    share = np.mean([is_validation(content_hash(t), 0.1) for t in texts])
-    assert 0.07 < share < 0.13
-    assert not any(is_validation(content_hash(t), 0.0) for t in texts)
 
 
 def test_duplicates_and_empty_documents_are_dropped(tmp_path):
@@ -49,16 +45,8 @@ def test_duplicates_and_empty_documents_are_dropped(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     manifest = open_token_folder(prepare(str(path), tmp_path / "out", vocab_size=300)).manifest
-    assert manifest["duplicates"] == 3
+    assert (manifest["duplicates"], manifest["empty"]) == (3, 1)
     assert sum(split["documents"] for split in manifest["splits"].values()) == 63
-
-
-def test_a_literal_end_of_text_stays_ordinary_text():
-    tokenizer = train_tokenizer(["some text to learn from"] * 3, 280)
-    ids = ordinary_encoder(tokenizer).encode("a <|endoftext|> b").ids
-    assert tokenizer.eos_token_id not in ids
-    assert tokenizer.decode(ids) == "a <|endoftext|> b"
-    assert tokenizer.eos_token_id == len(tokenizer) - 1
 
 
 @pytest.mark.skipif(not (SHARED / "data/gpt2-tokenizer").is_dir(), reason="shared/data/gpt2-tokenizer is not here")
@@ -76,44 +64,6 @@ def test_large_vocabularies_take_uint32(corpus, token_folder, tmp_path):
     folder = open_token_folder(prepare(str(corpus), tmp_path / "out", tokenizer=str(tmp_path / "big"), validation_share=0.2))
     assert folder.manifest["dtype"] == "uint32"
     assert folder.tokens("train").read(0, 50).tolist() == open_token_folder(token_folder).tokens("train").read(0, 50).tolist()
-
-
-def test_every_local_format_gives_the_same_documents(tmp_path):
-    import gzip
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts = [f"Document {i}.\n\nWith two paragraphs, é and 漢字." for i in range(30)]
-    lines = "".join(json.dumps({"text": t}) + "\n" for t in texts)
-    (tmp_path / "a.jsonl").write_text(lines)
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write(lines)
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
-        assert list(documents(str(tmp_path / name))) == texts, name
-    (tmp_path / "texts").mkdir()
-    for i, text in enumerate(texts):
-        (tmp_path / "texts" / f"{i:02}.txt").write_text(text)
-    assert list(documents(str(tmp_path / "texts"))) == texts
-    assert list(documents(str(tmp_path / "texts" / "*.txt"))) == texts
-
-
-def test_a_long_txt_is_cut_where_paragraphs_end(tmp_path):
-    rng = random.Random(0)
-    text = "".join("word " * rng.randrange(5, 60) + "\n" + "\n" * (rng.random() < 0.2) for _ in range(2000))
-    (tmp_path / "long.txt").write_text(text)
-    pieces = list(documents(str(tmp_path / "long.txt")))
-    assert len(pieces) > 5
-    assert "".join(pieces) == text
-    assert all(piece.endswith("\n\n") for piece in pieces[:-1])
-
-
-def test_pydocs_are_english_prose():
-    stream = documents("pydocs")
-    first = [next(stream) for _ in range(20)]
-    assert all(len(text) > 100 for text in first)
-    assert "assert" in first[0]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +94,90 @@ def test_existing_folders_are_not_overwritten(corpus, token_folder):
         prepare(str(corpus), token_folder)
 
 
-def test_an_unreachable_hub_names_the_offline_alternatives(tmp_path):
-    with pytest.raises(InputError, match="--source pydocs"):
-        prepare("openwebtext", tmp_path / "out")
+def test_sources_share_a_folder_and_keep_their_provenance(corpus, tmp_path):
+    """Shards end where a source ends; a document that two sources hold is counted as the second one's duplicate."""
+    other = tmp_path / "other.jsonl"
+    first = corpus.read_text().splitlines()[0]
+    other.write_text(
+        "".join(json.dumps({"body": f"Another text, number {i}."}) + "\n" for i in range(80)) + first.replace("text", "body", 1)
+    )
+    out = prepare([f"{corpus},name=stories", f"{other},column=body"], tmp_path / "out", vocab_size=300, validation_share=0.2)
+    folder = open_token_folder(out)
+    stories, others = folder.manifest["sources"]
+    assert (stories["name"], others["name"], others["column"]) == ("stories", "other.jsonl", "body")
+    assert (stories["read"], stories["duplicates"], others["read"], others["duplicates"]) == (120, 0, 81, 1)
+    assert others["files"] == [{"name": str(other), "bytes": other.stat().st_size}]
+    for split in ("train", "val"):
+        by_source = folder.sources(split)
+        assert {name: len(tokens) for name, tokens in by_source.items()} == {
+            s["name"]: s["splits"][split]["tokens"] for s in (stories, others)
+        }
+        assert sum(map(len, by_source.values())) == len(folder.tokens(split))
+    alone = open_token_folder(prepare(str(corpus), tmp_path / "alone", tokenizer=str(out / "tokenizer"), validation_share=0.2))
+    assert np.array_equal(alone.tokens("train").read(0, 10**9), folder.sources("train")["stories"].read(0, 10**9))
 
 
-def test_a_crash_leaves_nothing(corpus, tmp_path, monkeypatch):
+def test_shards_end_near_their_size_and_hold_the_same_tokens(corpus, token_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_DOCUMENTS", 4)
+    out = prepare(str(corpus), tmp_path / "out", vocab_size=300, validation_share=0.2, shard_tokens=3000, num_workers=3)
+    files = json.loads((out / "manifest.json").read_text())["splits"]["train"]["files"]
+    assert len(files) > 4
+    longest = 1500  # tokens of a batch of four
+    assert all(3000 <= file["tokens"] < 3000 + longest for file in files[:-1])
+    for file in files:
+        data = (out / file["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == file["sha256"]
+        assert np.frombuffer(data, "<u2")[-1] == 299  # whole documents
+    for split in ("train", "val"):
+        ids = [open_token_folder(path).tokens(split).read(0, 10**9) for path in (out, token_folder)]
+        assert np.array_equal(*ids)
+
+
+def test_the_files_do_not_depend_on_the_number_of_workers(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_DOCUMENTS", 3)
+    outs = [prepare(str(corpus), tmp_path / str(n), vocab_size=300, shard_tokens=2000, num_workers=n) for n in (1, 7)]
+    assert contents(outs[0]) == contents(outs[1])
+
+
+def test_nanogpts_validation_membership_goes_by_place(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i % 5000}"}) + "\n" for i in range(9000)))
+    out = prepare(str(path), tmp_path / "out", vocab_size=300, validation="nanogpt", drop_duplicates=False)
+    folder = open_token_folder(out)
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    texts = tokenizer.decode(folder.tokens("val").read(0, 10**6)).split("<|endoftext|>")
+    assert texts == [f"text {i % 5000}" for i in np.flatnonzero(nanogpt_validation(9000))] + [""]
+    assert folder.manifest["splits"]["train"]["documents"] == 9000 - 5
+    with pytest.raises(InputError, match=r"nanoGPT's validation share is 0\.0005"):
+        prepare(str(path), tmp_path / "other", validation="nanogpt", validation_share=0.1)
+
+
+def test_a_source_with_another_number_of_documents_than_announced_is_refused(corpus, tmp_path, monkeypatch):
+    """The place of the validation documents depends on the number."""
+    original = prepare_module.open_source
+    monkeypatch.setattr(prepare_module, "open_source", lambda *args: dataclasses.replace(original(*args), rows=121))
+    with pytest.raises(InputError, match="120 documents where 121 were announced"):
+        prepare(str(corpus), tmp_path / "out", vocab_size=300, validation="nanogpt")
+
+
+def test_inputs_that_can_never_work_are_refused_at_once(corpus, tmp_path):
+    for options in ({"validation_share": 0.0}, {"validation_share": 1.0}, {"validation": "random"}, {"shard_tokens": 0}):
+        with pytest.raises(InputError):
+            prepare(str(corpus), tmp_path / "out", **options)
+    with pytest.raises(InputError, match=r"two sources are called 'docs\.jsonl'"):
+        prepare([str(corpus), str(corpus)], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_before_the_first_shard_leaves_nothing(corpus, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module._TokenFile, "write", fail)
+    monkeypatch.setattr(ShardWriter, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         prepare(str(corpus), tmp_path / "out", vocab_size=300)
     assert not list(tmp_path.iterdir())
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -103,7 +103,7 @@ def test_an_id_beyond_the_vocabulary_is_named(tmp_path):
     tokens = Tokens([tmp_path / "train.bin"], np.dtype("<u2"), 500)
     tokens.read(0, 42)
     with pytest.raises(InputError, match="token id 777"):
-        open_token_folder(tmp_path, 500)
+        open_token_folder(tmp_path, 500).tokens("train")
     with pytest.raises(InputError, match=r"train\.bin: token id 777 at position 42 is beyond the vocabulary of 500"):
         tokens.read(40, 10)
 
@@ -117,8 +117,8 @@ def _edit(folder, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "val.bin").unlink(), "it is missing"),
-        (lambda f: (f / "train.bin").write_bytes(b"12"), "bytes, it has 2"),
+        (lambda f: (f / "val-00000.bin").unlink(), "it is missing"),
+        (lambda f: (f / "train-00000.bin").write_bytes(b"12"), "bytes, it has 2"),
         (lambda f: (f / "manifest.json").write_text("{"), "not a manifest"),
         (lambda f: (f / "manifest.json").write_text("[]"), "not a manifest"),
         (lambda f: _edit(f, lambda m: m.update(version=99)), "version 99"),

@@ -252,9 +252,9 @@ def test_bf16_checkpointing_and_untied_run(run_config, tmp_path):
 
 def test_nanogpt_files_and_wandb_offline(run_config, tmp_path, token_folder):
     wandb = pytest.importorskip("wandb")
-    for name in ("train.bin", "val.bin"):
+    for name in ("train", "val"):
         (tmp_path / "bins").mkdir(exist_ok=True)
-        (tmp_path / "bins" / name).write_bytes((token_folder / name).read_bytes())
+        (tmp_path / "bins" / f"{name}.bin").write_bytes((token_folder / f"{name}-00000.bin").read_bytes())
     config = run_config(data__dir=tmp_path / "bins", data__vocab_size=300, tracking__wandb="offline")
     assert loop.train(config) == 0
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))

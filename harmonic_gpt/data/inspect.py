@@ -1,0 +1,140 @@
+"""What a token folder holds, and whether its files are as they were written."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from harmonic_gpt.data.tokenizer import load_tokenizer
+from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, TokenFolder, Tokens, open_token_folder
+
+WINDOW = 2**20  # tokens read at a time
+SAMPLE_TOKENS = 60
+
+
+@dataclass
+class SplitReport:
+    """One split, counted from its files. Lengths are in tokens, without the end-of-text token; None where no document ends."""
+
+    files: int
+    tokens: int
+    documents: int
+    shortest: int | None
+    longest: int | None
+    text_bytes: int | None  # the manifest's
+
+
+@dataclass
+class Inspection:
+    folder: TokenFolder
+    splits: dict[str, SplitReport] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    samples: dict[str, list[str]] = field(default_factory=dict)
+
+
+def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = None) -> Inspection:
+    """Read every file of a token folder: checksums, ids, documents; decode the starts of some documents of each split.
+
+    Args:
+        samples: documents to decode, evenly spaced; none without a tokenizer.
+        tokenizer: folder or hub name; default: the one in the folder (nanoGPT's folders have none).
+    What is wrong with the files is in `problems`. Raises InputError if there is no token folder, or its sizes are wrong.
+    """
+    folder = open_token_folder(path)
+    decoder = load_tokenizer(tokenizer or folder.tokenizer_path) if tokenizer or folder.tokenizer_path else None
+    if decoder is not None:
+        folder.check_tokenizer(decoder)
+    end_of_text = folder.manifest["end_of_text"] if folder.manifest else NANOGPT_VOCAB_SIZE - 1
+    result = Inspection(folder)
+    total = sum(len(tokens) * tokens.dtype.itemsize for tokens in folder.splits.values())
+    with tqdm(desc="verifying", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for name, tokens in folder.splits.items():
+            result.splits[name] = _scan(tokens, name, end_of_text, result, bar)
+            if decoder is not None:
+                result.samples[name] = [decoder.decode(ids) for ids in _document_starts(tokens, end_of_text, samples)]
+    return result
+
+
+def _scan(tokens: Tokens, split: str, end_of_text: int, result: Inspection, bar: tqdm) -> SplitReport:
+    said = result.folder.manifest["splits"][split] if result.folder.manifest else None
+    begin = 0  # of the current document, counted from the start of the split
+    documents, shortest, longest, place = 0, None, None, 0
+    for number, file in enumerate(tokens.files):
+        sha256, beyond = hashlib.sha256(), 0
+        with file.open("rb") as stream:
+            while data := stream.read(WINDOW * tokens.dtype.itemsize):
+                sha256.update(data)
+                ids = np.frombuffer(data, tokens.dtype)
+                beyond += int((ids >= tokens.vocab_size).sum())
+                ends = np.flatnonzero(ids == end_of_text) + place
+                if len(ends):
+                    lengths = np.diff(ends, prepend=begin - 1) - 1
+                    shortest = min(int(lengths.min()), shortest if documents else WINDOW**2)
+                    longest = max(int(lengths.max()), longest if documents else 0)
+                    documents, begin = documents + len(ends), int(ends[-1]) + 1
+                place += len(ids)
+                bar.update(len(data))
+        if beyond:
+            result.problems.append(f"{file}: {beyond:,} ids beyond the vocabulary of {tokens.vocab_size:,}")
+        if said and sha256.hexdigest() != said["files"][number]["sha256"]:
+            result.problems.append(f"{file}: its SHA-256 is not the one in the manifest")
+    if said and documents != said["documents"]:
+        result.problems.append(f"{split}: {documents:,} documents, the manifest says {said['documents']:,}")
+    return SplitReport(len(tokens.files), len(tokens), documents, shortest, longest, said and said["text_bytes"])
+
+
+def _document_starts(tokens: Tokens, end_of_text: int, count: int) -> list[np.ndarray]:
+    """The first ids of `count` documents, evenly spaced over the split."""
+    starts = []
+    for i in range(count):
+        near = len(tokens) * i // count
+        ends = np.flatnonzero(tokens.read(near, 2**16) == end_of_text) if near else np.array([-1])
+        start = near + (int(ends[0]) + 1 if len(ends) else 0)
+        ids = tokens.read(start, SAMPLE_TOKENS)
+        stop = np.flatnonzero(ids == end_of_text)
+        starts.append(ids[: stop[0]] if len(stop) else ids)
+    return [ids for ids in starts if len(ids)]
+
+
+def describe(inspection: Inspection) -> None:
+    """Print a report."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    folder, manifest = inspection.folder, inspection.folder.manifest
+    console = Console(highlight=False, soft_wrap=True)
+    if manifest is None:
+        console.print(f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed", markup=False)
+    else:
+        name, sha256 = manifest["tokenizer"]["name"], manifest["tokenizer"]["sha256"]
+        console.print(
+            f"{folder.path}: {manifest['dtype']}, vocabulary {folder.vocab_size:,}, tokenizer {name} ({sha256[:12]})", markup=False
+        )
+        for source in manifest["sources"]:
+            place = ", ".join(str(source[key]) for key in ("place", "config", "split", "revision") if source.get(key))
+            dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
+            tokens = ", ".join(f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items())
+            console.print(f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}", markup=False)
+    table = Table("", *inspection.splits, box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    reports = inspection.splits.values()
+    rows = {
+        "tokens": [f"{r.tokens:,}" for r in reports],
+        "documents": [f"{r.documents:,}" for r in reports],
+        "shortest document (tokens)": ["-" if r.shortest is None else f"{r.shortest:,}" for r in reports],
+        "longest document (tokens)": ["-" if r.longest is None else f"{r.longest:,}" for r in reports],
+        "tokens a byte": [f"{r.tokens / r.text_bytes:.4f}" if r.text_bytes else "-" for r in reports],
+        "files": [f"{r.files:,}" for r in reports],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    console.print(table)
+    for split, texts in inspection.samples.items():
+        for text in texts:
+            console.print(f"{split}: {text!r}", markup=False)
+    if manifest is not None and not inspection.problems:
+        console.print(f"checksums: all {sum(r.files for r in reports)} files are as they were written")

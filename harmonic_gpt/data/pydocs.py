@@ -1,0 +1,33 @@
+"""The embedded corpus: English prose that every Python carries. No download, licence settled."""
+
+import ast
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+
+@cache  # parsing takes seconds, and preparing reads a source twice
+def pydocs() -> tuple[str, ...]:
+    """The language reference's topics and the standard library's docstrings.
+
+    Modules are parsed, not imported. A module's docstrings, in source order, make one document. Tests are left out: their
+    docstrings are mostly labels.
+    """
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        if {"site-packages", "dist-packages", "test", "tests", "idle_test"} & set(path.relative_to(library).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # lib2to3 carries files that are wrong on purpose
+            continue
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [(node, ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, documented)]
+        found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
+        text = "\n\n".join(doc for _, doc in found if doc)
+        if text:
+            texts.append(text)
+    return tuple(texts)

@@ -1,0 +1,144 @@
+"""Where documents come from."""
+
+import gzip
+import json
+import random
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from harmonic_gpt.data import sources
+from harmonic_gpt.data.sources import documents, open_source
+from harmonic_gpt.errors import InputError
+
+TEXTS = [f"Document {i}.\n\nWith two paragraphs, é and 漢字." for i in range(30)]
+
+
+def test_every_local_format_gives_the_same_documents(tmp_path):
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    pq.write_table(pa.table({"number": range(30), "text": TEXTS}), tmp_path / "d.parquet")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "*.parquet"):
+        assert list(documents(str(tmp_path / name))) == TEXTS, name
+    assert list(documents(str(tmp_path))) == TEXTS * 4
+    assert open_source(str(tmp_path / "d.parquet")).rows == 30
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_txt_files_are_documents(tmp_path, suffix):
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    for i, text in enumerate(TEXTS):
+        (tmp_path / f"{i:02}.txt{suffix}").write_bytes(pack(text.encode()))
+    assert list(documents(str(tmp_path))) == TEXTS
+    assert list(documents(str(tmp_path / f"*.txt{suffix}"))) == TEXTS
+
+
+def test_options_of_a_source(tmp_path):
+    (tmp_path / "a,b.jsonl").write_text(json.dumps({"body": "x"}) + "\n")
+    source = open_source(f"{tmp_path / 'a,b.jsonl'},column=body,name=letters")
+    assert (source.name, list(source.read(0))) == ("letters", ["x"])
+    assert open_source("pydocs").name == "pydocs"
+    with pytest.raises(InputError, match="config= is for datasets on the Hub"):
+        open_source("pydocs,config=x")
+    with pytest.raises(InputError, match="a source's name is letters"):
+        open_source("pydocs,name=a/b")
+
+
+def test_batches_depend_on_the_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_DOCUMENTS", 4)
+    monkeypatch.setattr(sources, "BATCH_CHARACTERS", 50)
+    texts = ["x" * 60, *("y" * 20 for _ in range(5)), *("z" for _ in range(9))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "b.jsonl").write_text("")
+    source = open_source(str(tmp_path))
+    assert [len(batch) for batch in source.batches(0)] == [1, 3, 4, 4, 3]
+    assert list(source.batches(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9000)[:-20]),
+        ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 9000)[:-20]),
+        ("a.txt.gz", gzip.compress(b"a line\n" * 9000)[:-20]),
+        ("a.txt.zst", b"not zstandard"),
+        ("a.txt", b"\xff\xfe"),
+        ("a.parquet", b"PAR1 and no more"),
+        ("a.jsonl", b'{"text": '),
+        ("a.md", b"text"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=str(tmp_path / name)):
+        list(documents(str(tmp_path / name)))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset of the Hub, but for the Hub: a folder of parquet shards with OpenWebText's schema that `datasets` opens by its path."""
+    folder = tmp_path / "hub"
+    (folder / "plain_text").mkdir(parents=True)
+    for i in range(3):
+        pq.write_table(pa.table({"text": TEXTS[10 * i : 10 * i + 10]}), folder / "plain_text" / f"train-{i:05}-of-00003.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n  - split: train\n    path: plain_text/train-*\n"
+        "dataset_info:\n  config_name: plain_text\n  features:\n  - name: text\n    dtype: string\n"
+        "  splits:\n  - name: train\n    num_bytes: 1\n    num_examples: 30\n---\n"
+    )
+    monkeypatch.setitem(sources.HUB_ALIASES, "openwebtext", str(folder))
+    return folder
+
+
+def test_a_hub_dataset_is_streamed_file_by_file(hub):
+    source = open_source("openwebtext")
+    assert (source.name, source.rows, len(source.parts)) == ("openwebtext", 30, 3)
+    assert [list(source.read(part)) for part in (2, 0, 1)] == [TEXTS[20:], TEXTS[:10], TEXTS[10:20]]
+    assert source.provenance["config"] == "plain_text"
+    assert list(documents("openwebtext,config=plain_text,split=train")) == TEXTS
+    with pytest.raises(InputError, match="Bad split: test"):
+        open_source("openwebtext,split=test")
+    with pytest.raises(InputError, match="no column 'body'; it has 'text'"):
+        list(documents("openwebtext", "body"))
+
+
+def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(hub, monkeypatch):
+    asked = []
+    load = datasets.load_dataset_builder
+
+    def script_on_main(path, name=None, revision=None):
+        asked.append(revision)
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
+        return load(path, name=name)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", script_on_main)
+    assert list(documents("openwebtext")) == TEXTS
+    assert asked == [None, "refs/convert/parquet"]
+
+
+def test_an_unreachable_hub_names_the_offline_alternatives(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"):
+        open_source("openwebtext")
+
+
+def test_a_long_txt_is_cut_where_paragraphs_end(tmp_path):
+    rng = random.Random(0)
+    text = "".join("word " * rng.randrange(5, 60) + "\n" + "\n" * (rng.random() < 0.2) for _ in range(2000))
+    (tmp_path / "long.txt").write_text(text)
+    pieces = list(documents(str(tmp_path / "long.txt")))
+    assert len(pieces) > 5
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n\n") for piece in pieces[:-1])
+
+
+def test_pydocs_are_english_prose():
+    stream = documents("pydocs")
+    first = [next(stream) for _ in range(20)]
+    assert all(len(text) > 100 for text in first)
+    assert "assert" in first[0]
