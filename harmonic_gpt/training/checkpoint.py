@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from harmonic_gpt.errors import InputError
 
@@ -75,7 +76,10 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
         shutil.rmtree(left)
     temporary = run_dir / f".writing-{final.name}"
     temporary.mkdir(parents=True)
-    write_files(temporary)
+    try:
+        write_files(temporary)
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and torch.save make of a full disk
+        raise OSError(f"{final} cannot be written: {error}") from error
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
     (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
@@ -140,6 +144,14 @@ def read_state(checkpoint: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         error = problem
     raise InputError(f"{checkpoint / STATE}: not the state of a training checkpoint ({error})") from None
+
+
+def load_state(path: Path) -> dict:
+    """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the unpickler, the archive, the system
+        raise InputError(f"{path}: not what training writes ({type(error).__name__})") from None
 
 
 def rng_state() -> dict:

@@ -258,10 +258,10 @@ def setup(config: RunConfig, resume: bool) -> Run:
 
 def _restore(run: Run, path: Path, state: dict) -> None:
     rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
-    optimizer = torch.load(path / ckpt.OPTIMIZER, map_location="cpu", weights_only=True)
+    optimizer = ckpt.load_state(path / ckpt.OPTIMIZER)
     run.optimizer.load_state_dict(sharded_as(optimizer, run.optimizer))
     if state["world_size"] == ranks:
-        ckpt.restore_rng_state(torch.load(path / ckpt.rng_file(rank), weights_only=True))
+        ckpt.restore_rng_state(ckpt.load_state(path / ckpt.rng_file(rank)))
     else:  # dropout cannot be continued by other ranks: draw anew, and not what step 1 drew
         set_seed((run.config.seed + 1 + rank + ranks * state["step"]) % 2**31)
     run.step, run.skipped_steps = state["step"], state.get("skipped_steps", 0)
