@@ -119,6 +119,10 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} is missing"
             if file_sha256(path) != expected:
                 return f"{name} does not match its checksum"
+        # What training or loading would read. Notes of the user's own may lie beside it
+        present = {p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".pt", ".py", ".safetensors")}
+        if unlisted := sorted(present - {CHECKSUMS} - checksums.keys()):
+            return f"{unlisted[0]} has no checksum"
     except (OSError, ValueError, AttributeError) as error:
         return f"{CHECKSUMS} cannot be read ({error})"
     return None

@@ -101,8 +101,10 @@ def write(run: "Run", taken: Snapshot) -> Path:
     settings = run.config.checkpoint
     path = ckpt.write_checkpoint(run.run_dir, taken.step, write_files)
     run.tracker.say(f"step {taken.step}: checkpoint {path}")
-    due = taken.step % (settings.every * settings.push_every) == 0 or taken.step == run.config.train.steps
-    if run.pusher is not None and due:
+    last = taken.step == run.config.train.steps
+    if run.pusher is not None and (last or taken.step % (settings.every * settings.push_every) == 0):
+        if last:
+            run.pusher.wait()
         run.pusher.offer(path)
     spared = {path} | ({run.pusher.path} if run.pusher is not None and run.pusher.path else set())
     ckpt.prune(run.run_dir, settings.keep, settings.keep_every, spared)
