@@ -98,7 +98,9 @@ def prune(run_dir: Path, keep: int, keep_every: int | None, spared: set[Path]) -
     """Remove all but the newest `keep` checkpoints, those of steps that are multiples of `keep_every`, and `spared` ones."""
     for old in checkpoints(run_dir)[:-keep]:
         if old not in spared and not (keep_every and step_of(old) % keep_every == 0):
-            shutil.rmtree(old)
+            old.rename(run_dir / f".removing-{old.name}")  # a folder called step-N is whole
+    for removed in run_dir.glob(".removing-*"):  # those of a program that was killed, too
+        shutil.rmtree(removed)
 
 
 def _point_latest(checkpoint: Path) -> None:

@@ -155,7 +155,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None for a fresh run. Raises InputError rather than overwrite a run."""
     run_dir = Path(config.run_dir).expanduser()
-    if not run_dir.exists() or all(path.name == LOCK_FILE for path in run_dir.iterdir()):
+    if not run_dir.exists() or all(path.name.startswith(".") for path in run_dir.iterdir()):  # beginnings of one that was killed
         return None
     saved = ckpt.checkpoints(run_dir)
     if not saved and not (run_dir / CONFIG_FILE).is_file():
@@ -248,11 +248,19 @@ def setup(config: RunConfig, resume: bool) -> Run:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        # The first file of a run, and whole: without it a folder that holds anything is none of ours
+        temporary = run_dir / f".{CONFIG_FILE}"
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.replace(run_dir / CONFIG_FILE)
+        try:
+            run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        except InputError:  # a service that does not start: it has not become a run
+            if resume_from is None:
+                (run_dir / CONFIG_FILE).unlink()
+            raise
         accelerator.trackers = accelerator.log_with  # started; `end_training` finishes them
         if config.checkpoint.push_to is not None:
             run.pusher = Pusher(config.checkpoint.push_to, config.checkpoint.push_private, run.tracker.say)
-        (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     return run
 
 
