@@ -68,7 +68,7 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
     final = run_dir / name_of(step)
     if final.exists():
         if damage(final) is None:
-            _point_latest(final)
+            point_latest(final)
             return final
         count = len(list(run_dir.glob(f"damaged-{final.name}*")))
         final.rename(run_dir / f"damaged-{final.name}-{count}")
@@ -90,7 +90,7 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
     problem = damage(final)
     if problem is not None:
         raise OSError(f"{final} does not read back as it was written: {problem}")
-    _point_latest(final)
+    point_latest(final)
     return final
 
 
@@ -103,7 +103,8 @@ def prune(run_dir: Path, keep: int, keep_every: int | None, spared: set[Path]) -
         shutil.rmtree(removed)
 
 
-def _point_latest(checkpoint: Path) -> None:
+def point_latest(checkpoint: Path) -> None:
+    """`RUN/latest` becomes a link to this checkpoint, in one step."""
     link = checkpoint.parent / f".{LATEST}"
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name)

@@ -246,6 +246,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
         _restore(run, resume_from, state)
         if accelerator.is_main_process:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
+            ckpt.point_latest(resume_from)  # a killed run may have left the link behind, or on one that is damaged now
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         # The first file of a run, and whole: without it a folder that holds anything is none of ours

@@ -97,8 +97,8 @@ def test_damaged_files(victims, config, undisturbed, stopped, record, how, damag
     assert "step-000004 at step 4" in ended.text
     assert outcome(stopped) == undisturbed
     record(
-        f"each of {len(names)} files of the newest checkpoint {how} (rng-0.pt too)",
-        f"named, skipped; the one before it {SAME}",
+        f"each of the {len(names)} files of the newest checkpoint (rng-0.pt too) {how}",
+        f"named, skipped, kept; from the one before it the run {SAME}",
         "as expected",
     )
 
