@@ -16,6 +16,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import LoadedModel, load_model
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.hub import MAIN, upload_checkpoint
+from harmonic_gpt.swap_head import STORED
 from harmonic_gpt.training.tracking import read_metrics
 
 FIGURES = "figures"
@@ -37,6 +38,8 @@ def export(name: str, out: str | Path, *, report: str | None = None, licence: st
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
     loaded = load_model(name)
+    if hasattr(loaded.model.config, STORED):
+        raise InputError(f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be a dot product's")
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:

@@ -16,7 +16,9 @@ from transformers import (
 
 from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.interop.swap_head import swap_head
+from harmonic_gpt.swap_head import swap_head
+from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.interop.export import export
 from harmonic_gpt.model.harmonic_head import HarmonicHead
 
 SIZE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -69,7 +71,12 @@ def test_trains_generates_saves_and_loads(make, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     swap_head(again)
     assert isinstance(again.lm_head, HarmonicHead)
+    evaluated = load_model(str(tmp_path / "model"))  # must not take the weights for a dot product's
+    assert evaluated.head == "harmonic"
+    with pytest.raises(InputError, match="has its head by swap_head"):
+        export(str(tmp_path / "model"), tmp_path / "out")
     with torch.no_grad():
+        assert torch.equal(evaluated.model(IDS).logits, model.eval()(IDS).logits)
         assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
 
 
