@@ -16,10 +16,10 @@ from transformers import (
 
 from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.swap_head import swap_head
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.interop.export import export
 from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.swap_head import swap_head
 
 SIZE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1}

@@ -58,13 +58,11 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
 
 def draw(read: Lens, path: str | Path, title: str) -> None:
     """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: it would change the figures of a notebook that calls this
 
     layers, width = read.nearest.shape[:2]
-    figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    figure = Figure(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis")
     middle = float(np.median(read.scores[..., 0]))
     for layer in range(layers):
@@ -79,4 +77,3 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
     axes.set_yticks(range(layers))
     figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
     figure.savefig(path, dpi=150)
-    plt.close(figure)

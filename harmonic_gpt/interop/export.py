@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -124,10 +124,8 @@ def _from_metrics(loaded: LoadedModel, folder: Path) -> Measurements:
 
 
 def _plot_losses(rows: list[dict], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for key, label in (("loss", "training batch"), ("val_loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
@@ -136,7 +134,6 @@ def _plot_losses(rows: list[dict], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def check_folder(folder: Path) -> None:
