@@ -27,8 +27,6 @@ from harmonic_gpt.run_config import RunConfig
 
 FIT_TOKENS = 4096
 CHUNK = 512  # tokens whose logits are in memory at once
-# Powers of two around the scale that matches norms. Without end the softmax of distances would go to s = infinity, that of cosines.
-SCALES = range(-3, 8)
 
 
 @dataclass
@@ -133,15 +131,12 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
     n_max = 2 * target.n_embd
     softmax = target.normalization == "softmax"
 
-    def bounded(log_s: Tensor) -> Tensor:
-        return log_s.clamp(tensor(ratio * 2.0 ** SCALES[0]), tensor(ratio * 2.0 ** SCALES[-1]))
-
     def loss(log_s: Tensor, log_n: Tensor, shift: Tensor, tokens: int = len(labels)) -> float:
         """Mean over the leading tokens; gradients are added up where the arguments want them."""
         total = 0.0
         for i in range(0, tokens, CHUNK):
             y = labels[i : i + CHUNK]
-            x = (hidden[i : i + CHUNK] + shift) * bounded(log_s).exp()
+            x = (hidden[i : i + CHUNK] + shift) * log_s.clamp(max=log_s_max).exp()
             z = head_logits(x, centers, exponent=1.0, normalization=target.normalization)
             if not softmax:
                 z = z * log_n.clamp(max=math.log(n_max)).exp()  # exponent 1 gives -log d
@@ -155,12 +150,14 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
         return torch.tensor(math.log(value), device=hidden.device)
 
     ratio = (centers.norm(dim=1).mean() / hidden.norm(dim=1).mean()).item()
+    # Under the softmax of distances the loss may fall for ever, ever more slowly, as s grows
+    log_s_max = math.log(ratio * 2**7)
     zero = torch.zeros_like(hidden[0])
     n = target.head_exponent
     tried = {"source model": sum(own) / len(own), "norms matched": loss(tensor(ratio), tensor(n), zero)}
     # The loss has several valleys in s: look around before walking down
     exponents = [n * 2**k for k in range(9) if n * 2**k <= n_max] if fit_exponent and not softmax else [n]
-    grid = [(ratio * 2**k, exponent) for exponent in exponents for k in SCALES]
+    grid = [(ratio * 2**k, exponent) for exponent in exponents for k in range(-3, 8)]
     s, n = min(grid, key=lambda pair: loss(tensor(pair[0]), tensor(pair[1]), zero, CHUNK))
     log_s, log_n, shift = tensor(s).requires_grad_(), tensor(n), zero.clone()
     if fit_exponent and not softmax:
@@ -177,5 +174,5 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
         optimizer.step(closure)
         tried[attempt] = closure()
     # Six digits: the same number on every rank, whatever its processor rounds
-    s, n = (float(f"{value:.6g}") for value in (bounded(log_s).exp().item(), min(log_n.exp().item(), n_max)))
+    s, n = (float(f"{value:.6g}") for value in (math.exp(min(log_s.item(), log_s_max)), min(log_n.exp().item(), n_max)))
     return HeadStart(s, n, shift.detach(), tried)

@@ -99,13 +99,12 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
     memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
     memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
     head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get((m.similarity, m.normalization), "ablation")
-    exponent = f", exponent {hf_config.head_exponent:.4g}" if m.normalization == "harmax" else ""
-    constants = f"{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, center_std {hf_config.center_std:.4g}"
-    if m.init_from is not None:  # chosen when the weights are there; the line "init_from:" tells
-        constants = f"), constants and weights from {m.init_from}"
+    n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
+    exponent = f", exponent {n}" if m.normalization == "harmax" else ""
     rows = {
         "run": config.run_dir,
-        "head": f"{head} ({m.similarity} + {m.normalization}{constants}, {'tied' if m.tie_word_embeddings else 'untied'}",
+        "head": f"{head} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
+        f"center_std {hf_config.center_std:.4g}, {'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, vocabulary {vocab_size:,}{assumed}",
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
         "data": config.data.dir + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
