@@ -58,11 +58,10 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
 
 def draw(read: Lens, path: str | Path, title: str) -> None:
     """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
-    from matplotlib.figure import Figure  # not pyplot: it would change the figures of a notebook that calls this
+    from matplotlib import pyplot as plt  # with the backend as it is: this is called from notebooks too
 
     layers, width = read.nearest.shape[:2]
-    figure = Figure(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
     image = axes.imshow(read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis")
     middle = float(np.median(read.scores[..., 0]))
     for layer in range(layers):
@@ -77,3 +76,4 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
     axes.set_yticks(range(layers))
     figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
     figure.savefig(path, dpi=150)
+    plt.close(figure)
