@@ -45,7 +45,7 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
     if not ids.numel() or (limit and ids.shape[1] > limit):
         raise InputError(f"expected a prompt of 1 to {limit} tokens, got {ids.numel()}")
     norm, head = final_norm(model), model.get_output_embeddings()
-    by = "distance" if getattr(model.config, "similarity", "dot") == "euclidean" else "dot"
+    by = "distance" if getattr(getattr(head, "spec", None), "similarity", "dot") == "euclidean" else "dot"
     *inner, last = hidden_states(model, ids)
     states = torch.stack([head_input(model, h[0]) for h in (*map(norm, inner), last)])  # (L + 1, T, D); the last one is normed already
     found, scores = nearest_rows(head.weight, states.flatten(0, 1), min(top, len(head.weight)), by)
@@ -58,10 +58,7 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
 
 def draw(read: Lens, path: str | Path, title: str) -> None:
     """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # with the backend as it is: this is called from notebooks too
 
     layers, width = read.nearest.shape[:2]
     figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
