@@ -34,7 +34,8 @@ def read_grid(path: Path) -> list[dict]:
     """All runs of a grid file, in the order of the queue. Each: question, size, head, set, trial, seed, keep, key.
 
     `set` are the overrides of RunConfig that this experiment makes beyond base, size and head; `settings` are all of them together.
-    `keep`: the run folder stays when the run is done, for eval.py. `key` identifies what is trained, whatever the question that asked for it: one run may answer several.
+    `keep`: the run folder stays when the run is done, for eval.py. `key` identifies what is trained, whatever the question that
+    asked for it: one run may answer several.
     """
     grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     runs, seen = [], set()
