@@ -2,7 +2,7 @@
 
     python benchmarks/recipe_report.py docs/results/recipe.jsonl                      # tables
     python benchmarks/recipe_report.py docs/results/recipe.jsonl --figures docs/recipe
-    python benchmarks/recipe_report.py docs/results/recipe.jsonl --question tied
+    python benchmarks/recipe_report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
 A setting is a row, with its seeds side by side. The figure draws validation loss against tokens, mean and range over seeds.
 """
@@ -30,24 +30,30 @@ def by_setting(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     return groups
 
 
-def spread(values: list[float], digits: int = 4) -> str:
+def spread(values: list[float]) -> str:
     """Mean, and the standard deviation where there are several."""
-    return f"{mean(values):.{digits}f}" + (f" +- {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return f"{mean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+COLUMNS = (
+    "settings",
+    "seeds",
+    "validation nats",
+    "largest rise",
+    "spikes",
+    "gradient norm, median (max)",
+    "clipped",
+    "center norm",
+    "measured",
+)
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: one line a setting, best first within size and head."""
-    lines = [
-        "| size | head | settings | seeds | validation nats | largest rise | spikes | grad norm median (max) | clipped | center norm | measured |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    groups = by_setting(rows).items()
-    for (size, head, settings), runs in sorted(groups, key=lambda item: (*item[0][:2], mean(row["val_loss"] for row in item[1]))):
+    """Markdown: one line a setting, best first."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for (_, _, settings), runs in sorted(by_setting(rows).items(), key=lambda item: mean(row["val_loss"] for row in item[1])):
         calm = [run["training"] for run in runs]
-        measured = "; ".join(f"{name} {value:.3g}" for run in runs for name, value in run["measured"].items())
         cells = [
-            size,
-            head,
             settings,
             ",".join(str(run["seed"]) for run in runs),
             spread([run["val_loss"] for run in runs]),
@@ -56,7 +62,7 @@ def table(rows: list[dict]) -> str:
             f"{mean(c['grad_norm_median'] for c in calm):.2f} ({max(c['grad_norm_max'] for c in calm):.2f})",
             f"{mean(c['clipped_share'] for c in calm):.0%}",
             f"{mean(run['center_norms'][-1][1] for run in runs):.2f}",
-            measured,
+            "; ".join(f"{name} {value:.3g}" for run in runs for name, value in run["measured"].items()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -94,12 +100,12 @@ def draw(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--question", default="", help="only questions that match this regular expression")
+    parser.add_argument("--match", default="", help="only rows whose `size head settings` match this regular expression")
     parser.add_argument("--figures", type=Path, help="folder for loss.png")
     args = parser.parse_args()
-    rows = [row for row in read_results(args.results) if re.search(args.question, row["question"])]
-    for question in dict.fromkeys(row["question"] for row in rows):
-        print(f"### {question}\n\n{table([row for row in rows if row['question'] == question])}\n")
+    rows = [row for row in read_results(args.results) if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
+    for size, head in sorted({(row["size"], row["head"]) for row in rows}):
+        print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
     if args.figures:
         args.figures.mkdir(parents=True, exist_ok=True)
         draw(rows, args.figures / "loss.png")

@@ -57,32 +57,32 @@ def anneal_exponent(run: Run, ends: list[float]) -> Callable[[], dict]:
 def learn_exponent(run: Run, lr_scale: float) -> Callable[[], dict]:
     """log n is a parameter, with lr_scale times the learning rate. Builds all logits: slow, and enough for a first look."""
     head = run.bare_model.lm_head
-    head.log_exponent = nn.Parameter(torch.tensor(math.log(head.spec.exponent)))
-    _scaled_rate(run, [head.log_exponent], lr_scale)
+    # Not a parameter of the model: its gradient stays out of the norm that is clipped
+    log_exponent = nn.Parameter(torch.tensor(math.log(head.spec.exponent)))
+    _scaled_rate(run, [log_exponent], lr_scale)
 
     def forward(hidden_states, labels=None, reduction="mean", decoding=False):
-        n = head.log_exponent.exp()
         x = hidden_states * head.hidden_scale
         # d z / d n = z / n: take the logits at n = 1, so that the exponent itself is differentiated
-        logits = n * head_logits(x, head.weight, exponent=1.0)
+        logits = log_exponent.exp() * head_logits(x, head.weight, exponent=1.0)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
     head.forward = forward
-    return lambda: {"exponent": head.log_exponent.exp().item()}
+    return lambda: {"exponent": log_exponent.exp().item()}
 
 
 def learn_temperature(run: Run, lr_scale: float) -> Callable[[], dict]:
     """The standard head's counterpart: logits times a learned factor, from 1."""
     head = run.bare_model.lm_head
-    head.log_factor = nn.Parameter(torch.zeros(()))
-    _scaled_rate(run, [head.log_factor], lr_scale)
+    log_factor = nn.Parameter(torch.zeros(()))
+    _scaled_rate(run, [log_factor], lr_scale)
 
     def forward(hidden_states, labels=None, reduction="mean", decoding=False):
-        logits = head.log_factor.exp() * head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
+        logits = log_factor.exp() * head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
     head.forward = forward
-    return lambda: {"temperature": head.log_factor.exp().item()}
+    return lambda: {"temperature": log_factor.exp().item()}
 
 
 def muon(run: Run, lr_scale: float) -> None:
