@@ -11,10 +11,12 @@ import yaml
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import corpus_share  # noqa: E402
 import recipe  # noqa: E402
 import recipe_report  # noqa: E402
 import recipe_trials  # noqa: E402
 
+from harmonic_gpt.data.split import content_hash, is_validation  # noqa: E402
 from harmonic_gpt.training import loop  # noqa: E402
 
 
@@ -152,3 +154,11 @@ def test_the_report_puts_seeds_side_by_side(grid, tmp_path):
     assert lines[3].startswith("| base | 0,1,2 | 5.1000 +- 0.1000 |")
     recipe_report.draw(rows, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_share_of_the_corpus_keeps_the_validation_text():
+    texts = [f"document {i}" for i in range(4000)]
+    validation = {text for text in texts if is_validation(content_hash(text), corpus_share.VALIDATION_SHARE)}
+    quarter, sixteenth = ({text for text in texts if corpus_share.keeps(text, fraction)} for fraction in (4, 16))
+    assert validation < sixteenth < quarter
+    assert len(sixteenth - validation) == pytest.approx(len(set(texts) - validation) / 16, rel=0.2)
