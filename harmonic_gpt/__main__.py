@@ -47,10 +47,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop; needs no data")] = False,
 ):
     settings = load_run_config(config, context.args)
-    from harmonic_gpt.training import loop  # after the config is known to be right: torch takes seconds to load
+    from harmonic_gpt.training import loop, plan  # after the config is known to be right: torch takes seconds to load
 
     if dry_run:
-        print(loop.dry_run(settings))
+        print(plan.dry_run(settings))
         return
     raise typer.Exit(loop.train(settings, resume))
 

@@ -85,6 +85,9 @@ class TrainSection(Section):
     compile: bool = Field(False, description="torch.compile the trunk")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
     log_every: Count = Field(10, description="steps between rows of metrics.jsonl")
+    max_skipped_steps: Annotated[int, Ge(0)] = Field(
+        0, description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, and the run goes on"
+    )
 
 
 class EvalSection(Section):
@@ -95,6 +98,11 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     every: Count = Field(1000, description="steps between checkpoints; the last step always writes one")
     keep: Count = Field(2, description="newest checkpoints to keep")
+    keep_every: Count | None = Field(None, description="keep for good those of steps that are multiples of this")
+    background: bool = Field(True, description="write files while training goes on; holds a copy of weights and optimizer in memory")
+    push_to: str | None = Field(None, description="USER/NAME on the Hub: push checkpoints there during training, a branch step-N each")
+    push_every: Count = Field(1, description="push every n-th checkpoint; the last one always")
+    push_private: bool = Field(True, description="push to a private repository; refuse a public one")
 
 
 class TrackingSection(Section):
@@ -158,12 +166,12 @@ def describe_fields() -> str:
     return "\n".join(lines)
 
 
-def load_run_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `--a.b=c` overrides (values are YAML), validate everything.
+def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), values: dict | None = None) -> RunConfig:
+    """Read a YAML file (or take `values`), apply `--a.b=c` overrides (values are YAML), validate everything.
 
     Raises InputError that lists every problem with its dotted path.
     """
-    values: dict = {}
+    values = deepcopy(values or {})
     if path is not None:
         try:
             values = _parse(Path(path).read_text(encoding="utf-8")) or {}

@@ -7,7 +7,7 @@ import pytest
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, describe_fields, fields, load_run_config
-from harmonic_gpt.training.loop import dry_run
+from harmonic_gpt.training.plan import dry_run
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

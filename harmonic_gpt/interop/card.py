@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -36,19 +37,25 @@ class Measurements:
     figures: dict[str, str] = field(default_factory=dict)  # file name: caption
 
 
-def _hub_dataset(source: str | None) -> str | None:
+def _hub_dataset(source: str) -> str | None:
     if source == "openwebtext":
         return "Skylion007/openwebtext"
     # A path of a local file looks much like USER/NAME; with an extension it is one
-    return source if source and re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w-]+", source) else None
+    return source if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w-]+", source) else None
 
 
-def _data_sentence(source: str | None) -> str:
+def _sources(config: dict) -> list[str]:
+    """What the run's token files were made from; empty if the run does not record it."""
+    source = config["data"].get("source")
+    return [source] if isinstance(source, str) else source or []
+
+
+def _data_sentence(source: str) -> str:
     if source == "pydocs":
         return "the English prose that every Python installation carries (help topics and docstrings of the standard library)"
     if (name := _hub_dataset(source)) is not None:
         return f"[{name}](https://huggingface.co/datasets/{name})"
-    return "token files whose source the run does not record" if source is None else "local text files of whoever trained it"
+    return "local text files of whoever trained it"
 
 
 def _recipe(config: dict) -> dict:
@@ -56,22 +63,28 @@ def _recipe(config: dict) -> dict:
     sections = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
     for name in ("run_dir", "tracking", "checkpoint"):
         sections.pop(name, None)
-    data = sections.get("data", {})
-    local = ("dir", "tokenizer") if data.get("source") == "pydocs" or _hub_dataset(data.get("source")) else ("dir", "tokenizer", "source")
-    for key in local:
-        data.pop(key, None)
+    public = all(source == "pydocs" or _hub_dataset(source) for source in _sources(config))
+    for key in ("dir", "tokenizer") if public else ("dir", "tokenizer", "source"):
+        sections["data"].pop(key, None)
+    if start := config["model"].get("init_from"):
+        sections["model"]["init_from"] = _start(start)
     return sections
 
 
+def _start(init_from: str) -> str:
+    """Name of the weights that a run started from, without the path to them."""
+    return Path(init_from).name if Path(init_from).expanduser().exists() or init_from.count("/") > 1 else init_from
+
+
 def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None) -> ModelCardData:
-    source = loaded.state["config"]["data"].get("source") if loaded.state else None
-    dataset = _hub_dataset(source)
-    english = source in ("pydocs", "openwebtext") or dataset == "Skylion007/openwebtext"
+    sources = _sources(loaded.state["config"]) if loaded.state else []
+    datasets = sorted({dataset for source in sources if (dataset := _hub_dataset(source))})
+    english = bool(sources) and all(source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources)
     results = [
         EvalResult(
             task_type="text-generation",
             task_name=task,
-            dataset_type=dataset or ("pydocs" if source == "pydocs" else "text"),
+            dataset_type=datasets[0] if len(datasets) == 1 else "pydocs" if sources == ["pydocs"] else "text",
             dataset_name=task,
             metric_type=metric,
             metric_value=float(f"{value:.6g}"),
@@ -84,7 +97,7 @@ def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: s
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "harmonic-loss", f"arxiv:{PAPER}"],
-        datasets=[dataset] if dataset else None,
+        datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -95,9 +108,10 @@ def _training(loaded: LoadedModel) -> str:
         return "Not recorded: the model did not come from a training run of this program."
     state, config = loaded.state, loaded.state["config"]
     versions = ", ".join(f"{name} {version}" for name, version in state.get("versions", {}).items())
-    start = config.get("train", {}).get("init_from")
-    return f"""Trained on {_data_sentence(config["data"].get("source"))}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
-{f", starting from the weights of `{start}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
+    start = config["model"].get("init_from")
+    data = " and ".join(dict.fromkeys(map(_data_sentence, _sources(config)))) or "token files whose source the run does not record"
+    return f"""Trained on {data}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
+{f", starting from the weights of `{_start(start)}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
 
 <details><summary>All settings</summary>
 

@@ -45,8 +45,8 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        epochs={"mlp": 1500, "transformer": 750},
-        permutation_epochs=1000,
+        epochs={"mlp": 1200, "transformer": 600},
+        permutation_epochs=800,
         seeds=5,
         sweep_seeds=3,
         fractions=(0.2, 0.4, 0.6),

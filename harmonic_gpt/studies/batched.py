@@ -21,7 +21,7 @@ BATCH = 32
 EMBEDDING_REGULARISER = 0.01
 CHECK_STEPS = 25  # between measurements of accuracy and norm: an epoch of 800 examples
 TEST_SAMPLE = 200  # test examples of those measurements; the final accuracy is over all
-CONVERGED_EPOCHS = 300  # with every answer right, on both sides
+CONVERGED_EPOCHS = 200  # with every answer right, on both sides
 
 
 class Member(NamedTuple):

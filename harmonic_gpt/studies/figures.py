@@ -264,7 +264,7 @@ def digit_weights(folder: Path, name: str, rows: dict) -> None:
         side = int(weights.shape[1] ** 0.5)
         limit = float(weights.abs().max())
         for ax, image in zip(row, weights, strict=True):
-            ax.imshow(image.view(side, side), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.imshow(image.view(side, side).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     save(figure, folder, name)

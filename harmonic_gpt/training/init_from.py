@@ -136,7 +136,7 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
         total = 0.0
         for i in range(0, tokens, CHUNK):
             y = labels[i : i + CHUNK]
-            x = (hidden[i : i + CHUNK] + shift) * log_s.exp()
+            x = (hidden[i : i + CHUNK] + shift) * log_s.clamp(max=log_s_max).exp()
             z = head_logits(x, centers, exponent=1.0, normalization=target.normalization)
             if not softmax:
                 z = z * log_n.clamp(max=math.log(n_max)).exp()  # exponent 1 gives -log d
@@ -150,6 +150,8 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
         return torch.tensor(math.log(value), device=hidden.device)
 
     ratio = (centers.norm(dim=1).mean() / hidden.norm(dim=1).mean()).item()
+    # Under the softmax of distances the loss may fall for ever, ever more slowly, as s grows
+    log_s_max = math.log(ratio * 2**7)
     zero = torch.zeros_like(hidden[0])
     n = target.head_exponent
     tried = {"source model": sum(own) / len(own), "norms matched": loss(tensor(ratio), tensor(n), zero)}
@@ -172,5 +174,5 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
         optimizer.step(closure)
         tried[attempt] = closure()
     # Six digits: the same number on every rank, whatever its processor rounds
-    s, n = (float(f"{value:.6g}") for value in (log_s.exp().item(), min(log_n.exp().item(), n_max)))
+    s, n = (float(f"{value:.6g}") for value in (math.exp(min(log_s.item(), log_s_max)), min(log_n.exp().item(), n_max)))
     return HeadStart(s, n, shift.detach(), tried)

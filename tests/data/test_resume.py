@@ -162,7 +162,7 @@ result["chain"] = contents(out) == expected
     assert result["kept"] > result["tried"] / 2  # it did continue, rather than begin anew
     assert result["differ"] == []
     assert result["chain"]
-    assert result["attempts"] > 3
+    assert result["attempts"] >= 3  # killed twice at least
 
 
 def test_the_disk_fills_up(run, folder):

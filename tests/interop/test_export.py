@@ -10,6 +10,7 @@ from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.compare import compare
 from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.export import check_folder, export
 from harmonic_gpt.training.tracking import read_metrics
 from tests.interop.hub_stand_in import TOKEN
@@ -45,6 +46,17 @@ def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_r
     assert "‖x − w_j‖⁻ⁿ, n = 5.65685" in card.text
     assert str(harmonic_run.parent) not in card.content  # nothing of this machine
     assert (exported / "figures/loss.png").stat().st_size > 5000
+
+
+def test_card_names_public_sources_and_no_local_path(harmonic_run):
+    loaded = load_model(str(harmonic_run))
+    loaded.state["config"]["data"]["source"] = ["openwebtext", "/home/ann/diary.txt"]
+    loaded.state["config"]["model"]["init_from"] = "/home/ann/runs/first/step-10"
+    card = model_card(loaded, "tiny", Measurements("Nothing has been measured."))
+    assert card.data.datasets == ["Skylion007/openwebtext"]
+    assert "datasets/Skylion007/openwebtext) and local text files" in card.text
+    assert "starting from the weights of `step-10`" in card.text
+    assert "/home/ann" not in card.content
 
 
 def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):

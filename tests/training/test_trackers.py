@@ -61,8 +61,8 @@ def test_wandb_keeps_its_run_over_resume_and_takes_the_report(run_config, tmp_pa
     assert json.loads((run / "latest/state.json").read_text())["wandb_id"] == first
     assert attach(run, report) == ["wandb"]
     folders = sorted(path.name for path in (run / "wandb").glob("offline-run-*"))
-    assert len(folders) >= 1  # offline runs that start within one second share a folder
-    assert all(name.endswith(f"-{first}") for name in folders)
+    assert folders
+    assert all(f"-{first}" in name for name in folders)  # wandb numbers those that start within a second
     assert list((run / "wandb").glob("offline-run-*/files/media/images/report/loss_curves*.png"))
 
 
