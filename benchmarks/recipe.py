@@ -26,8 +26,7 @@ from threading import Lock
 import yaml
 
 GRID = Path(__file__).with_name("recipe_grid.yaml")
-SPIKE_WINDOW = 20  # steps whose median loss a spike is measured against
-SPIKE_NATS = 0.5
+RISE_WINDOW = 20  # steps whose median loss a rise is measured against
 
 
 def read_grid(path: Path) -> list[dict]:
@@ -100,17 +99,19 @@ def train_one(item: dict, folder: Path) -> dict:
 def stability(rows: list[dict], warmup: int, clip: float) -> dict:
     """How calmly a run trained, from its rows of metrics (one a step, warmup left out).
 
-    rise: training loss above the median of the SPIKE_WINDOW steps before, in nats; a spike is a rise of more than SPIKE_NATS.
+    rise: training loss above the median of the RISE_WINDOW steps before, in nats. Spikes are those that training warns of.
     """
+    from harmonic_gpt.training.spikes import SpikeDetector
+
     losses = [row["loss"] for row in rows]
     norms = [row["grad_norm"] for row in rows if row["step"] > warmup]
-    rises = [losses[i] - statistics.median(losses[i - SPIKE_WINDOW : i]) for i in range(max(warmup, SPIKE_WINDOW), len(losses))]
+    rises = [losses[i] - statistics.median(losses[i - RISE_WINDOW : i]) for i in range(max(warmup, RISE_WINDOW), len(losses))]
     return {
         "grad_norm_median": round(statistics.median(norms), 4),
         "grad_norm_max": round(max(norms), 4),
         "clipped_share": round(sum(norm > clip for norm in norms) / len(norms), 4),
         "largest_rise": round(max(rises, default=0.0), 4),
-        "spikes": sum(rise > SPIKE_NATS for rise in rises),
+        "spikes": sum(map(SpikeDetector().is_spike, losses[warmup:])),
     }
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harmonic_gpt.model.harmonic_head import head_logits
-from harmonic_gpt.training.loop import Run
+from harmonic_gpt.training.setup import Run
 
 
 def apply_trial(run: Run, trial: dict) -> Callable[[], dict]:

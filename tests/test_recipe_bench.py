@@ -17,6 +17,7 @@ import recipe_report  # noqa: E402
 import recipe_trials  # noqa: E402
 
 from harmonic_gpt.data.split import content_hash, is_validation  # noqa: E402
+from harmonic_gpt.run_config import load_run_config  # noqa: E402
 from harmonic_gpt.training import loop  # noqa: E402
 
 
@@ -52,7 +53,7 @@ def test_grid_expands_in_order_and_names_equal_runs_once(grid):
 def test_a_row_holds_what_the_product_measured(grid, tmp_path):
     (item,) = recipe.read_grid(grid({"set": {"optim.lr": 0.02}, "seeds": [3]}))
     row = recipe.train_one(item, tmp_path / "bench")
-    config = loop.load_run_config(tmp_path / "bench" / "config.yaml")
+    config = load_run_config(tmp_path / "bench" / "config.yaml")
     assert (config.optim.lr, config.seed, config.model.exponent) == (0.02, 3, 8.0)
     assert [tokens for tokens, _ in row["curve"]] == [3 * 128, 6 * 128]
     run = loop.setup(config.model_copy(update={"run_dir": str(tmp_path / "plain")}), resume=False)
@@ -117,15 +118,16 @@ def test_input_std_is_the_embedding_s(run_config):
 
 
 def test_stability_counts_rises_after_warmup():
-    rows = [{"step": i + 1, "loss": 6.0 - 0.01 * i, "grad_norm": 0.5} for i in range(60)]
+    rows = [{"step": i + 1, "loss": 6.0 - 0.001 * i, "grad_norm": 0.5} for i in range(160)]
     rows[5]["loss"], rows[5]["grad_norm"] = 20.0, 99.0  # within warmup: left out
-    rows[40]["loss"], rows[40]["grad_norm"] = 7.0, 3.0
+    rows[140]["loss"], rows[140]["grad_norm"] = 7.0, 3.0
     found = recipe.stability(rows, warmup=10, clip=1.0)
     assert found["spikes"] == 1
-    assert found["largest_rise"] == pytest.approx(7.0 - 5.705, abs=1e-6)
-    assert (found["grad_norm_median"], found["grad_norm_max"], found["clipped_share"]) == (0.5, 3.0, 0.02)
+    assert found["largest_rise"] == pytest.approx(7.0 - 5.8705, abs=1e-4)
+    assert (found["grad_norm_median"], found["grad_norm_max"], found["clipped_share"]) == (0.5, 3.0, 0.0067)
 
 
+@pytest.mark.slow
 def test_a_queue_continues_where_it_was_cut_off(grid, tmp_path):
     """Through the command line: a finished run is skipped, a line that was cut short is trained again, a failed run does not stop it."""
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
