@@ -43,8 +43,10 @@ FREE_ON_RESUME = (
     "run_dir", "data.dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size", "train.compile",
     "train.max_skipped_steps",
 )  # fmt: skip
-# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection; this is for a
+# rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate drops that value, as equal to
+# NCCL's default, and gloo would wait for 30.
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 
 @dataclass
@@ -99,9 +101,7 @@ def _start_accelerator(config: RunConfig, log_with: list) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and launched > 1 and kind != DistributedType.FSDP:
         raise InputError("FSDP was asked for, but accelerate shards on GPUs only; on CPU use `torchrun --nproc_per_node N train.py ...`")
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
-        raise InputError(
-            "expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)"
-        )
+        raise InputError("expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)")
     if accelerator.is_fsdp2:
         # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without sharding
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
