@@ -163,6 +163,7 @@ def sharded(folder: Path) -> dict:
     assert loop.fit(run) == 0
     dist.barrier()
 
+    assert train(config(folder, "fsdp-dropout")) == 0
     run = start(config(folder, "fsdp-parts"))
     for _ in range(3):
         loop.train_step(run)
@@ -173,6 +174,7 @@ def sharded(folder: Path) -> dict:
     for name in ("fsdp-untied", "fsdp-bf16"):
         assert train(config(folder, name)) == 0
     setup_module.Accelerator = Accelerator
+    del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0
     for head in HEADS:
         for tied in (True, False):
