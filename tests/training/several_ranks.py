@@ -227,21 +227,30 @@ def assert_sharding_changes_nothing(head: tuple[str, str], tied: bool) -> None:
     torch.testing.assert_close(*logits, rtol=1e-10, atol=1e-12)
 
 
-def dying(folder: Path) -> dict:
-    """Rank 1 is killed in step 5, after the checkpoint of step 3."""
+def _lose_rank_1(settings, number: signal.Signals) -> None:
+    """In step 5, after the checkpoint of step 3."""
     step = loop.train_step
 
-    def killed(run):
+    def lost(run):
         if run.step == 4 and RANK == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return step(run)
 
-    loop.train_step = killed
-    loop.train(config(folder, "dying"))
+    loop.train_step = lost
+    loop.train(settings)
     raise AssertionError("trained on without the other rank")
 
 
+def dying(folder: Path) -> None:
+    _lose_rank_1(config(folder, "dying"), signal.SIGKILL)
+
+
+def hanging(folder: Path) -> None:
+    setup_module.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+    _lose_rank_1(config(folder, "hanging"), signal.SIGSTOP)
+
+
 if __name__ == "__main__":
-    check, folder = {f.__name__: f for f in (plain, sharded, dying)}[sys.argv[1]], Path(sys.argv[2])
+    check, folder = {f.__name__: f for f in (plain, sharded, dying, hanging)}[sys.argv[1]], Path(sys.argv[2])
     (folder / f"{sys.argv[1]}-{RANK}.json").write_text(json.dumps(check(folder)))
     dist.destroy_process_group()

@@ -23,19 +23,20 @@ from harmonic_gpt.training import loop
 from harmonic_gpt.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
+RANKS = str(Path(__file__).with_name("several_ranks.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 PATIENCE = 300  # seconds that a launch may take on a busy machine; each is to take some twenty
 
 
-def torchrun(*arguments: str, processes: int = 2, **environment: str) -> subprocess.CompletedProcess:
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", str(processes), *arguments]
+def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *arguments]
     return subprocess.run(command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def ranks(check: str, folder: Path, **environment: str) -> list[dict]:
     """What each of two ranks saw in a check of several_ranks.py."""
-    done = torchrun(str(Path(__file__).with_name("several_ranks.py")), check, str(folder), **environment)
+    done = torchrun(RANKS, check, str(folder), **environment)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{check}-{rank}.json").read_text()) for rank in range(2)]
 
@@ -171,7 +172,7 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_exactly(settings
     """The launcher's own end is what is waited for: a rank that hangs fails this test after PATIENCE."""
     settings("dying", model__dropout=0.1)
     settings("whole", model__dropout=0.1)
-    done = torchrun(str(Path(__file__).with_name("several_ranks.py")), "dying", str(tmp_path))
+    done = torchrun(RANKS, "dying", str(tmp_path))
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     assert [p.name for p in ckpt.checkpoints(tmp_path / "dying")] == ["step-000003"]
@@ -179,6 +180,32 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_exactly(settings
         done = torchrun("train.py", "--config", str(tmp_path / f"{name}.yaml"), "--resume")
         assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "whole", tmp_path / "dying", steps=3)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_others(settings, tmp_path):
+    """After the collectives' timeout, here 5 s, and the 30 s that torchrun gives a rank to leave."""
+    settings("hanging")
+    done = torchrun(RANKS, "hanging", str(tmp_path))
+    assert done.returncode != 0
+    assert "Timed out waiting 5000ms" in done.stderr
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "hanging")] == ["step-000003"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
+    settings("stopped", train__steps=10**6, eval__every=10**6, checkpoint__every=10**6)
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "train.py", "--config", str(tmp_path / "stopped.yaml")]
+    launcher = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    output = iter(launcher.stderr)
+    next(line for line in output if line.startswith("step 5/"))
+    launcher.terminate()
+    rest = "".join(output)
+    assert launcher.wait(PATIENCE) != 0
+    (path,) = ckpt.checkpoints(tmp_path / "stopped")
+    assert ckpt.damage(path) is None
+    assert f"stopped by SIGTERM after step {ckpt.step_of(path)}; continue with --resume" in rest
+    assert "[rank" not in rest  # as torch marks the traceback of a rank; the launcher shows its own
 
 
 @pytest.mark.slow
