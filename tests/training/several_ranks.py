@@ -242,6 +242,7 @@ def _lose_rank_1(settings, number: signal.Signals) -> None:
 
 
 def dying(folder: Path) -> None:
+    assert train(config(folder, "whole")) == 0
     _lose_rank_1(config(folder, "dying"), signal.SIGKILL)
 
 

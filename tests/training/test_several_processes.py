@@ -176,9 +176,8 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_exactly(settings
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     assert [p.name for p in ckpt.checkpoints(tmp_path / "dying")] == ["step-000003"]
-    for name in ("dying", "whole"):
-        done = torchrun("train.py", "--config", str(tmp_path / f"{name}.yaml"), "--resume")
-        assert done.returncode == 0, done.stderr
+    done = torchrun("train.py", "--config", str(tmp_path / "dying.yaml"), "--resume")
+    assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "whole", tmp_path / "dying", steps=3)
 
 
@@ -209,18 +208,27 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_share_a_rendezvous(settings, tmp_path):
-    """Two torchrun agents on this machine, one rank each, by the commands of docs/several_processes.md."""
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines(settings, tmp_path, launcher):
+    """Two launchers on this machine that meet over loopback, one rank each, by the commands of docs/several_processes.md."""
     assert loop.train(settings("one")) == 0
     settings("nodes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}"]
-    command += ["--rdzv_id", "test", "--local_addr", "127.0.0.1", "train.py", "--config", str(tmp_path / "nodes.yaml")]
-    agents = [subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [agent.communicate(timeout=PATIENCE)[1] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], errors
+    nodes = []
+    for node in range(2):
+        if launcher == "torchrun":
+            command = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a-run", "--rdzv_backend", "c10d"]
+            command += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
+        else:
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+            command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(node)]
+            command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        command += ["train.py", "--config", str(tmp_path / "nodes.yaml")]
+        nodes.append(subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    errors = [node.communicate(timeout=PATIENCE)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
     assert sum("= 2 ranks x" in error for error in errors) == 1
     assert_close_runs(tmp_path / "nodes", tmp_path / "one")
 
