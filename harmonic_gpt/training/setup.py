@@ -31,7 +31,7 @@ from harmonic_gpt.training.plan import model_config, plan, training_flops_per_to
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.saving import sharded_as
 from harmonic_gpt.training.spikes import SpikeDetector
-from harmonic_gpt.training.trackers import flat_config, start, trackers
+from harmonic_gpt.training.trackers import trackers
 from harmonic_gpt.training.tracking import Tracker
 
 CONFIG_FILE = "config.yaml"
@@ -155,8 +155,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None for a fresh run. Raises InputError rather than overwrite a run."""
     run_dir = Path(config.run_dir).expanduser()
-    killed_at_start = {LOCK_FILE, f".{CONFIG_FILE}"}
-    if not run_dir.exists() or all(path.name in killed_at_start for path in run_dir.iterdir()):
+    if not run_dir.exists() or all(path.name.startswith(".") for path in run_dir.iterdir()):  # beginnings of one that was killed
         return None
     saved = ckpt.checkpoints(run_dir)
     if not saved and not (run_dir / CONFIG_FILE).is_file():
@@ -251,15 +250,19 @@ def setup(config: RunConfig, resume: bool) -> Run:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        for service in accelerator.log_with:
-            start(service, flat_config(config) if run.step == 0 else None)
-        # Before anything else of the run: this file is what makes the folder one
+        fresh = not (run_dir / CONFIG_FILE).exists()
+        # The first file of a run, and whole: without it a folder that holds anything is none of ours
         ckpt.replace_text(run_dir / CONFIG_FILE, config.to_yaml())
         if resume_from is not None:
             for damaged in (path for path in ckpt.checkpoints(run_dir) if ckpt.step_of(path) > run.step):
                 print(f"damaged {damaged.name} is kept as {ckpt.set_aside(damaged)}", file=sys.stderr)
             ckpt.point_latest(resume_from)
-        run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        try:
+            run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        except InputError:  # a service that does not start: it has not become a run
+            if fresh:
+                (run_dir / CONFIG_FILE).unlink()
+            raise
         accelerator.trackers = accelerator.log_with  # started; `end_training` finishes them
         if config.checkpoint.push_to is not None:
             run.pusher = Pusher(config.checkpoint.push_to, config.checkpoint.push_private, run.tracker.say)

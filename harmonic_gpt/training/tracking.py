@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from harmonic_gpt.run_config import RunConfig
-from harmonic_gpt.training.trackers import log
+from harmonic_gpt.training.trackers import flat_config, log, start
 
 METRICS = "metrics.jsonl"
 
@@ -54,7 +54,9 @@ class Tracker:
 
     def __init__(self, run_dir: Path, config: RunConfig, start_step: int, services: list[GeneralTracker]):
         self.steps = config.train.steps
-        self.services = services  # started
+        self.services = services
+        for service in services:
+            start(service, flat_config(config) if start_step == 0 else None)
         self._forget_after(run_dir, start_step)
         self.file = (run_dir / METRICS).open("a", encoding="utf-8")
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", dynamic_ncols=True, disable=None)
