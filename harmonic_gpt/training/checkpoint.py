@@ -86,7 +86,7 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
             point_latest(final)
             return final
         set_aside(final)
-    for left in (*run_dir.glob(".writing-*"), *run_dir.glob(".removing-*")):  # by a program that was killed
+    for left in run_dir.glob(".writing-*"):  # by a program that was killed
         shutil.rmtree(left)
     temporary = run_dir / f".writing-{final.name}"
     temporary.mkdir(parents=True)
@@ -115,8 +115,9 @@ def prune(run_dir: Path, keep: int, keep_every: int | None, spared: set[Path]) -
     """Remove all but the newest `keep` checkpoints, those of steps that are multiples of `keep_every`, and `spared` ones."""
     for old in checkpoints(run_dir)[:-keep]:
         if old not in spared and not (keep_every and step_of(old) % keep_every == 0):
-            # Under another name first: a folder that is called step-N is whole, also when this is killed halfway
-            shutil.rmtree(old.rename(run_dir / f".removing-{old.name}"))
+            old.rename(run_dir / f".removing-{old.name}")  # a folder called step-N is whole
+    for removed in run_dir.glob(".removing-*"):  # those of a program that was killed, too
+        shutil.rmtree(removed)
 
 
 def point_latest(checkpoint: Path) -> None:
