@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: whatever happens, the old contents stay until the new are on the disk."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.replace(path)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint: kept for inspection, and neither resumed, counted nor pruned any more."""
+    count = len(list(checkpoint.parent.glob(f"damaged-{checkpoint.name}-*")))
+    return checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}-{count}"))
+
+
 def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
     """Atomically create `run_dir/step-N` from what `write_files(folder)` puts into a folder, and read it back.
 
@@ -70,22 +85,24 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
         if damage(final) is None:
             point_latest(final)
             return final
-        count = len(list(run_dir.glob(f"damaged-{final.name}*")))
-        final.rename(run_dir / f"damaged-{final.name}-{count}")
+        set_aside(final)
     for left in run_dir.glob(".writing-*"):  # by a program that was killed
         shutil.rmtree(left)
     temporary = run_dir / f".writing-{final.name}"
     temporary.mkdir(parents=True)
     try:
         write_files(temporary)
-    except (SafetensorError, RuntimeError) as error:  # what safetensors and torch.save make of a full disk
-        raise OSError(f"{final} cannot be written: {error}") from error
-    files = sorted(p for p in temporary.rglob("*") if p.is_file())
-    checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
-    (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
-    for path in (*files, temporary / CHECKSUMS, temporary):
-        _fsync(path)
-    temporary.rename(final)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+        for path in (*files, temporary / CHECKSUMS, temporary):
+            _fsync(path)
+        temporary.rename(final)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk should not stay full
+        if isinstance(error, SafetensorError | RuntimeError):  # what safetensors and torch.save make of a full disk
+            raise OSError(f"{final} cannot be written: {error}") from error
+        raise
     _fsync(run_dir)
     problem = damage(final)
     if problem is not None:
@@ -145,7 +162,9 @@ def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint of ours. Raises InputError."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        if isinstance(state["step"], int) and isinstance(state["tokens"], int) and isinstance(state["config"]["data"]["dir"], str):
+        counts = (state["step"], state["tokens"], state["world_size"] - 1, state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0))
+        texts = (state["config"]["data"]["dir"], state.get("wandb_id") or "")
+        if all(type(count) is int and count >= 0 for count in counts) and all(isinstance(text, str) for text in texts):
             return state
         error = "fields of the wrong type"
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -155,6 +174,8 @@ def read_state(checkpoint: Path) -> dict:
 
 def load_state(path: Path) -> dict:
     """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds anything else."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; resuming needs it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of the unpickler, the archive, the system
@@ -185,8 +206,9 @@ def restore_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@cache
 def provenance() -> dict:
-    """Versions and commit that made a run."""
+    """Versions and commit that made a run: as they were when this process first asked."""
     names = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

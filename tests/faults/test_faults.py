@@ -1,5 +1,6 @@
 """Whatever happens, the last good checkpoint is intact, the run continues exactly, and no wrong result comes silently."""
 
+import io
 import json
 import os
 import pickle
@@ -7,6 +8,8 @@ import shutil
 import signal
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from harmonic_gpt.training import checkpoint as ckpt
 from tests.faults.conftest import outcome
@@ -96,9 +99,59 @@ def test_damaged_files(victims, config, undisturbed, stopped, record, how, damag
     assert "resuming" in ended.text
     assert "step-000004 at step 4" in ended.text
     assert outcome(stopped) == undisturbed
+    kept = stopped / "damaged-step-000005-0"
+    assert (ckpt.damage(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
     record(
-        f"each of the {len(names)} files of the newest checkpoint (rng-0.pt too) {how}",
-        f"named, skipped, kept; from the one before it the run {SAME}",
+        f"each of {len(names)} files of the newest checkpoint {how} (rng-0.pt too)",
+        f"named, skipped, kept aside; the one before it {SAME}",
+        "as expected",
+    )
+
+
+def forge(path, content):
+    """Replace a file of a checkpoint (None: remove it), and its checksum too."""
+    checksums = json.loads((path.parent / ckpt.CHECKSUMS).read_text())
+    path.unlink()
+    checksums.pop(path.name)
+    if content is not None:
+        path.write_bytes(content)
+        checksums[path.name] = ckpt.file_sha256(path)
+    (path.parent / ckpt.CHECKSUMS).write_text(json.dumps(checksums))
+
+
+def test_what_checksums_cannot_see(victims, config, stopped, record):
+    """Checkpoints put together by hand. None of them is begun from, in part or as something that it is not."""
+    checkpoint = stopped / "step-000005"
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["transformer.h.0.ln_1.weight"]
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    state["param_groups"][0]["params"].pop()
+    optimizer = io.BytesIO()
+    torch.save(state, optimizer)
+    cases = [
+        ("rng-0.pt", None, "rng-0.pt is missing"),
+        ("model.safetensors", save(weights, {"format": "pt"}), "weights and config.json do not fit: transformer.h.0.ln_1.weight"),
+        ("optimizer.pt", optimizer.getvalue(), "optimizer or random state is not of this run"),
+        ("config.json", b"[]", "its model cannot be loaded"),
+        ("state.json", b"{}", "not the state of a training checkpoint"),
+    ]
+    for name, content, message in cases:
+        kept = (checkpoint / name).read_bytes()
+        forge(checkpoint / name, content)
+        ended = victims.train(config, stopped)
+        assert (ended.code, message in ended.text, "Traceback" in ended.text) == (2, True, False), (name, ended.text)
+        (checkpoint / name).touch()
+        checksums = json.loads((checkpoint / ckpt.CHECKSUMS).read_text())
+        (checkpoint / ckpt.CHECKSUMS).write_text(json.dumps(checksums | {name: ""}))
+        forge(checkpoint / name, kept)
+    checkpoint.rename(stopped / "step-000010")
+    ended = victims.train(config, stopped)
+    assert ended.code == 2, ended.text
+    assert "step-000010 holds step 5; give it back the name step-000005" in ended.text
+    record(
+        "rng-0.pt gone from folder and checksums; a weight left out, another optimizer, config.json or state.json of something else, "
+        "with right checksums; a checkpoint renamed to another step",
+        "refused in one line, code 2",
         "as expected",
     )
 
@@ -108,20 +161,16 @@ def test_a_pickle_that_would_run_code(victims, config, stopped, tmp_path, record
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "attacked"),))
 
-    checkpoint = stopped / "step-000005"
     for name in ("optimizer.pt", "rng-0.pt"):
-        kept = (checkpoint / name).read_bytes()
-        (checkpoint / name).write_bytes(pickle.dumps(Attack()))
-        checksums = json.loads((checkpoint / ckpt.CHECKSUMS).read_text()) | {name: ckpt.file_sha256(checkpoint / name)}
-        (checkpoint / ckpt.CHECKSUMS).write_text(json.dumps(checksums))
+        path = stopped / "step-000005" / name
+        kept = path.read_bytes()
+        forge(path, pickle.dumps(Attack()))
         ended = victims.train(config, stopped)
         assert ended.code == 2, ended.text
         assert f"{name}: not what training writes" in ended.text
         assert "Traceback" not in ended.text
         assert not (tmp_path / "attacked").exists()
-        (checkpoint / name).write_bytes(kept)
-        checksums[name] = ckpt.file_sha256(checkpoint / name)
-        (checkpoint / ckpt.CHECKSUMS).write_text(json.dumps(checksums))
+        forge(path, kept)
     record(
         "pickles that would run code in place of optimizer.pt and rng-0.pt, checksums right",
         "refused in one line, nothing run, code 2",
@@ -134,7 +183,7 @@ def test_a_pickle_that_would_run_code(victims, config, stopped, tmp_path, record
     [
         ("disk full while weights are written", {"largest_file": 60_000}),
         ("disk full while the optimizer is written", {"largest_file": 120_000}),
-        ("run folder becomes read-only", {"read_only_at_forward": 7}),
+        ("run folder becomes read-only", {"read_only_at_forward": 3}),
     ],
 )
 def test_a_save_that_fails(victims, config, undisturbed, tmp_path, record, what, fault):
@@ -148,6 +197,7 @@ def test_a_save_that_fails(victims, config, undisturbed, tmp_path, record, what,
     assert "error: " in ended.text
     assert "Traceback" not in ended.text
     assert [path.name for path in ckpt.checkpoints(run_dir)] == ["step-000002"]  # the only one, with keep 1
+    assert not list(run_dir.glob(".writing*/*"))  # a full disk is not left full
     assert outcome(run_dir)[1] == before
     assert victims.train(config, run_dir).code == 0
     assert outcome(run_dir) == undisturbed
@@ -188,9 +238,21 @@ def test_damaged_tokens(victims, config, token_folder, tmp_path, record):
     data = tmp_path / "data"
     shutil.copytree(token_folder, data)
     shard = next(data.glob("train-*.bin"))
-    os.truncate(shard, shard.stat().st_size - 2)
-    ended = victims.train(config, tmp_path / "run", f"--data.dir={data}")
-    assert ended.code == 2, ended.text
-    assert shard.name in ended.text
-    assert not (tmp_path / "run").exists()
-    record("a token file cut short", "named in one line, code 2, nothing written", "as expected")
+    for how, message in ((flip_low_bit, "its SHA-256 is not the one in the manifest"), (cut_short, "the manifest says")):
+        how(shard)
+        ended = victims.train(config, tmp_path / "run", f"--data.dir={data}")
+        assert ended.code == 2, ended.text
+        assert shard.name in ended.text
+        assert message in ended.text
+        assert not (tmp_path / "run").exists()
+    record("a token file with one id changed to another, or cut short", "named in one line, code 2, nothing written", "as expected")
+
+
+def flip_low_bit(path):
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path):
+    os.truncate(path, path.stat().st_size - 2)

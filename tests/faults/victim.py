@@ -22,8 +22,11 @@ def kill_self() -> None:
 
 
 def kill_at_write(run_dir: str, number: int) -> None:
-    """Die just before the number-th change of the file system below `run_dir`. Counts into RUN_DIR.writes."""
-    seen = [0]
+    """Die just before the number-th change of the file system below `run_dir`. Counts into RUN_DIR.writes.
+
+    Opening a file to write anew is two: the old contents go, then the new ones come.
+    """
+    seen, emptying = [0], [False]
     count = os.open(f"{run_dir}.writes", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
 
     def change(path) -> None:
@@ -35,10 +38,19 @@ def kill_at_write(run_dir: str, number: int) -> None:
         os.pwrite(count, str(seen[0]).encode(), 0)
 
     def hook(event: str, arguments: tuple) -> None:
+        if emptying[0]:
+            return
         if event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
             change(arguments[0])
+            if arguments[2] & os.O_TRUNC and str(arguments[0]).startswith(f"{run_dir}/"):
+                emptying[0] = True  # what the open does next, so that death may come between it and the first write
+                os.close(os.open(arguments[0], os.O_CREAT | os.O_WRONLY | os.O_TRUNC))
+                emptying[0] = False
+                change(arguments[0])
         elif event in WRITES:
-            change(arguments[1] if event == "os.symlink" else arguments[0])
+            path = arguments[1] if event == "os.symlink" else arguments[0]
+            inside = arguments[-1]  # the open folder that the name is relative to: how rmtree goes about it
+            change(f"{os.readlink(f'/proc/self/fd/{inside}')}/{path}" if inside >= 0 and not os.path.isabs(path) else path)
 
     real = os.fsync
 

@@ -165,6 +165,74 @@ def test_one_push_at_a_time_and_its_folder_is_spared(run_config, tmp_path, monke
     run.tracker.close()
 
 
+def test_a_push_that_hangs_can_be_left(tmp_path, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(pushing, "upload_checkpoint", lambda *_, **__: gate.wait(60))
+    pusher = Pusher("ann/tiny", True, print)
+    pusher.offer(tmp_path / "step-000001")
+    asked = []
+    pusher.wait(give_up=lambda: asked.append(1) or len(asked) > 2)
+    assert pusher.path is not None  # still on its way
+    gate.set()
+    pusher.wait()
+    assert pusher.path is None
+
+
+def test_a_run_that_ends_badly_still_finishes_its_save_before_it_lets_go(run_config, tmp_path, monkeypatch):
+    raised, finished, real_write, real_step = threading.Event(), [], ckpt.write_checkpoint, loop.train_step
+
+    def late(*arguments):
+        assert raised.wait(60)
+        path = real_write(*arguments)
+        with pytest.raises(InputError, match="another process"), exclusive(tmp_path / "run"):
+            pass
+        finished.append(path.name)
+        return path
+
+    def step(run):
+        if run.step == 4:
+            raised.set()
+            raise InputError("a token file has changed")
+        return real_step(run)
+
+    monkeypatch.setattr(ckpt, "write_checkpoint", late)
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(InputError, match="a token file has changed"):
+        loop.train(run_config())
+    assert finished == ["step-000003"]
+
+
+def test_not_finite_is_said_also_when_saving_fails(run_config, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("disk full")
+
+    real_step = loop.train_step
+
+    def step(run):
+        if run.step == 4:
+            raise FloatingPointError("step 5: loss nan")
+        return real_step(run)
+
+    monkeypatch.setattr(ckpt, "write_checkpoint", full)
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(FloatingPointError, match=r"step 5: loss nan\. Last good checkpoint: none yet"):
+        loop.train(run_config())
+    assert "warning: disk full" in capsys.readouterr().err
+
+
+def test_skipped_steps_in_a_row_are_counted_over_a_resume(run_config, tmp_path):
+    run = loop.setup(run_config(train__max_skipped_steps=2), resume=False)
+    run.bare_model.transformer.wpe.weight.data.fill_(float("nan"))
+    for _ in range(2):
+        assert loop.train_step(run).skipped
+    loop.save(run)
+    run.tracker.close()
+    again = loop.setup(run_config(train__max_skipped_steps=2), resume=True)
+    with pytest.raises(FloatingPointError, match="step 3"):  # its weights are NaN
+        loop.train_step(again)
+    again.tracker.close()
+
+
 def test_spikes():
     detector = SpikeDetector(window=20, deviations=6.0, least=0.2)
     noise = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 0.05
