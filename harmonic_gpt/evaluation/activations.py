@@ -35,17 +35,18 @@ def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int 
 
 
 def mean_states(model: PreTrainedModel, examples: list[list[int]], start: int | None, batch: int = 64) -> list[Tensor]:
-    """Hidden states of short token sequences, averaged over their tokens: (N, D) float32 a layer.
+    """Hidden states of short token sequences, averaged over their tokens: (N, D) float32 a layer. Cut at the model's positions.
 
     Args:
         start: token before each sequence, not part of the mean (the first position of a GPT-2 is unlike all others); None: none.
     """
     lead = [] if start is None else [start]
+    limit = getattr(model.config, "max_position_embeddings", None)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]))  # little padding
     layers: list[Tensor] = []
     for first in range(0, len(order), batch):
         chosen = order[first : first + batch]
-        rows = [lead + list(examples[i]) for i in chosen]
+        rows = [(lead + list(examples[i]))[:limit] for i in chosen]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for k, row in enumerate(rows):  # padding on the right: no token before it sees it

@@ -20,14 +20,14 @@ def draw_all(measured: list[Measured], arms: dict[str, list[int]], comparison: d
     raw = "parallelogram loss, equation 3, in two principal components  (a collapsed embedding has a low one)"
     drawn = [
         (_losses(runs, unigram), "loss_curves", "loss over training"),
-        (_distributions(runs, lambda m: m.reading.losses, relative, 2.0), "parallelograms", "parallelogram loss over its control, by task"),
+        (_distributions(runs, lambda m: m.reading.losses, relative, 1.0), "parallelograms", "parallelogram loss over its control, by task"),
         (_layers(runs), "layers", "words and text in the layers"),
         (_probes(runs), "probes", "probes of the layers, with the spread over folds"),
         (_similarity(comparison), "similarity", "similarity of the models' layers"),
         (_explained_variance(runs), "explained_variance", "explained variance of the centers"),
         (_center_norms(runs), "center_norms", "norm of the centers over training"),
-        (_distributions(runs, lambda m: m.reading.paper_losses, raw, None), "parallelograms_paper", "the paper's protocol, by task"),
-        (_distributions(runs, lambda m: m.reading.middle_losses, raw, None), "parallelograms_paper_middle_layer",
+        (_distributions(runs, lambda m: m.reading.paper_losses, raw), "parallelograms_paper", "the paper's protocol, by task"),
+        (_distributions(runs, lambda m: m.reading.middle_losses, raw), "parallelograms_paper_middle_layer",
          "the paper's protocol in the middle layer (its appendix C)"),
     ]  # fmt: skip
     for figure, name, _ in drawn:
@@ -93,20 +93,21 @@ def _center_norms(runs: list):
         if curve:
             axes.plot(*zip(*curve, strict=True), color=color, marker="o", markersize=3, label=arm)
     axes.set(xlabel="step", ylabel="mean norm of the centers", title="Weight norm over training")
-    axes.set_ylim(bottom=0)
-    _legend(axes)
+    _legend(axes, loc="lower right")
     return figure
 
 
-def _distributions(runs: list, losses_of: Callable, label: str, right: float | None):
-    """Cumulative distribution of each task's losses; None where no task has any."""
+def _distributions(runs: list, losses_of: Callable, label: str, control: float | None = None):
+    """Cumulative distribution of each task's losses, a dotted line at the control's; None where no task has any."""
     held = [(color, arm, losses_of(m)) for color, arm, m in runs if m.reading]
     tasks = sorted({task for _, _, losses in held for task, values in losses.items() if len(values)})
     if not tasks:
         return None
-    columns = min(4, len(tasks))
+    columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
-    size = (max(3 * columns + 0.6, 6.5), 2.4 * rows + 0.9)
+    size = (max(3 * columns + 0.6, 6.5), 2.2 * rows + 0.9)
+    ends = [np.quantile(values, (0.005, 0.99)) for _, _, losses in held for values in losses.values() if len(values)]
+    left, right = min(low for low, _ in ends), max([high for _, high in ends] + ([1.2 * control] if control else []))
     figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
@@ -116,10 +117,10 @@ def _distributions(runs: list, losses_of: Callable, label: str, right: float | N
             if len(values := np.sort(losses.get(task, ()))):
                 values = np.quantile(values, np.linspace(0, 1, 400))  # small files
                 [handles[arm]] = axes.plot(values, np.linspace(0, 1, 400), color=color, linewidth=1.3)
-        if right:
-            axes.axvline(1, color="grey", linestyle=":", linewidth=1)
+        if control:
+            axes.axvline(control, color="grey", linestyle=":", linewidth=1)
         axes.set_title(task, fontsize=9)
-        axes.set_xlim(0, right)
+        axes.set_xlim(left, right)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(tasks) - columns : len(tasks)]:  # the lowest one of each column
         axes.tick_params(labelbottom=True)

@@ -85,7 +85,8 @@ def measure_interpretability(
         used = _words_in_layers(loaded, layers, pairs, protocol, tokens, result)
         if probe_tasks:
             result.row["probes"] = run_probes(loaded, probe_tasks, layers, SEED)
-            used += sum(len(example) + 1 for task in probe_tasks for example in task.examples)
+            result.row["probe_tokens"] = sum(len(example) + 1 for task in probe_tasks for example in task.examples)
+            used += result.row["probe_tokens"]
             if scores := [row["logistic"]["f1"] for row in result.row["probes"] if row["flag"] is None]:
                 result.measures["probes"] = (float(np.mean(scores)), np.empty(0))
         _text(loaded, centers, text, tokens - used, result)

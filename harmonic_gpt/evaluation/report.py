@@ -12,7 +12,7 @@ from harmonic_gpt.evaluation.report_sections import limits, plain, table
 
 STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
-text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}img{max-width:100%}
+text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}img{max-width:100%;max-height:30rem}
 code{font-size:.85em;overflow-wrap:anywhere}h2{margin-top:2.5rem}"""
 
 
@@ -52,9 +52,9 @@ def markdown(results: dict, figures: list[tuple[str, str]]) -> str:
         lines += [text, ""]
     lines += table(*headline_table(results["comparison"]))
     lines += [
-        "In brackets: 95 % intervals; in bold: who is better where the interval leaves no doubt. Parallelogram loss is divided by that of "
-        "the same words paired at random: 1 is no structure, and collapse does not lower it. Words that merely lie near their partner "
-        "lower it without forming parallelograms; the cosine of offsets does not count those.",
+        "↓ lower is better, ↑ higher is better; in brackets 95 % intervals; in bold who is better, where the interval leaves no doubt. "
+        "Parallelogram loss is divided by that of the same words paired at random: 1 is no structure, and collapse does not lower it. "
+        "Words that merely lie near their partner lower it without forming parallelograms; the cosine of offsets does not count those.",
         "",
         "## Prediction",
         "",
@@ -160,17 +160,18 @@ def headline_table(comparison: dict) -> tuple[list[str], list[list[str]]]:
     header = ["", *arms, *(f"{d['first']} - {d['second']}" for d in comparison["differences"])]
     rows = []
     for key, line in comparison["headlines"].items():
-        cells = [f"{line['label']} ({'higher' if line['higher_is_better'] else 'lower'} is better)"]
+        form = ".4f" if key == "nats" else ".3f"
+        cells = [f"{line['label']} {'↑' if line['higher_is_better'] else '↓'}"]
         for arm in arms:
             value = line["arms"][arm]
             if value is None:
                 cells.append("not measured")
                 continue
-            sd = f" ± {value['sd']:.2g} ({value['runs']} runs)" if value["sd"] is not None else ""
-            cells.append(f"{value['mean']:.4g}{sd}" + (f" {limits(value['interval'])}" if value["interval"] else ""))
+            sd = f" ± {value['sd']:{form}} ({value['runs']} runs)" if value["sd"] is not None else ""
+            cells.append(f"{value['mean']:{form}}{sd}" + (f" {limits(value['interval'])}" if value["interval"] else ""))
         for difference in comparison["differences"]:
             row = difference["headlines"][key]
-            gap = "-" if row["difference"] is None else f"{row['difference']:+.4g} {limits(row['interval']) if row['interval'] else ''}"
+            gap = "-" if row["difference"] is None else f"{row['difference']:+{form}} {limits(row['interval']) if row['interval'] else ''}"
             cells.append(gap.strip() + (f" **{row['better']}**" if row["better"] else ""))
         rows.append(cells)
     return header, rows

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def limits(found: list[float] | None) -> str:
-    return f"[{found[0]:.4g}, {found[1]:.4g}]" if found else "-"
+    return f"[{found[0]:.3f}, {found[1]:.3f}]" if found else "-"
 
 
 def plain(text: str) -> str:
@@ -176,4 +176,10 @@ def neighbours(models: list[dict]) -> list[str]:
         return "-" if row is None else " ".join(f"`{repr(w)[1:-1]}`" for w in row["nearest"]).replace("|", "\\|")
 
     by = ", ".join(f"{plain(m['name'])} by {m['interpretability']['neighbours']['by']}" for m in models)
-    return ["## Nearest centers", "", f"Centers nearest to a word's own: {by}.", "", *side_by_side("word", words, models, cell)]
+    return [
+        "## Nearest centers",
+        "",
+        f"Centers nearest to a word's own: {by}. � is a part of a character: a byte that the tokenizer keeps as a token.",
+        "",
+        *side_by_side("word", words, models, cell),
+    ]
