@@ -53,26 +53,16 @@ def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
     Values of collapsed layers are None.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))
-    upper = torch.triu_indices(len(order), len(order), 1)
     result: dict = {"positions": len(order), "seed": seed}
-    kernels = [[kernel(x) for x in layers] for layers in (a, b)]
-    result["cka"] = [[float((k * m).sum()) for m in kernels[1]] for k in kernels[0]]
-    shuffled = [m[order][:, order] for m in kernels[1]]
-    result["cka_shuffled"] = max(float((k * m).sum()) for k in kernels[0] for m in shuffled)
-    ranks = [[distance_ranks(x) for x in layers] for layers in (a, b)]
-    result["rsa"] = [[float(r @ s) for s in ranks[1]] for r in ranks[0]]
-    square = torch.zeros(len(order), len(order), dtype=torch.float64)
-    shuffled = []
-    for s in ranks[1]:
-        square[*upper] = s
-        shuffled.append((square + square.T)[order][:, order][*upper])
-    result["rsa_shuffled"] = max(float(r @ s) for r in ranks[0] for s in shuffled)
-    return _without_nan(result)
+    for key, form in (("cka", kernel), ("rsa", distance_ranks)):
+        left, right = ([form(x) for x in layers] for layers in (a, b))
+        result[key] = [[_number(x, y) for y in right] for x in left]
+        shuffled = [form(y[order]) for y in b]
+        values = [value for x in left for y in shuffled if (value := _number(x, y)) is not None]
+        result[f"{key}_shuffled"] = max(values, default=None)
+    return result
 
 
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if value != value else value
+def _number(x: Tensor, y: Tensor) -> float | None:
+    value = float((x * y).sum())
+    return None if np.isnan(value) else value
