@@ -13,6 +13,7 @@ from harmonic_gpt.evaluation import figures, report
 from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
 from harmonic_gpt.evaluation.measure import Measured, data_of, measure, read
 from harmonic_gpt.evaluation.models import LoadedModel, load_model
+from harmonic_gpt.evaluation.neighbours import word_tokens
 from harmonic_gpt.evaluation.perplexity import unigram_nats
 from harmonic_gpt.evaluation.probe_tasks import load_probe_file
 from harmonic_gpt.evaluation.similarity import layer_similarity
@@ -70,6 +71,8 @@ def compare(
         raise InputError("the models were trained on different data; say which to evaluate on with --data FOLDER")
     folder = folders[0]
     for model in loaded:
+        if words and model.tokenizer is not None:
+            word_tokens(model, words)  # so does one here
         print(f"evaluating {model.describe()}")
     measured = []
     for model in tqdm(loaded, desc="models", disable=None, leave=False):

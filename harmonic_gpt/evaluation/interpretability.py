@@ -55,7 +55,7 @@ def measure_interpretability(
         text: held-out token ids; None (or tokens 0): the matrices only, no forward pass.
         layers: for word pairs and probes in the layers; default first, middle, last. protocol: "paper", "strict" or "both".
         probe_tasks: their tokens count in the budget. words: to list the neighbours of; default: a few common ones.
-    Raises InputError for a model without tokenizer, or a layer that it does not have.
+    Raises InputError for a model without tokenizer, a layer or a word that it does not have.
     """
     model = loaded.model
     layers = chosen_layers(loaded, layers)
@@ -65,7 +65,7 @@ def measure_interpretability(
     centers, inputs = head.weight.detach().cpu().float(), model.get_input_embeddings().weight.detach().cpu().float()
     tied = head.weight is model.get_input_embeddings().weight
     pairs = {p: {t: token_pairs(v, loaded.tokenizer, p) for t, v in tasks.items()} for p in ("paper", "strict")}
-    result = Interpretability({"seed": SEED, "tied": tied, "matrices": {}, "flags": []})
+    result = Interpretability({"seed": SEED, "tied": tied, "matrices": {}, "flags": [], "neighbours": neighbours(loaded, words)})
 
     for name, matrix in ({"centers": centers} | ({} if tied else {"embedding": inputs})).items():
         found = spectrum(matrix)
@@ -79,7 +79,6 @@ def measure_interpretability(
         if name == "centers":
             _keep(tests, result)
             result.curve = cumulative_explained_variance(found)
-    result.row["neighbours"] = neighbours(loaded, words)
     _analogies(centers, pairs["strict"], result)
     if text is not None and tokens > 0:
         used = _words_in_layers(loaded, layers, pairs, protocol, tokens, result)

@@ -88,8 +88,9 @@ def read(
     validation = folder.tokens("val")
     probes = []
     if tokens:
-        probes = built_in_tasks(loaded.tokenizer, token_counts(folder.tokens("train")), min(PROBE_EXAMPLES, tokens // 80))
-        probes += [file_task(path, loaded.tokenizer, PROBE_EXAMPLES) for path in probe_files]
+        examples = min(PROBE_EXAMPLES, tokens // 80)
+        probes = built_in_tasks(loaded.tokenizer, token_counts(folder.tokens("train")), examples)
+        probes += [file_task(path, loaded.tokenizer, examples) for path in probe_files]
     text = validation.read(0, min(len(validation), tokens))
     m.reading = measure_interpretability(loaded, tasks, text, tokens, probe_tasks=probes, words=words)
     m.row["interpretability"] = m.reading.row

@@ -27,17 +27,21 @@ SHOWN = 8
 NEAREST = 6
 
 
-def neighbours(loaded: LoadedModel, words: list[str] | None = None) -> dict:
-    """{"by", "words": [{"word", "nearest": [token text], "scores"}]}: the centers nearest to each word's own, that one left out.
-
-    By the model's own measure: distance for Euclidean heads, for dot products the cosine (a dot product would list the longest rows).
-    Raises InputError for a word that is not one token of the model (after a space).
-    """
+def word_tokens(loaded: LoadedModel, words: list[str] | None = None) -> dict[str, int]:
+    """The token of each word, after a space; of the default WORDS those that have one. Raises InputError for other words without one."""
     tokens = {word: spaced_token(loaded.tokenizer, word) for word in words or WORDS}
     if words and (unknown := [word for word in words if tokens[word] is None]):
         raise InputError(f"--words: {', '.join(unknown)}: not one token of {loaded.name}")
     known = {word: token for word, token in tokens.items() if token is not None}
-    known = known if words else dict(list(known.items())[:SHOWN])
+    return known if words else dict(list(known.items())[:SHOWN])
+
+
+def neighbours(loaded: LoadedModel, words: list[str] | None = None) -> dict:
+    """{"by", "words": [{"word", "nearest": [token text], "scores"}]}: the centers nearest to each word's own, that one left out.
+
+    By the model's own measure: distance for Euclidean heads, for dot products the cosine (a dot product would list the longest rows).
+    """
+    known = word_tokens(loaded, words)
     by = "distance" if getattr(loaded.model.config, "similarity", "dot") == "euclidean" else "cosine"
     rows = []
     if known:

@@ -76,7 +76,7 @@ def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
     (tmp_path / "mood.csv").write_text("text,label\n" + "".join(f"The cat {w} {i}.,{w}\n" for i in range(20) for w in ("sees", "finds")))
     arms = {"harmonic": ["harmonic/step-000006", "harmonic/step-000012"], "standard": ["standard"]}
     named = {arm: [str(runs / run) for run in members] for arm, members in arms.items()}
-    results = compare(named, tmp_path / "report", tokens=600, reading_tokens=4000, probe_files=[tmp_path / "mood.csv"])
+    results = compare(named, tmp_path / "report", tokens=600, reading_tokens=8000, probe_files=[tmp_path / "mood.csv"])
     comparison, readings = results["comparison"], [m["interpretability"] for m in results["models"]]
     assert comparison["headlines"]["probes"]["arms"]["harmonic"]["runs"] == 2
     assert [(p["first"], p["second"]) for p in comparison["similarity"]] == [
@@ -88,7 +88,7 @@ def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
     assert within["cka"][0][0] > across["cka"][0][0]  # two checkpoints of one run are more alike than two runs
     for reading in readings:
         assert {row["task"] for row in reading["probes"]} >= {"part of speech", "sentence source", "mood"}
-        assert 2000 < sum(reading[key] for key in ("probe_tokens", "text_tokens", "word_tokens")) <= 4000
+        assert 2000 < sum(reading[key] for key in ("probe_tokens", "text_tokens", "word_tokens")) <= 8000
     report = (tmp_path / "report" / "report.md").read_text()
     for name in ("parallelograms_paper", "layers", "probes", "similarity", "center_norms", "loss_curves", "explained_variance"):
         assert f"({name}.png)" in report
@@ -151,6 +151,7 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
         ([str(tmp_path / "other")], {}, "give --data"),
         ([str(tmp_path / "bert")], {}, "not a causal language model"),
         ([harmonic], {"device": "abacus"}, "device 'abacus'"),
+        ([harmonic], {"words": ["zeppelin"]}, "zeppelin: not one token of harmonic"),
         ([harmonic], {"probe_files": [tmp_path / "none.csv"]}, r"none\.csv: cannot be read"),
         ([str(tmp_path / "other")], {"data": str(token_folder)}, "vocabulary of 300"),
         ([harmonic, harmonic], {}, "the same weights are named twice"),

@@ -40,11 +40,11 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     assert probe(features, rare)["majority"]["f1"] == pytest.approx(f1_score(rare, np.zeros(300, bool), average="macro"))
 
 
-def test_scale_and_offset_of_the_features_change_nothing():
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(120, 6))
-    labels = features[:, 0] + rng.normal(size=120) > 0
-    assert probe(1000 * features + 7, labels)["logistic"]["f1"] == pytest.approx(probe(features, labels)["logistic"]["f1"], abs=0.02)
+def test_features_are_standardised():
+    features = np.random.default_rng(1).normal(size=(120, 6))
+    labels = features[:, 0] > 0
+    features[:, 0] = 1e-5 * features[:, 0] + 7  # would be drowned
+    assert probe(features, labels)["logistic"]["f1"] > 0.9
 
 
 def test_mean_states_are_those_of_a_direct_loop(loaded):
@@ -64,9 +64,13 @@ def test_a_planted_class_is_found_in_the_layer_that_holds_it(loaded):
     wte[100:150, 0] += 5 * wte.std()
     task = ProbeTask("planted", [[token] for token in range(50, 150)], np.array(["no"] * 50 + ["yes"] * 50))
     small = ProbeTask("small", [[1], [2], [3]], np.array(["a", "a", "b"]))
-    found, flagged = run_probes(loaded, [task, small], [0])
-    assert found["logistic"]["f1"] > 0.9
-    assert found["classes"] == {"no": 50, "yes": 50}
+    first, last, flagged = run_probes(loaded, [task, small], [0, 2])
+    assert first["logistic"]["f1"] > 0.9
+    assert first["classes"] == {"no": 50, "yes": 50}
+    states = mean_states(loaded.model, task.examples, loaded.tokenizer.eos_token_id)
+    for row, layer in ((first, 0), (last, 2)):
+        assert row["layer"] == layer
+        assert row["mlp"] == probe(states[layer].numpy(), task.labels)["mlp"]
     assert flagged["flag"].startswith("needs two classes")
 
 
@@ -87,8 +91,8 @@ def test_built_in_tasks_need_no_download(loaded):
 
 def test_files_in_the_formats_of_sst2_and_cola(tmp_path, loaded):
     sst2 = tmp_path / "sst2.tsv"
-    sst2.write_text('sentence\tlabel\na "fine film \t1\ndull\t0\n')
-    assert load_probe_file(sst2) == (['a "fine film ', "dull"], ["1", "0"])
+    sst2.write_text('sentence\tlabel\n"a fine film \t1\ndull\t0\n')
+    assert load_probe_file(sst2) == (['"a fine film ', "dull"], ["1", "0"])
     cola = tmp_path / "cola.tsv"
     cola.write_text("gj04\t1\t\tOur friends won.\ngj04\t0\t*\tThey drank the pub.\n")
     assert load_probe_file(cola) == (["Our friends won.", "They drank the pub."], ["1", "0"])

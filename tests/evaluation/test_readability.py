@@ -177,6 +177,8 @@ def test_class_centers():
     good = class_centers(contexts, labels, centers).row
     assert good["cosine"] > 0.98
     assert good["own_nearest_raw"] > 0.95
+    assert good["own_nearest"] > 0.95
+    assert good["own_over_nearest_other"] < 0.5
     assert good["convex_own_over_other"] < 0.2
     scaled = class_centers(contexts, labels, 0.01 * centers + 3).row  # a head with another scale and origin
     assert scaled["cosine"] == pytest.approx(good["cosine"], abs=1e-4)
