@@ -112,7 +112,7 @@ def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict
         {"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} | (m.reading.measures if m.reading else {}) for m in measured
     ]
     ratios = [m.reading.ratios if m.reading else {} for m in measured]
-    paper = [{t: float(v.mean()) for t, v in m.reading.paper_losses.items() if len(v)} if m.reading else {} for m in measured]
+    paper = [paper_losses(m.reading.row) if m.reading else {} for m in measured]
     result = compare_arms(members, measures, ratios, paper)
     result["similarity"] = []
     # The first run of each arm with that of the first arm, and two seeds of one arm, which say how alike is alike
@@ -124,3 +124,8 @@ def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict
             names = {"first": measured[i].row["name"], "second": measured[j].row["name"]}
             result["similarity"].append(names | layer_similarity(a.sample, b.sample))
     return result
+
+
+def paper_losses(row: dict) -> dict[str, tuple[float, float]]:
+    rows = [r for r in row["matrices"]["centers"]["tasks"] if r["protocol"] == "paper" and r["loss"] is not None]
+    return {r["task"]: (r["loss"], r["shuffled_loss"]) for r in rows}

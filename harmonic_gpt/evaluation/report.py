@@ -114,8 +114,9 @@ def first_screen(comparison: dict) -> list[str]:
         tasks, paper = difference["tasks"], difference["paper_tasks"]
         lines.append(
             f"**Word-pair tasks** ({tasks['compared']} compared): {a} has the lower parallelogram ratio in {len(tasks['won'])}, {b} in "
-            f"{len(tasks['lost'])}, undecided {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}. By the paper's measure, "
-            f"which collapse would win, {a} is lower in {len(paper['lower'])} of {paper['compared']} (p = {paper['sign_test_p']:.2g})."
+            f"{len(tasks['lost'])}, undecided {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}. By the paper's raw "
+            f"loss, which collapse would win, {a} is lower in {len(paper['lower'])} of {paper['compared']} "
+            f"(p = {paper['sign_test_p']:.2g}), and for the same words paired at random in {len(paper['shuffled_lower'])}."
         )
         for arm in (x for x in (a, b) if "harmonic" in x.lower()):
             worse = [k for k, r in rows.items() if r["better"] not in (arm, None)]

@@ -40,7 +40,7 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
 
     def paper(model: dict, task: str) -> str:
         r = found(model, task, protocol="paper")
-        return "-" if r.get("loss") is None else f"{r['loss']:.3f}"
+        return "-" if r.get("loss") is None else f"{r['loss']:.3f} ({r['shuffled_loss']:.3f})"
 
     def analogies(model: dict, task: str) -> str:
         q = next((r for r in model["interpretability"]["analogies"] if r["task"] == task), {})
@@ -70,7 +70,10 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
         "",
     ]
     lines += table(["task", "pairs", "single tokens", "unknown", "used", "trivial quadruples (paper)"], coverage)
-    lines += ["The paper's parallelogram loss (equation 3, last tokens, two principal components), mean of 10,000 quadruples:", ""]
+    lines += [
+        "The paper's parallelogram loss (equation 3, last tokens, two principal components), mean of 10,000 quadruples (paired at random):",
+        "",
+    ]
     lines += side_by_side("task", tasks, models, paper)
     return [*lines, *figure("parallelograms_paper"), *figure("parallelograms_paper_middle_layer")]
 

@@ -6,6 +6,7 @@ import torch
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.evaluation.arms import compare_arms
+from harmonic_gpt.evaluation.compare import paper_losses
 from harmonic_gpt.evaluation.interpretability import measure_interpretability
 from harmonic_gpt.evaluation.models import LoadedModel
 from harmonic_gpt.evaluation.word_pairs import spaced_token
@@ -28,7 +29,7 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     assert collapsed.row["flags"][0].startswith("centers: nearly one line")
     assert plain.row["flags"] == []
     measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
-    paper = [{task: float(losses.mean()) for task, losses in reading.paper_losses.items()} for reading in (collapsed, plain)]
+    paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
     found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)["differences"][0]
     assert found["paper_tasks"]["lower"] == ["made up"]
     assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}

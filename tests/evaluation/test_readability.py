@@ -66,6 +66,9 @@ def test_a_lattice_has_no_loss_and_random_vectors_the_analytic_one():
     # Two components of a normal cloud: the sum of four has norm 2 chi_2, sigma is sqrt(2): mean sqrt(pi)
     paper = paper_test(rows, spectrum(rows), pairs(1500)).row
     assert paper["loss"] == pytest.approx(np.sqrt(np.pi), rel=0.03)
+    assert paper["shuffled_loss"] == pytest.approx(np.sqrt(np.pi), rel=0.03)
+    lattice = paper_test(planted("lattice"), spectrum(planted("lattice")), pairs()).row
+    assert lattice["loss"] < 1e-5 < 0.5 < lattice["shuffled_loss"]
     random = strict(planted("random"))
     assert random["ratio_interval"][0] < 1 < random["ratio_interval"][1]
     assert abs(random["offset_cosine"]) < 0.05
@@ -233,14 +236,17 @@ def measured(nats, ratio):
 
 def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     tasks = [{"t": np.full(100, 0.9)}, {"t": np.full(100, 0.8)}]
-    comparison = compare_arms({"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks, [{"t": 1.0}, {"t": 2.0}])
+    comparison = compare_arms(
+        {"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks, [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}]
+    )
     text = "\n".join(first_screen(comparison))
     assert "standard is better by 0.1000 nats" in text
     assert "spread over seeds is unknown" in text
     assert "Where harmonic is not better**: worse in nats, parallelogram" in text
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
     assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
-    assert "which collapse would win, harmonic is lower in 1 of 1" in text
+    assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
+    assert "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1." in text
     seeds = compare_arms({"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4)
     row = seeds["differences"][0]["headlines"]["nats"]
     assert (row["over"], row["better"]) == ("seeds", "harmonic")
