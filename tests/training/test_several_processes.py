@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from harmonic_gpt.data.tokens import open_token_folder, training_sampler
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training import loop
+from harmonic_gpt.training import setup as setup_module
 from harmonic_gpt.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -248,3 +250,19 @@ def test_launcher_configs_are_accelerates(name, monkeypatch):
         assert plugin.transformer_cls_names_to_wrap == ["GPT2Block"]
         assert plugin.reshard_after_forward is True
         assert not plugin.cpu_ram_efficient_loading
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
+def test_what_would_train_wrongly_is_refused(run_config, tmp_path, monkeypatch, kind):
+    """DeepSpeed's backward moves the weights; FSDP 1 flattens them."""
+
+    class Other:
+        num_processes, distributed_type, is_fsdp2 = 1, kind, False
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setattr(setup_module, "Accelerator", Other)
+    with pytest.raises(InputError, match="expected plain data parallelism, or FSDP with fsdp_version 2"):
+        loop.train(run_config())
+    assert not (tmp_path / "run").exists()
