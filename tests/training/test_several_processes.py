@@ -21,7 +21,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training import loop
-from harmonic_gpt.training import setup as setup_module
+from harmonic_gpt.training import setup as training_setup
 from harmonic_gpt.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -262,7 +262,7 @@ def test_what_would_train_wrongly_is_refused(run_config, tmp_path, monkeypatch, 
         def __init__(self, **_):
             pass
 
-    monkeypatch.setattr(setup_module, "Accelerator", Other)
+    monkeypatch.setattr(training_setup, "Accelerator", Other)
     with pytest.raises(InputError, match="expected plain data parallelism, or FSDP with fsdp_version 2"):
         loop.train(run_config())
     assert not (tmp_path / "run").exists()
