@@ -161,12 +161,17 @@ def fit(run: Run) -> int:
                 break
         finish_saving(run)
         if run.pusher and exit_code == 0:  # who is told to stop does not wait for the network
-            run.pusher.wait()
+            run.pusher.wait(give_up=lambda: run.stop_signal > 0)
     except FloatingPointError as error:
-        finish_saving(run)
+        try:
+            finish_saving(run)
+        except OSError as failed:  # two troubles at once: the run ends for the first
+            print(f"warning: {failed}", file=sys.stderr)
         good = ckpt.latest_checkpoint(run.run_dir, lambda _: None)
         raise FloatingPointError(f"{error}. Last good checkpoint: {good or 'none yet'}") from None
     finally:
+        if run.writer:
+            run.writer.shutdown()  # whatever ended the run: what was begun is written before the folder is let go
         for number, handler in previous.items():
             signal.signal(number, handler)
         if tracker:

@@ -33,7 +33,7 @@ class Pusher:
         finally:
             self.path = None
 
-    def wait(self) -> None:
-        """Until the upload in progress has ended, well or not."""
-        if self._thread is not None:
-            self._thread.join()
+    def wait(self, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Until the upload in progress has ended, well or not, or `give_up` says so: a network may hang for ever."""
+        while self._thread is not None and self._thread.is_alive() and not give_up():
+            self._thread.join(0.1)

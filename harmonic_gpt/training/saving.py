@@ -78,6 +78,7 @@ def snapshot(run: "Run") -> Snapshot | None:
         "step": run.step,
         "tokens": run.step * run.config.train.batch_tokens,
         "skipped_steps": run.skipped_steps,
+        "skipped_in_a_row": run.skipped_in_a_row,
         "config": run.config.model_dump(mode="json"),
         "data": run.data.fingerprint(),
         "world_size": accelerator.num_processes,
@@ -105,8 +106,10 @@ def write(run: "Run", taken: Snapshot) -> Path:
     settings = run.config.checkpoint
     path = ckpt.write_checkpoint(run.run_dir, taken.step, write_files)
     run.tracker.say(f"step {taken.step}: checkpoint {path}")
-    due = taken.step % (settings.every * settings.push_every) == 0 or taken.step == run.config.train.steps
-    if run.pusher is not None and due:
+    last = taken.step == run.config.train.steps
+    if run.pusher is not None and (last or taken.step % (settings.every * settings.push_every) == 0):
+        if last:
+            run.pusher.wait(give_up=lambda: run.stop_signal > 0)
         run.pusher.offer(path)
     spared = {path} | ({run.pusher.path} if run.pusher is not None and run.pusher.path else set())
     ckpt.prune(run.run_dir, settings.keep, settings.keep_every, spared)

@@ -179,7 +179,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None for a fresh run. Raises InputError rather than overwrite a run."""
     run_dir = Path(config.run_dir).expanduser()
-    if not run_dir.exists() or all(path.name == LOCK_FILE for path in run_dir.iterdir()):
+    if not run_dir.exists() or all(path.name.startswith(".") for path in run_dir.iterdir()):  # beginnings of one that was killed
         return None
     saved = ckpt.checkpoints(run_dir)
     if not saved and not (run_dir / CONFIG_FILE).is_file():
@@ -189,6 +189,8 @@ def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     found = ckpt.latest_checkpoint(run_dir, lambda text: print(f"warning: {text}", file=sys.stderr))
     if found is None and saved:
         raise InputError(f"{run_dir}: every checkpoint is damaged; they are left for inspection. Start anew with another --run_dir")
+    if found is not None and (step := ckpt.read_state(found)["step"]) != ckpt.step_of(found):
+        raise InputError(f"{found} holds step {step}; give it back the name {ckpt.name_of(step)}")
     if (run_dir / CONFIG_FILE).is_file():
         _check_same_run(load_run_config(run_dir / CONFIG_FILE), config)
     elif found is not None:  # a checkpoint alone, as it comes back from the Hub
@@ -258,7 +260,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
     if resume_from is None:
         model = new_model(config, model_config(config, folder.vocab_size, end_of_text), folder, accelerator)
     else:
-        model = HarmonicGPT2ForCausalLM.from_pretrained(resume_from, dtype=torch.float32)
+        model = _saved_model(resume_from)
     flops = training_flops_per_token(model.config)
     if accelerator.is_main_process:
         print(plan(config, folder.vocab_size, world_size, len(sampler.tokens)), file=sys.stderr)
@@ -276,22 +278,52 @@ def setup(config: RunConfig, resume: bool) -> Run:
         _restore(run, resume_from, state)
         if accelerator.is_main_process:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
+            ckpt.point_latest(resume_from)  # a killed run may have left the link behind, or on one that is damaged now
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        fresh = not (run_dir / CONFIG_FILE).exists()
+        # The first file of a run, and whole: without it a folder that holds anything is none of ours
+        ckpt.replace_text(run_dir / CONFIG_FILE, config.to_yaml())
+        if resume_from is not None:
+            for damaged in (path for path in ckpt.checkpoints(run_dir) if ckpt.step_of(path) > run.step):
+                print(f"damaged {damaged.name} is kept as {ckpt.set_aside(damaged)}", file=sys.stderr)
+            ckpt.point_latest(resume_from)
+        try:
+            run.tracker = Tracker(run_dir, config, run.step, accelerator.log_with)
+        except InputError:  # a service that does not start: it has not become a run
+            if fresh:
+                (run_dir / CONFIG_FILE).unlink()
+            raise
         accelerator.trackers = accelerator.log_with  # started; `end_training` finishes them
         if config.checkpoint.push_to is not None:
             run.pusher = Pusher(config.checkpoint.push_to, config.checkpoint.push_private, run.tracker.say)
-        (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     return run
 
 
+def _saved_model(path: Path) -> HarmonicGPT2ForCausalLM:
+    """Raises InputError unless the weights are just those that config.json asks for; transformers alone would make up the rest."""
+    try:
+        model, found = HarmonicGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # transformers and safetensors raise many kinds
+        raise InputError(f"{path}: its model cannot be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from None
+    wrong = sorted({str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind]})
+    if wrong:
+        raise InputError(f"{path}: weights and config.json do not fit: {', '.join(wrong[:5])}")
+    return model
+
+
 def _restore(run: Run, path: Path, state: dict) -> None:
+    """Raises InputError if optimizer or generators are not of this run."""
     rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
-    optimizer = torch.load(path / ckpt.OPTIMIZER, map_location="cpu", weights_only=True)
-    run.optimizer.load_state_dict(sharded_as(optimizer, run.optimizer))
-    if state["world_size"] == ranks:
-        ckpt.restore_rng_state(torch.load(path / ckpt.rng_file(rank), weights_only=True))
-    else:  # dropout cannot be continued by other ranks: draw anew, and not what step 1 drew
-        set_seed((run.config.seed + 1 + rank + ranks * state["step"]) % 2**31)
+    optimizer = ckpt.load_state(path / ckpt.OPTIMIZER)
+    rng = ckpt.load_state(path / ckpt.rng_file(rank)) if state["world_size"] == ranks else None
+    try:
+        run.optimizer.load_state_dict(sharded_as(optimizer, run.optimizer))
+        if rng is not None:
+            ckpt.restore_rng_state(rng)
+        else:  # dropout cannot be continued by other ranks: draw anew, and not what step 1 drew
+            set_seed((run.config.seed + 1 + rank + ranks * state["step"]) % 2**31)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: optimizer or random state is not of this run ({type(error).__name__})") from None
     run.step, run.skipped_steps = state["step"], state.get("skipped_steps", 0)
+    run.skipped_in_a_row = state.get("skipped_in_a_row", 0)
