@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import harmonic_gpt  # noqa: F401  registers harmonic_gpt2 with the Auto classes
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.swap_head import STORED, swap_head
 from harmonic_gpt.training.checkpoint import CHECKSUMS, LATEST, checkpoints, damage, file_sha256, read_state
 
 
@@ -35,8 +36,8 @@ class LoadedModel:
     @property
     def head(self) -> str:
         """harmonic, standard, or the two choices of an ablation."""
-        config = self.model.config
-        pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
+        spec = getattr(self.model.get_output_embeddings(), "spec", None)
+        pair = ("dot", "softmax") if spec is None else (spec.similarity, spec.normalization)
         return {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get(pair, " + ".join(pair))
 
     def describe(self) -> str:
@@ -76,6 +77,8 @@ def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code:
     if info.get("missing_keys") or info.get("mismatched_keys"):
         broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
         raise InputError(f"{path}: its weights do not fit its config.json; missing or of another shape: {', '.join(broken[:5])}")
+    if hasattr(model.config, STORED):
+        swap_head(model)
     folder = Path(path)
     if (folder / CHECKSUMS).is_file() and (problem := damage(folder)):
         raise InputError(f"{path} is damaged: {problem}")

@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -16,6 +16,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import LoadedModel, load_model
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.hub import MAIN, upload_checkpoint
+from harmonic_gpt.swap_head import STORED
 from harmonic_gpt.training.tracking import read_metrics
 
 FIGURES = "figures"
@@ -37,6 +38,8 @@ def export(name: str, out: str | Path, *, report: str | None = None, licence: st
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
     loaded = load_model(name)
+    if hasattr(loaded.model.config, STORED):
+        raise InputError(f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be a dot product's")
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -121,10 +124,8 @@ def _from_metrics(loaded: LoadedModel, folder: Path) -> Measurements:
 
 
 def _plot_losses(rows: list[dict], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for key, label in (("loss", "training batch"), ("val_loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
@@ -133,7 +134,6 @@ def _plot_losses(rows: list[dict], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def check_folder(folder: Path) -> None:

@@ -121,7 +121,7 @@ def prune(run_dir: Path, keep: int, keep_every: int | None, spared: set[Path]) -
 
 
 def point_latest(checkpoint: Path) -> None:
-    """Have `RUN/latest` lead to this checkpoint."""
+    """`RUN/latest` becomes a link to this checkpoint, in one step."""
     link = checkpoint.parent / f".{LATEST}"
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name)

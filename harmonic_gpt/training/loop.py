@@ -43,12 +43,13 @@ def train_step(run: Run) -> Step:
     for i, ids in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         with accelerator.no_sync(run.model) if not last else nullcontext():
-            # DistributedDataParallel averages gradients over ranks: undo it, so that the sum is divided once by the global tokens
-            loss = run.model(
-                input_ids=ids[:, :-1],
-                shift_labels=ids[:, 1:],
-                num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
-            ).loss
+            # Ranks' gradients are averaged: undo it, so that the sum is divided once by the global tokens
+            with accelerator.autocast():  # accelerate leaves it out of a sharded model's forward
+                loss = run.model(
+                    input_ids=ids[:, :-1],
+                    shift_labels=ids[:, 1:],
+                    num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
+                ).loss
             # accelerate divides by its own accumulation setting (which its environment may set); ours is these micro-batches
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)
         loss_sum += loss.detach()
@@ -76,14 +77,17 @@ def evaluate(run: Run) -> dict:
     """Validation loss over the leading `eval.tokens` targets, in whole blocks shared out over the ranks."""
     block, accelerator = run.config.model.n_positions, run.accelerator
     n_blocks = max(1, min(run.config.eval.tokens, len(run.validation) - 1) // block)
-    mine = range(accelerator.process_index, n_blocks, accelerator.num_processes)
+    mine = list(range(accelerator.process_index, n_blocks, accelerator.num_processes))
     run.model.eval()
     size = run.config.train.micro_batch_size
     nats = torch.zeros((), dtype=torch.float64)
-    for i in range(0, len(mine), size):
-        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in mine[i : i + size]])  # (B, T + 1)
+    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without targets
+    for i in range(0, math.ceil(n_blocks / accelerator.num_processes), size):
+        blocks = mine[i : i + size]
+        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])  # (B, T + 1)
         with accelerator.autocast():
-            nats += block_nats(run.bare_model, ids.to(accelerator.device)).double().cpu()
+            part = block_nats(run.bare_model, ids.to(accelerator.device), ignore_leading=0 if blocks else block)
+        nats += part.double().cpu()
     run.model.train()
     loss = accelerator.reduce(nats.to(accelerator.device), "sum").item() / (n_blocks * block)
     if not math.isfinite(loss):
@@ -151,6 +155,7 @@ def fit(run: Run) -> int:
                 number = run.stop_signal or signal.SIGTERM  # another rank's signal stops this one too
                 exit_code = 128 + number
                 finish_saving(run)
+                accelerator.wait_for_everyone()  # a launcher kills the others half a minute after the first rank has left
                 if tracker:
                     tracker.say(f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume")
                 break

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.training import checkpoint as ckpt
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def write(run: "Run", taken: Snapshot) -> Path:
     """A checkpoint folder from a snapshot; then older ones go, and the push to the Hub begins if one is due."""
 
     def write_files(folder: Path) -> None:
-        run.bare_model.save_pretrained(folder, state_dict=taken.weights)
+        # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of ours
+        with torch.device("meta"):
+            model = HarmonicGPT2ForCausalLM(run.bare_model.config)
+        model.save_pretrained(folder, state_dict=taken.weights)
         if run.tokenizer is not None:
             run.tokenizer.save_pretrained(folder)
         torch.save(taken.optimizer, folder / ckpt.OPTIMIZER)

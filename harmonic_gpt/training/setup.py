@@ -1,6 +1,7 @@
 """From a configuration to a run that is ready to train: everything that can be wrong is checked before anything is written."""
 
 import ctypes
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.tokenizer import load_tokenizer
@@ -41,8 +43,10 @@ FREE_ON_RESUME = (
     "run_dir", "data.dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size", "train.compile",
     "train.max_skipped_steps",
 )  # fmt: skip
-# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection; this is for a
+# rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate drops that value, as equal to
+# NCCL's default, and gloo would wait for 30.
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 
 @dataclass
@@ -93,7 +97,27 @@ def _start_accelerator(config: RunConfig, log_with: list) -> Accelerator:
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would train alone and write "
             "the same folder. On GPUs start with `accelerate launch`; on CPU with `torchrun --nproc_per_node N train.py ...`"
         )
+    kind = accelerator.distributed_type
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and launched > 1 and kind != DistributedType.FSDP:
+        raise InputError("FSDP was asked for, but accelerate shards on GPUs only; on CPU use `torchrun --nproc_per_node N train.py ...`")
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise InputError("expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)")
+    if accelerator.is_fsdp2:
+        # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without sharding
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
+
+
+def _check_ranks_agree(accelerator: Accelerator, facts: dict[str, object]) -> None:
+    """Each machine reads its own files: another config, checkpoint or data on one of them would train something else, silently."""
+    everyone = gather_object([facts])
+    for name, first in everyone[0].items():
+        for rank, other in enumerate(everyone):
+            if other[name] != first:
+                raise InputError(
+                    f"the ranks disagree about the {name}: rank 0 has {first}, rank {rank} has {other[name]}. All machines need the same "
+                    "command and config, and a run_dir on a file system that they share"
+                )
 
 
 def _open_data(config: RunConfig, accelerator: Accelerator) -> tuple[TokenFolder, object | None]:
@@ -220,6 +244,12 @@ def setup(config: RunConfig, resume: bool) -> Run:
     folder, tokenizer = _open_data(config, accelerator)
     if state and state.get("data") != folder.fingerprint():
         raise InputError(f"{folder.path} is not the data that {resume_from} was trained on: its files or its tokenizer differ")
+    facts = {
+        "step to go on from": state.get("step", 0),
+        "checkpoint": ckpt.file_sha256(resume_from / ckpt.CHECKSUMS) if resume_from else None,
+        "data": hashlib.sha256(repr(folder.fingerprint()).encode()).hexdigest(),
+    }
+    _check_ranks_agree(accelerator, facts | _flat(config.model_dump(mode="json", exclude={"run_dir": True, "data": {"dir"}})))
     sampler = training_sampler(folder, config.data.weights, block, config.train.batch_tokens // block, config.seed)
     validation = folder.tokens("val")
     if len(validation) < block + 1:
@@ -248,6 +278,7 @@ def setup(config: RunConfig, resume: bool) -> Run:
         _restore(run, resume_from, state)
         if accelerator.is_main_process:
             print(f"resuming {resume_from} at step {run.step}", file=sys.stderr)
+            ckpt.point_latest(resume_from)  # a killed run may have left the link behind, or on one that is damaged now
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         fresh = not (run_dir / CONFIG_FILE).exists()

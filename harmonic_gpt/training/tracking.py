@@ -37,10 +37,10 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for name, flops in PEAK_BF16_FLOPS.items() if set(name.split()) <= words), None)
 
 
-def read_metrics(run_dir: Path) -> list[dict]:
+def read_metrics(run_dir: str | Path) -> list[dict]:
     """Rows of a run's metrics.jsonl; a last line cut short by a crash is left out."""
     rows = []
-    path = run_dir / METRICS
+    path = Path(run_dir) / METRICS
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))

@@ -1,0 +1,92 @@
+"""The harmonic head in models of other families, all with random weights and of a few thousand parameters."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from harmonic_gpt import harmonic_cross_entropy
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.interop.export import export
+from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.swap_head import swap_head
+
+SIZE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1}
+IDS = torch.arange(24).view(2, 12)
+
+
+def llama():
+    return LlamaForCausalLM(LlamaConfig(**SIZE)).eval()
+
+
+def qwen():
+    return Qwen3ForCausalLM(Qwen3Config(**SIZE, tie_word_embeddings=True)).eval()
+
+
+@pytest.mark.parametrize("make", [llama, qwen])
+def test_logits_and_loss_are_the_formulas(make):
+    model = make()
+    head = swap_head(model, exponent=7.0, hidden_scale=0.3)
+    output = model(IDS, labels=IDS)
+    x = 0.3 * model.model(IDS).last_hidden_state.double()  # (B, T, D)
+    d = (x[..., None, :] - model.lm_head.weight.double()).norm(dim=-1)  # (B, T, V)
+    expected = (-7.0 * d.log()).log_softmax(-1)
+    assert (output.logits - expected).abs().max() < 1e-4
+    nats = -expected[:, :-1].gather(-1, IDS[:, 1:, None]).mean()
+    assert output.loss.item() == pytest.approx(nats.item(), rel=1e-5)
+    hidden = model.model(IDS[:, :-1]).last_hidden_state
+    assert head(hidden, IDS[:, 1:]).item() == pytest.approx(nats.item(), rel=1e-5)
+    assert harmonic_cross_entropy(0.3 * hidden, head.weight, IDS[:, 1:], exponent=7.0).item() == pytest.approx(nats.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [llama, qwen])
+def test_trains_generates_saves_and_loads(make, tmp_path):
+    model = make()
+    swap_head(model)
+    assert model.config.harmonic_head["exponent"] == pytest.approx(32**0.5)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == model.config.tie_word_embeddings
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    made = model.generate(IDS[:1, :4], max_new_tokens=4, do_sample=False)
+    assert made[0].tolist() == list(range(8))  # it has learned to count
+    model.save_pretrained(tmp_path / "model")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    swap_head(again)
+    assert isinstance(again.lm_head, HarmonicHead)
+    evaluated = load_model(str(tmp_path / "model"))  # must not take the weights for a dot product's
+    assert evaluated.head == "harmonic"
+    with pytest.raises(InputError, match="has its head by swap_head"):
+        export(str(tmp_path / "model"), tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(evaluated.model(IDS).logits, model.eval()(IDS).logits)
+        assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_models_that_do_more_after_the_head_are_refused_and_left_alone():
+    capped = Gemma2ForCausalLM(Gemma2Config(**SIZE, final_logit_softcapping=30.0))
+    before = capped.lm_head
+    with pytest.raises(InputError, match="changes its logits after the head"):
+        swap_head(capped)
+    assert capped.lm_head is before
+    assert not hasattr(capped.config, "harmonic_head")
+    biased = GPTJForCausalLM(GPTJConfig(vocab_size=61, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=32))
+    with pytest.raises(InputError, match="has a bias"):
+        swap_head(biased)
