@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from harmonic_gpt.__main__ import main
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
@@ -41,6 +42,28 @@ def test_configs(tmp_path, values):
     path.write_text(yaml.safe_dump(nested))
     with suppress(InputError):
         assert isinstance(load_run_config(path), RunConfig)
+
+
+@settings(SETTINGS, max_examples=60)
+@given(st.dictionaries(NAMES, VALUES, max_size=3))
+@example({"run_dir": "a\0b"})
+@example({"run_dir": "\ud800"})
+@example({"data.dir": "~nobody-of-this-name/x"})
+@example({"data.dir": "x" * 5000})
+@example({"train.steps": 10**400})
+@example({"model.n_embd": 12 * 2**16, "model.n_head": 1})
+@example({"model.n_embd": 12 * 10**30})
+@example({"train.batch_tokens": 1024 * 10**400})
+@example({"data.vocab_size": 10**30})
+@example({"model.exponent": 1e308})
+@example({"model.hidden_scale": 5e-324})
+def test_the_command(capsys, values):
+    """`train --dry-run`: 0 or 2, and on 2 one message."""
+    overrides = [f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *overrides, "--model.n_layer=1", "--dry-run"])
+    text = capsys.readouterr().err
+    assert (ended.value.code or 0, text.startswith("error: ")) in ((0, False), (2, True)), text
 
 
 @SETTINGS
