@@ -69,6 +69,6 @@ def dry_run(config: RunConfig) -> str:
     """The plan, without reading data: the vocabulary is the manifest's if the folder exists, else the configured or GPT-2's."""
     if Path(config.data.dir).expanduser().is_dir():
         folder = open_token_folder(Path(config.data.dir).expanduser(), config.data.vocab_size)
-        return plan(config, folder.vocab_size, 1, len(folder.tokens("train")))
+        return plan(config, folder.vocab_size, 1, len(folder.splits["train"]))
     vocab_size = config.data.vocab_size or NANOGPT_VOCAB_SIZE
     return plan(config, vocab_size, 1, assumed=f" (assumed: {config.data.dir} is not there yet)")

@@ -171,7 +171,7 @@ def sharded(folder: Path) -> dict:
     dist.barrier()
     assert train(config(folder, "fsdp-parts"), resume=True) == 0
     assert train(config(folder, "fsdp-grown"), resume=True) == 0  # begun by one process without sharding
-    for name in ("fsdp-untied", "fsdp-bf16"):
+    for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16"):
         assert train(config(folder, name)) == 0
     setup_module.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
@@ -227,7 +227,7 @@ def assert_sharding_changes_nothing(head: tuple[str, str], tied: bool) -> None:
     torch.testing.assert_close(*logits, rtol=1e-10, atol=1e-12)
 
 
-def _lose_rank_1(settings, number: signal.Signals) -> None:
+def _lose_rank_1(settings, number: signal.Signals, resume: bool = False) -> None:
     """In step 5, after the checkpoint of step 3."""
     step = loop.train_step
 
@@ -237,7 +237,7 @@ def _lose_rank_1(settings, number: signal.Signals) -> None:
         return step(run)
 
     loop.train_step = lost
-    loop.train(settings)
+    loop.train(settings, resume)
     raise AssertionError("trained on without the other rank")
 
 
@@ -246,12 +246,20 @@ def dying(folder: Path) -> None:
     _lose_rank_1(config(folder, "dying"), signal.SIGKILL)
 
 
+def restarted(folder: Path) -> None:
+    """By hand after `dying`; rank 1 dies again, and torchrun restarts both."""
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        _lose_rank_1(config(folder, "dying"), signal.SIGKILL, resume=True)
+    assert loop.train(config(folder, "dying"), resume=True) == 0
+
+
 def hanging(folder: Path) -> None:
     setup_module.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
     _lose_rank_1(config(folder, "hanging"), signal.SIGSTOP)
 
 
 if __name__ == "__main__":
-    check, folder = {f.__name__: f for f in (plain, sharded, dying, hanging)}[sys.argv[1]], Path(sys.argv[2])
+    check, folder = {f.__name__: f for f in (plain, sharded, dying, restarted, hanging)}[sys.argv[1]], Path(sys.argv[2])
     (folder / f"{sys.argv[1]}-{RANK}.json").write_text(json.dumps(check(folder)))
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from harmonic_gpt.data.tokens import open_token_folder, training_sampler
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.training import checkpoint as ckpt
 from harmonic_gpt.training import loop
+from harmonic_gpt.training import setup as training_setup
 from harmonic_gpt.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -144,13 +146,14 @@ def test_sharded_weights_train_as_whole_ones_do(settings, tmp_path):
     settings("fsdp-dropout", model__dropout=0.1)
     settings("fsdp-parts", model__dropout=0.1)
     settings("fsdp-untied", model__tie_word_embeddings=False)
+    settings("fsdp-recomputing", train__gradient_checkpointing=True)
     settings("fsdp-bf16", train__precision="bf16")
     settings("ddp-bf16", train__precision="bf16")
     begun_as(tmp_path / "one", tmp_path / "fsdp-grown")
     settings("fsdp-grown")
     ranks("sharded", tmp_path, **launcher_environment("fsdp2"))
 
-    for name in ("fsdp", "fsdp-grown"):
+    for name in ("fsdp", "fsdp-grown", "fsdp-recomputing"):
         assert_close_runs(tmp_path / name, tmp_path / "one")
     assert_close_runs(tmp_path / "fsdp-untied", tmp_path / "one-untied")
     assert_equal_runs(tmp_path / "fsdp-dropout", tmp_path / "fsdp-parts", steps=3)
@@ -170,13 +173,14 @@ def test_sharded_weights_train_as_whole_ones_do(settings, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_exactly(settings, tmp_path):
     """The launcher's own end is what is waited for: a rank that hangs fails this test after PATIENCE."""
-    settings("dying", model__dropout=0.1)
+    settings("dying", model__dropout=0.1, checkpoint__background=False)
     settings("whole", model__dropout=0.1)
     done = torchrun(RANKS, "dying", str(tmp_path))
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     assert [p.name for p in ckpt.checkpoints(tmp_path / "dying")] == ["step-000003"]
-    done = torchrun("train.py", "--config", str(tmp_path / "dying.yaml"), "--resume")
+    # Without the variable, processes may find the addresses of those before them: pytorch issue 135712
+    done = torchrun("--max_restarts", "1", RANKS, "restarted", str(tmp_path), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "whole", tmp_path / "dying", steps=3)
 
@@ -246,3 +250,19 @@ def test_launcher_configs_are_accelerates(name, monkeypatch):
         assert plugin.transformer_cls_names_to_wrap == ["GPT2Block"]
         assert plugin.reshard_after_forward is True
         assert not plugin.cpu_ram_efficient_loading
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
+def test_what_would_train_wrongly_is_refused(run_config, tmp_path, monkeypatch, kind):
+    """DeepSpeed's backward moves the weights; FSDP 1 flattens them."""
+
+    class Other:
+        num_processes, distributed_type, is_fsdp2 = 1, kind, False
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setattr(training_setup, "Accelerator", Other)
+    with pytest.raises(InputError, match="expected plain data parallelism, or FSDP with fsdp_version 2"):
+        loop.train(run_config())
+    assert not (tmp_path / "run").exists()
