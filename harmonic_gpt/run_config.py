@@ -1,6 +1,7 @@
 """RunConfig: everything that defines a training run, typed and closed. YAML plus `--section.key=value` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -8,7 +9,17 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harmonic_gpt.errors import InputError
 
@@ -21,6 +32,12 @@ Size = Annotated[int, Gt(0), Le(2**20)]  # of the model: a matrix of such sizes 
 def _no_fp16(value: Any) -> Any:
     if value in ("fp16", "float16"):
         raise ValueError("fp16 is not supported: the head's gradients are formed in forward, out of loss scaling's reach; use bf16")
+    return value
+
+
+def _user_and_name(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise ValueError("expected USER/NAME")
     return value
 
 
@@ -117,7 +134,9 @@ class CheckpointSection(Section):
     keep: Count = Field(2, description="newest checkpoints to keep")
     keep_every: Count | None = Field(None, description="keep for good those of steps that are multiples of this")
     background: bool = Field(True, description="write files while training goes on; holds a copy of weights and optimizer in memory")
-    push_to: str | None = Field(None, description="USER/NAME on the Hub: push checkpoints there during training, a branch step-N each")
+    push_to: Annotated[str, AfterValidator(_user_and_name)] | None = Field(
+        None, description="USER/NAME on the Hub: push checkpoints there during training, a branch step-N each"
+    )
     push_every: Count = Field(1, description="push every n-th checkpoint; the last one always")
     push_private: bool = Field(True, description="push to a private repository; refuse a public one")
 

@@ -112,6 +112,7 @@ def test_all_problems_are_reported_together(tmp_path):
         (["--lr=1"], "did you mean optim.lr?"),
         (["--train=3"], "train: "),
         (["--model.exponent=cube"], "model.exponent: "),
+        (["--checkpoint.push_to=name"], "checkpoint.push_to: expected USER/NAME, got 'name'"),
     ],
 )
 def test_mistakes_are_named(overrides, message):
