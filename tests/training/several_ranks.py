@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -227,13 +228,13 @@ def assert_sharding_changes_nothing(head: tuple[str, str], tied: bool) -> None:
     torch.testing.assert_close(*logits, rtol=1e-10, atol=1e-12)
 
 
-def _lose_rank_1(settings, number: signal.Signals, resume: bool = False) -> None:
+def _lose_rank_1(settings, lose: Callable[[], None], resume: bool = False) -> None:
     """In step 5, after the checkpoint of step 3."""
     step = loop.train_step
 
     def lost(run):
         if run.step == 4 and RANK == 1:
-            os.kill(os.getpid(), number)
+            lose()
         return step(run)
 
     loop.train_step = lost
@@ -241,21 +242,31 @@ def _lose_rank_1(settings, number: signal.Signals, resume: bool = False) -> None
     raise AssertionError("trained on without the other rank")
 
 
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    """Until the launcher asks it to leave; who does not is killed by torchrun 30 s later."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pause()
+
+
 def dying(folder: Path) -> None:
     assert train(config(folder, "whole")) == 0
-    _lose_rank_1(config(folder, "dying"), signal.SIGKILL)
+    _lose_rank_1(config(folder, "dying"), _die)
 
 
 def restarted(folder: Path) -> None:
     """By hand after `dying`; rank 1 dies again, and torchrun restarts both."""
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        _lose_rank_1(config(folder, "dying"), signal.SIGKILL, resume=True)
+        _lose_rank_1(config(folder, "dying"), _die, resume=True)
     assert loop.train(config(folder, "dying"), resume=True) == 0
 
 
 def hanging(folder: Path) -> None:
     setup_module.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
-    _lose_rank_1(config(folder, "hanging"), signal.SIGSTOP)
+    _lose_rank_1(config(folder, "hanging"), _hang)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_exactly(settings
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others(settings, tmp_path):
-    """After the collectives' timeout, here 5 s, and the 30 s that torchrun gives a rank to leave."""
+    """After the collectives' timeout, here 5 s."""
     settings("hanging")
     done = torchrun(RANKS, "hanging", str(tmp_path))
     assert done.returncode != 0
