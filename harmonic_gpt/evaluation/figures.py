@@ -19,16 +19,17 @@ def draw_all(measured: list[Measured], arms: dict[str, list[int]], comparison: d
     relative = "parallelogram loss / mean loss of shuffled pairs  (left is better; dotted: no structure)"
     raw = "parallelogram loss, equation 3, in two principal components  (a collapsed embedding has a low one)"
     drawn = [
-        (_losses(runs, unigram), "loss_curves", "loss over training"),
-        (_distributions(runs, lambda m: m.reading.losses, relative, 1.0), "parallelograms", "parallelogram loss over its control, by task"),
-        (_layers(runs), "layers", "words and text in the layers"),
-        (_probes(runs), "probes", "probes of the layers, with the spread over folds"),
-        (_similarity(comparison), "similarity", "similarity of the models' layers"),
-        (_explained_variance(runs), "explained_variance", "explained variance of the centers"),
-        (_center_norms(runs), "center_norms", "norm of the centers over training"),
-        (_distributions(runs, lambda m: m.reading.paper_losses, raw), "parallelograms_paper", "the paper's protocol, by task"),
+        (_losses(runs, unigram), "loss_curves", "Loss over training."),
+        (_distributions(runs, lambda m: m.reading.losses, relative, 1.0), "parallelograms",
+         "Centers: parallelogram loss over its control, by task."),
+        (_layers(runs), "layers", "Text and single words in the layers."),
+        (_probes(runs), "probes", "Probes of the layers, with the spread over folds."),
+        (_similarity(comparison), "similarity", "Similarity of the models' layers."),
+        (_explained_variance(runs), "explained_variance", "Explained variance of the centers."),
+        (_center_norms(runs), "center_norms", "Norm of the centers over training."),
+        (_distributions(runs, lambda m: m.reading.paper_losses, raw), "parallelograms_paper", "Centers: the paper's protocol, by task."),
         (_distributions(runs, lambda m: m.reading.middle_losses, raw), "parallelograms_paper_middle_layer",
-         "the paper's protocol in the middle layer (its appendix C)"),
+         "The middle layer's states of single words: the paper's protocol, by task (its appendix C)."),
     ]  # fmt: skip
     for figure, name, _ in drawn:
         if figure is not None:

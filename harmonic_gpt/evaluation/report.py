@@ -12,7 +12,7 @@ from harmonic_gpt.evaluation.report_sections import limits, plain, table
 
 STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
-text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}img{max-width:100%;max-height:30rem}
+text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}img{max-width:100%;display:block}em{color:#666;font-size:.9em}
 code{font-size:.85em;overflow-wrap:anywhere}h2{margin-top:2.5rem}"""
 
 
@@ -44,7 +44,8 @@ def markdown(results: dict, figures: list[tuple[str, str]]) -> str:
     shown = dict(figures)
 
     def figure(name: str) -> list[str]:
-        return [f"![{shown[f'{name}.png']}]({name}.png)", ""] if f"{name}.png" in shown else []
+        caption = shown.get(f"{name}.png")
+        return [f"![{caption}]({name}.png)", f"*{caption}*", ""] if caption else []
 
     data, models = results["data"], results["models"]
     lines = ["# Comparison", ""]

@@ -1,5 +1,7 @@
 """Probes on planted features, where the answer is known; mean hidden states against a direct loop; files that users bring."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from harmonic_gpt.evaluation.models import LoadedModel
 from harmonic_gpt.evaluation.neighbours import neighbours
 from harmonic_gpt.evaluation.probe_tasks import ProbeTask, built_in_tasks, file_task, frequency_band, load_probe_file
 from harmonic_gpt.evaluation.probes import FOLDS, probe, run_probes
+from harmonic_gpt.evaluation.probes_command import run_probes_command
 from harmonic_gpt.evaluation.word_pairs import spaced_token
 
 
@@ -127,3 +130,19 @@ def test_neighbours_of_a_planted_twin(loaded):
     assert row["scores"] == sorted(row["scores"])
     with pytest.raises(InputError, match="zeppelin: not one token of tiny"):
         neighbours(loaded, ["zeppelin"])
+
+
+def test_the_verb_prints_and_writes_and_refuses(loaded, tmp_path, capsys):
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    texts = tmp_path / "mine.csv"
+    texts.write_text("text,label\n" + "".join(f"The {w} sees {i}.,{w}\n" for i in range(10) for w in ("cat", "dog")))
+    model, out = str(tmp_path / "model"), tmp_path / "probes.json"
+    rows = run_probes_command(model, [str(texts)], "0,2", 100, None, str(out), "cpu")
+    assert [(row["task"], row["layer"]) for row in rows] == [("mine", 0), ("mine", 2)]
+    assert json.loads(out.read_text()) == rows
+    assert rows[0]["logistic"]["f1"] > 0.9
+    assert "mine" in capsys.readouterr().out
+    for layers, target, message in (("a", None, "expected numbers"), ("0,9", None, "asked for"), ("0", str(out), "exists already")):
+        with pytest.raises(InputError, match=message):
+            run_probes_command(model, [str(texts)], layers, 100, None, target, "cpu")
