@@ -34,6 +34,7 @@ def draw_all(measured: list[Measured], arms: dict[str, list[int]], comparison: d
     for figure, name, _ in drawn:
         if figure is not None:
             figure.savefig(out / f"{name}.png", dpi=150)
+            figure.set_layout_engine("none")  # it is laid out; doing it again for the SVG costs as much as drawing
             figure.savefig(out / f"{name}.svg")
             plt.close(figure)
     return [(f"{name}.png", caption) for figure, name, caption in drawn if figure is not None]

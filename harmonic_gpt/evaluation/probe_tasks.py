@@ -5,6 +5,7 @@ import json
 import re
 import sysconfig
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,16 +91,21 @@ def frequency_band(counts: np.ndarray, most: int, seed: int = 0) -> ProbeTask:
 
 def two_sources(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
     """Is a sentence from Python's language reference or from docstrings of its library? Both come with every Python."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for name, sentences in _python_prose().items():
+        pairs += [(sentences[i], name) for i in rng.permutation(len(sentences))[: most // 2]]
+    return _task("sentence source", tokenizer, [s for s, _ in pairs], [n for _, n in pairs])
+
+
+@cache  # parsing takes a second, and each model of a comparison asks
+def _python_prose() -> dict[str, list[str]]:
     from pydoc_data.topics import topics
 
     library = Path(sysconfig.get_paths()["stdlib"])
     modules = [docstrings((library / f"{name}.py").read_bytes()) for name in MODULES.split()]
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for name, documents in {"reference": [topics[key] for key in sorted(topics)], "docstrings": modules}.items():
-        sentences = sorted({s for text in documents for s in _sentences(text)})
-        pairs += [(sentences[i], name) for i in rng.permutation(len(sentences))[: most // 2]]
-    return _task("sentence source", tokenizer, [s for s, _ in pairs], [n for _, n in pairs])
+    sources = {"reference": [topics[key] for key in sorted(topics)], "docstrings": modules}
+    return {name: sorted({s for text in documents for s in _sentences(text)}) for name, documents in sources.items()}
 
 
 def _sentences(text: str) -> list[str]:

@@ -48,7 +48,7 @@ def runs(tmp_path_factory, token_folder):
 
 
 def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
-    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600)
+    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=8000)
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
     assert results["schema_version"] == SCHEMA_VERSION
     harmonic, standard = results["models"]
@@ -69,7 +69,7 @@ def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
     for name in ("loss_curves.png", "explained_variance.png"):
         assert name in report
         assert Image.open(tmp_path / "report" / name).size[0] > 600
-    compare([str(runs / "harmonic")], tmp_path / "report")  # an earlier comparison may be replaced
+    compare([str(runs / "harmonic")], tmp_path / "report", tokens=600, reading_tokens=0)  # an earlier comparison may be replaced
 
 
 def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
@@ -116,7 +116,7 @@ def test_verdict_says_who_and_by_how_much():
 def test_older_checkpoints_and_foreign_models(runs, tmp_path, token_folder):
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path / "gpt2")
     names = [str(runs / "harmonic" / "step-000006"), str(runs / "harmonic" / "step-000012"), str(tmp_path / "gpt2")]
-    results = compare(names, tmp_path / "report", data=str(token_folder), tokens=300)
+    results = compare(names, tmp_path / "report", data=str(token_folder), tokens=300, reading_tokens=8000)
     assert [m["name"] for m in results["models"]] == ["step-000006", "step-000012", "gpt2"]
     assert [m["step"] for m in results["models"]] == [6, 12, None]
     assert results["models"][2]["head"] == "standard"
