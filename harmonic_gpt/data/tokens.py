@@ -94,8 +94,7 @@ class TokenFolder:
     def tokens(self, split: str) -> Tokens:
         """A split. The first time all of it is read: its ids must be of the vocabulary, its files those of the manifest.
 
-        Hashing takes the time: 30 to 40 seconds for 10 GB on a core that others used too, of which the ids, all that
-        is checked where there is no manifest, took 7 to 20.
+        About a second a GB (docs/data.md).
         """
         if split not in self.splits:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
