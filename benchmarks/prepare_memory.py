@@ -71,7 +71,11 @@ def main() -> None:
         text = sum(split["text_bytes"] for split in folder.manifest["splits"].values())
         print(f"prepare: {text / 1e9:.2f} GB, {train['tokens']:,} training tokens in {len(train['files'])} files")
         print(f"         {seconds:.0f} s, {text / 1e6 / seconds:.2f} MB/s; peak resident {peak:.0f} MB", flush=True)
-        sampler = Sampler(folder.tokens("train"), 1024, 480, seed=0)
+        start = time.perf_counter()
+        tokens = folder.tokens("train")
+        seconds, size = time.perf_counter() - start, sum(path.stat().st_size for path in tokens.files) / 1e9
+        print(f"check:   {size:.2f} GB of token files hashed, their ids checked: {seconds / size:.1f} s a GB", flush=True)
+        sampler = Sampler(tokens, 1024, 480, seed=0)
         before, steps = resident_mb(), sampler.blocks_per_epoch // 480
         start = time.perf_counter()
         for step in range(steps):

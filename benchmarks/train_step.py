@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
-from harmonic_gpt.training.loop import keep_freed_memory
+from harmonic_gpt.training.setup import keep_freed_memory
 
 SIZES = {
     "quickstart": ({"vocab_size": 4096, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 256}, 8),

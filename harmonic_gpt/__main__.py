@@ -25,6 +25,8 @@ app.add_typer(importer, name="import")
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Words = Annotated[str | None, typer.Option(help="list the tokens nearest to these, as in king,red; default: a few common words")]
+Task = Annotated[list[str] | None, typer.Option(help="labelled texts to probe (SST-2 or CoLA format: .csv .tsv .jsonl); may be repeated")]
 Report = Annotated[str | None, typer.Option(help="folder of `eval.py compare` or `eval.py lm-eval` with this model, for the card")]
 Licence = Annotated[str | None, typer.Option("--license", help="licence of the weights, as the Hub names it (apache-2.0)")]
 
@@ -47,10 +49,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop; needs no data")] = False,
 ):
     settings = load_run_config(config, context.args)
-    from harmonic_gpt.training import loop  # after the config is known to be right: torch takes seconds to load
+    from harmonic_gpt.training import loop, plan  # after the config is known to be right: torch takes seconds to load
 
     if dry_run:
-        print(loop.dry_run(settings))
+        print(plan.dry_run(settings))
         return
     raise typer.Exit(loop.train(settings, resume))
 
@@ -167,13 +169,30 @@ def geometry(
     protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
     data: Data = None,
     tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
+    words: Words = None,
     out: Annotated[str | None, typer.Option(help="file for the numbers as JSON")] = None,
     device: Device = "cpu",
 ):
-    """How readable one model is: word pairs, compression, class centers, analogies."""
+    """How readable one model is: word pairs, compression, class centers, analogies, nearest words."""
     from harmonic_gpt.evaluation.geometry_command import run_geometry
 
-    run_geometry(model, word_pairs, layers, protocol, data, tokens, out, device)
+    run_geometry(model, word_pairs, layers, protocol, data, tokens, words, out, device)
+
+
+@evaluate.command()
+def probes(
+    model: Model,
+    task: Task = None,
+    layers: Annotated[str | None, typer.Option(help="as in 0,6,12; default: first, middle, last")] = None,
+    examples: Annotated[int, typer.Option(help="of a task, at most", min=25)] = 2000,
+    data: Annotated[str | None, typer.Option(help="token folder whose frequencies are probed; default: the run's own, if any")] = None,
+    out: Annotated[str | None, typer.Option(help="file for the numbers as JSON")] = None,
+    device: Device = "cpu",
+):
+    """What classifiers read from mean hidden states: labelled texts, or built-in tasks (F1, five folds)."""
+    from harmonic_gpt.evaluation.probes_command import run_probes_command
+
+    run_probes_command(model, task, layers, examples, data, out, device)
 
 
 @evaluate.command()
@@ -214,6 +233,8 @@ def compare(
     tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
     reading_tokens: Annotated[int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)] = 32768,
+    probe_task: Task = None,
+    words: Words = None,
     device: Device = "cpu",
 ):
     """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out report/"""
@@ -223,11 +244,12 @@ def compare(
 
     from harmonic_gpt.evaluation import compare as comparison
     from harmonic_gpt.evaluation.arms import parse_arms
-    from harmonic_gpt.evaluation.report import first_screen
+    from harmonic_gpt.evaluation.report import first_screen, model_table, verdict
 
     arms = parse_arms(models)
-    results = comparison.compare(arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens)
-    header, rows = comparison.table(results)
+    chosen = {"probe_files": probe_task, "words": words.split(",") if words else None}
+    results = comparison.compare(arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens, **chosen)
+    header, rows = model_table(results)
     table = Table(*header, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -235,7 +257,7 @@ def compare(
         table.add_row(*row)
     Console().print(table)
     print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
-    print(comparison.verdict(results))
+    print(verdict(results))
     for line in first_screen(results["comparison"]):
         print(line.replace("**", ""))
     print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")

@@ -1,6 +1,7 @@
 """RunConfig: everything that defines a training run, typed and closed. YAML plus `--section.key=value` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -8,13 +9,24 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harmonic_gpt.errors import InputError
 
 Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 Share = Annotated[float, Ge(0), Lt(1)]
-Count = Annotated[int, Gt(0)]
+Count = Annotated[int, Gt(0), Le(2**31 - 1)]
+Size = Annotated[int, Gt(0), Le(2**20)]  # of the model: a matrix of such sizes still has a 64-bit number of elements
 
 
 def _no_fp16(value: Any) -> Any:
@@ -23,8 +35,30 @@ def _no_fp16(value: Any) -> Any:
     return value
 
 
+def _user_and_name(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise ValueError("expected USER/NAME")
+    return value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
+
+    @field_validator("*")
+    @classmethod
+    def _texts_can_name_files(cls, value: Any) -> Any:
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else []:
+            try:
+                if b"\0" in text.encode():
+                    raise ValueError("a text with a zero byte")
+                if len(text.encode()) > 4095 or any(len(part.encode()) > 255 for part in text.split("/")):
+                    raise ValueError("longer than the name of a file can be")
+                Path(text).expanduser()
+            except UnicodeEncodeError:
+                raise ValueError("a text that is not Unicode (half of a surrogate pair)") from None
+            except RuntimeError:
+                raise ValueError("this user (~NAME) has no home directory here") from None
+        return value
 
 
 class ModelSection(Section):
@@ -41,10 +75,10 @@ class ModelSection(Section):
     hidden_scale: Positive | None = Field(None, description="constant factor on hidden states before the head; null: norms matched")
     center_std: Positive | None = Field(None, description="initial std of centers and tied embedding; null: norms matched")
     tie_word_embeddings: bool = Field(True, description="centers are the token embedding")
-    n_layer: Count = Field(12, description="transformer blocks")
-    n_head: Count = Field(12, description="attention heads")
-    n_embd: Count = Field(768, description="hidden size D")
-    n_positions: Count = Field(1024, description="block size: tokens of context")
+    n_layer: Size = Field(12, description="transformer blocks")
+    n_head: Size = Field(12, description="attention heads")
+    n_embd: Size = Field(768, description="hidden size D")
+    n_positions: Size = Field(1024, description="block size: tokens of context")
     dropout: Share = Field(0.0, description="dropout of embeddings, attention and residuals")
     activation_function: Literal["gelu_pytorch_tanh", "gelu_new", "gelu"] = Field(
         "gelu_pytorch_tanh", description="gelu_pytorch_tanh: GPT-2's, fast; gelu: exact (nanoGPT's)"
@@ -60,7 +94,7 @@ class DataSection(Section):
         None, description="share of training blocks from each source in `dir`, by its name; null: all tokens alike"
     )
     tokenizer: str | None = Field(None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source")
-    vocab_size: Annotated[int, Ge(257)] | None = Field(
+    vocab_size: Annotated[int, Ge(257), Le(2**31 - 1)] | None = Field(
         None, description="size of the BPE to train; vocabulary of .bin files that come without manifest and tokenizer"
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
@@ -69,7 +103,7 @@ class DataSection(Section):
 
 class OptimSection(Section):
     lr: Positive = Field(6e-4, description="peak learning rate")
-    warmup_steps: Annotated[int, Ge(0)] = Field(100, description="linear warmup")
+    warmup_steps: Annotated[int, Ge(0), Le(2**31 - 1)] = Field(100, description="linear warmup")
     min_lr_ratio: Annotated[float, Ge(0), Le(1)] = Field(0.05, description="end of the cosine, as a share of lr")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")
     eps: Positive = Field(1e-8, description="AdamW epsilon")
@@ -85,6 +119,9 @@ class TrainSection(Section):
     compile: bool = Field(False, description="torch.compile the trunk")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
     log_every: Count = Field(10, description="steps between rows of metrics.jsonl")
+    max_skipped_steps: Annotated[int, Ge(0)] = Field(
+        0, description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, and the run goes on"
+    )
 
 
 class EvalSection(Section):
@@ -95,6 +132,13 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     every: Count = Field(1000, description="steps between checkpoints; the last step always writes one")
     keep: Count = Field(2, description="newest checkpoints to keep")
+    keep_every: Count | None = Field(None, description="keep for good those of steps that are multiples of this")
+    background: bool = Field(True, description="write files while training goes on; holds a copy of weights and optimizer in memory")
+    push_to: Annotated[str, AfterValidator(_user_and_name)] | None = Field(
+        None, description="USER/NAME on the Hub: push checkpoints there during training, a branch step-N each"
+    )
+    push_every: Count = Field(1, description="push every n-th checkpoint; the last one always")
+    push_private: bool = Field(True, description="push to a private repository; refuse a public one")
 
 
 class TrackingSection(Section):
@@ -158,12 +202,12 @@ def describe_fields() -> str:
     return "\n".join(lines)
 
 
-def load_run_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `--a.b=c` overrides (values are YAML), validate everything.
+def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), values: dict | None = None) -> RunConfig:
+    """Read a YAML file (or take `values`), apply `--a.b=c` overrides (values are YAML), validate everything.
 
     Raises InputError that lists every problem with its dotted path.
     """
-    values: dict = {}
+    values = deepcopy(values or {})
     if path is not None:
         try:
             values = _parse(Path(path).read_text(encoding="utf-8")) or {}

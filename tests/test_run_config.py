@@ -7,7 +7,7 @@ import pytest
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, describe_fields, fields, load_run_config
-from harmonic_gpt.training.loop import dry_run
+from harmonic_gpt.training.plan import dry_run
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -112,6 +112,7 @@ def test_all_problems_are_reported_together(tmp_path):
         (["--lr=1"], "did you mean optim.lr?"),
         (["--train=3"], "train: "),
         (["--model.exponent=cube"], "model.exponent: "),
+        (["--checkpoint.push_to=name"], "checkpoint.push_to: expected USER/NAME, got 'name'"),
     ],
 )
 def test_mistakes_are_named(overrides, message):

@@ -21,13 +21,17 @@ def pydocs() -> tuple[str, ...]:
         if {"site-packages", "dist-packages", "test", "tests", "idle_test"} & set(path.relative_to(library).parts):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            text = docstrings(path.read_bytes())
         except (SyntaxError, ValueError):  # lib2to3 carries files that are wrong on purpose
             continue
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [(node, ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, documented)]
-        found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
-        text = "\n\n".join(doc for _, doc in found if doc)
         if text:
             texts.append(text)
     return tuple(texts)
+
+
+def docstrings(source: bytes) -> str:
+    """Docstrings of a module's source in their order, a blank line between. Raises SyntaxError or ValueError for other files."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [(node, ast.get_docstring(node)) for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
+    return "\n\n".join(doc for _, doc in found if doc)

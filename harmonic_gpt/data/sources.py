@@ -20,6 +20,7 @@ FORMATS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
 # A .txt file has no documents of its own: it is cut near this many characters, where a paragraph ends
 TXT_PIECE = 16_000
 ARROW_ROWS = 256  # rows decoded at a time
+PARQUET_BUFFER = 2**20  # bytes of a column read at a time
 # What is tokenised, counted and checkpointed together; small, so that a shard, which ends with a batch, ends near its size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
@@ -161,9 +162,23 @@ def _parquet_rows(files: list[Path]) -> int | None:
 def _local_rows(path: Path, column: str) -> Iterator[str]:
     kind = _kind(path)
     with _readable(path):
-        # A glob character in the path itself would be read as a pattern
-        stream = _stream(kind, data_files=[glob.escape(str(path.resolve()))], split="train")
-        yield from _column(stream, column, str(path))
+        if kind == "parquet":
+            yield from _column(_parquet_tables(path, column), column, str(path))
+        else:
+            # A glob character in the path itself would be read as a pattern
+            stream = _stream(kind, data_files=[glob.escape(str(path.resolve()))], split="train")
+            yield from _column(_tables(stream), column, str(path))
+
+
+def _parquet_tables(path: Path, column: str) -> Iterator:
+    """A local file piece by piece. The datasets library decodes a whole row group at once, which may be the whole file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
+        columns = [column] if column in file.schema_arrow.names else []
+        for batch in file.iter_batches(ARROW_ROWS, columns=columns or None):
+            yield pyarrow.Table.from_batches([batch])
 
 
 def _txt_pieces(path: Path) -> Iterator[str]:
@@ -252,14 +267,19 @@ def _hub_source(spec: str, name: str, place: str, config: str | None, split: str
 
     def read(part: int) -> Iterator[str]:
         with _readable(parts[part]):
-            yield from _column(stream.shard(shards, part), column, parts[part])
+            yield from _column(_tables(stream.shard(shards, part)), column, parts[part])
 
     return Source(spec, name, provenance, [(part, None) for part in parts], read, known.num_examples if known else None)
 
 
-def _column(stream, column: str, place: str) -> Iterator[str]:
-    """The texts of a streaming dataset."""
-    for table in stream.with_format("arrow").iter(ARROW_ROWS):
+def _tables(stream) -> Iterator:
+    """The arrow tables of a streaming dataset."""
+    return stream.with_format("arrow").iter(ARROW_ROWS)
+
+
+def _column(tables: Iterator, column: str, place: str) -> Iterator[str]:
+    """The texts of a column of arrow tables."""
+    for table in tables:
         if column not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
             raise InputError(f"{place}: no column {column!r}; it has {found}. Set --text-column, or column= in the source")

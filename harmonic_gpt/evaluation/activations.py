@@ -3,13 +3,14 @@
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 
 @torch.no_grad()
-def hidden_states(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, ...]:
+def hidden_states(model: PreTrainedModel, ids: Tensor, **kwargs) -> tuple[Tensor, ...]:
     """L + 1 tensors (B, T, D): the embeddings, then the output of each block; transformers puts the last one through the final norm."""
-    return model.base_model(input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False).hidden_states
+    return model.base_model(input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False, **kwargs).hidden_states
 
 
 def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
@@ -22,14 +23,38 @@ def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int 
     blocks = (len(ids) - 1) // block
     stream = torch.from_numpy(ids[: blocks * block + 1].astype(np.int64))
     inputs, labels = stream[:-1].view(blocks, block), stream[1:]
-    parts = [[h.flatten(0, 1).float().cpu() for h in hidden_states(model, rows)] for rows in inputs.split(batch)]
-    return [torch.cat(layer) for layer in zip(*parts, strict=True)], labels
+    layers: list[Tensor] = []  # filled in place: a list of parts would need the memory twice
+    with tqdm(total=len(labels), unit=" tokens", desc="hidden states", disable=None, leave=False) as bar:
+        for start in range(0, blocks, batch):
+            found = hidden_states(model, inputs[start : start + batch])
+            layers = layers or [torch.empty(len(labels), h.shape[-1]) for h in found]
+            for layer, h in zip(layers, found, strict=True):
+                layer[start * block : start * block + h[..., 0].numel()] = h.flatten(0, 1)
+            bar.update(found[0][..., 0].numel())
+    return layers, labels
 
 
-def word_states(model: PreTrainedModel, ids: np.ndarray, start: int | None, batch: int = 512) -> list[Tensor]:
-    """Hidden states of single tokens (N,), each alone after the token `start`: (N, D) a layer."""
-    tokens = torch.from_numpy(ids.astype(np.int64))[:, None]
-    if start is not None:
-        tokens = torch.cat([torch.full_like(tokens, start), tokens], 1)
-    parts = [[h[:, -1].float().cpu() for h in hidden_states(model, rows)] for rows in tokens.split(batch)]
-    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+def mean_states(model: PreTrainedModel, examples: list[list[int]], start: int | None, batch: int = 64) -> list[Tensor]:
+    """Hidden states of short token sequences, averaged over their tokens: (N, D) float32 a layer. Cut at the model's positions.
+
+    Args:
+        start: token before each sequence, not part of the mean (the first position of a GPT-2 is unlike all others); None: none.
+    """
+    lead = [] if start is None else [start]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))  # little padding
+    layers: list[Tensor] = []
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
+        rows = [(lead + list(examples[i]))[:limit] for i in chosen]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for k, row in enumerate(rows):  # padding on the right: no token before it sees it
+            ids[k, : len(row)], mask[k, : len(row)] = torch.tensor(row), 1
+        found = hidden_states(model, ids, attention_mask=mask.to(model.device))
+        layers = layers or [torch.empty(len(examples), h.shape[-1]) for h in found]
+        mask[:, : len(lead)] = 0
+        share = (mask / mask.sum(1, keepdim=True)).to(model.device)
+        for layer, h in zip(layers, found, strict=True):
+            layer[chosen] = torch.einsum("btd,bt->bd", h.float(), share).cpu()
+    return layers

@@ -7,11 +7,12 @@ from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, 
 
 # key -> (label, higher is better). None of these can be won by collapse; measures of compression can, so they are not here.
 HEADLINES = {
-    "nats": ("prediction: validation nats a token", False),
+    "nats": ("validation nats a token", False),
     "parallelogram": ("parallelogram loss / shuffled pairs", False),
     "offset_cosine": ("cosine of offsets of one relation", True),
     "analogies": ("analogies answered within 5, by distance", True),
     "class_centers": ("cosine of center and mean context", True),
+    "probes": ("logistic probes of layers, macro F1", True),
 }
 
 
@@ -42,12 +43,15 @@ def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
     return arms
 
 
-def compare_arms(arms: dict[str, list[int]], measures: list[dict], ratios: list[dict[str, np.ndarray]]) -> dict:
+def compare_arms(
+    arms: dict[str, list[int]], measures: list[dict], ratios: list[dict[str, np.ndarray]], paper: list[dict[str, tuple]]
+) -> dict:
     """Every headline of every arm, and the differences of the first arm from each other one.
 
     Args:
         arms: name -> indices of its models. measures: of each model, {headline: (value, bootstrap replicates)}; empty replicates:
             nothing is known of the value's uncertainty within one run. ratios: of each model, {task: replicates}.
+        paper: of each model, {task: (mean loss, the same of shuffled pairs)} in the paper's protocol.
     Over seeds the interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries, which says
     nothing of other seeds.
     """
@@ -60,7 +64,7 @@ def compare_arms(arms: dict[str, list[int]], measures: list[dict], ratios: list[
             "arms": {arm: spread([v for v, _ in found]) | {"interval": _interval(found)} if found else None for arm, found in held.items()},
         }
     first, *others = arms
-    differences = [_difference(first, other, arms, measures, ratios) for other in others]
+    differences = [_difference(first, other, arms, measures, ratios, paper) for other in others]
     return {"arms": {arm: list(members) for arm, members in arms.items()}, "headlines": headlines, "differences": differences}
 
 
@@ -68,7 +72,7 @@ def _interval(found: list[tuple[float, np.ndarray]]) -> list[float] | None:
     return interval(found[0][1]) if len(found) == 1 else None
 
 
-def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[dict]) -> dict:
+def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[dict], paper: list[dict]) -> dict:
     rows = {}
     for key, (_, higher) in HEADLINES.items():
         left, right = ([measures[i][key] for i in arms[arm] if key in measures[i]] for arm in (a, b))
@@ -90,8 +94,8 @@ def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[d
             "better": ((a if (gap > 0) == higher else b) if sure else None),
         }
     won, lost, undecided = [], [], []
-    tasks = set.intersection(*(set(ratios[i]) for arm in (a, b) for i in arms[arm]))
-    for task in sorted(tasks):
+    tasks = _common(arms[a] + arms[b], ratios)
+    for task in tasks:
         replicates = [np.mean([ratios[i][task] for i in arms[arm]], axis=0) for arm in (a, b)]
         low, high = interval(replicates[0] - replicates[1]) or (0, 0)
         (won if high < 0 else lost if low > 0 else undecided).append(task)
@@ -100,4 +104,25 @@ def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[d
         "second": b,
         "headlines": rows,
         "tasks": {"compared": len(tasks), "won": won, "lost": lost, "undecided": undecided, "sign_test_p": sign_test(len(won), len(lost))},
+        "paper_tasks": _paper_tasks(arms[a], arms[b], paper),
+    }
+
+
+def _common(members: list[int], tasks: list[dict]) -> list[str]:
+    return sorted(set.intersection(*(set(tasks[i]) for i in members)))
+
+
+def _paper_tasks(a: list[int], b: list[int], paper: list[dict[str, tuple]]) -> dict:
+    """In how many tasks an arm has the lower mean loss of equation 3: the paper's claim. If it is lower for shuffled pairs as well, that
+    says nothing of the pairs."""
+    tasks = _common(a + b, paper)
+    gaps = {task: np.mean([paper[i][task] for i in a], axis=0) - np.mean([paper[i][task] for i in b], axis=0) for task in tasks}
+    lower, higher = ([task for task, gap in gaps.items() if gap[0] * sign > 0] for sign in (-1, 1))
+    shuffled = [task for task, gap in gaps.items() if gap[1] < 0]
+    return {
+        "compared": len(tasks),
+        "lower": lower,
+        "higher": higher,
+        "sign_test_p": sign_test(len(lower), len(higher)),
+        "shuffled_lower": shuffled,
     }

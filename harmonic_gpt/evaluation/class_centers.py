@@ -69,6 +69,8 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
         hull.append(convex_distance(moved[tokens[k]], own[:least]) / max(convex_distance(moved[tokens[k]], foreign[:least]), 1e-12))
     frequent = torch.isin(labels, tokens).nonzero().squeeze(1)
     frequent = frequent[torch.from_numpy(rng.permutation(len(frequent))[:MOST_POSITIONS])]
+    own, nearest = _distances(x[frequent], labels[frequent], moved)
+    raw_own, raw_nearest = _distances(x[frequent], labels[frequent], w)
     row = {
         "tokens": len(tokens),
         "contexts": int(counts[tokens].sum()),
@@ -78,9 +80,9 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
         "shuffled_cosine": float(torch.nn.functional.cosine_similarity(mean_part, center_part[other], dim=1).mean()),
         "variance_explained": float(1 - (mean_part - scale * center_part).square().sum() / mean_part.square().sum()),
         "positions": len(frequent),
-        "own_over_nearest_other": _own_over_other(x[frequent], labels[frequent], moved),
-        "own_nearest": _own_nearest(x[frequent], labels[frequent], moved),
-        "own_nearest_raw": _own_nearest(x[frequent], labels[frequent], w),
+        "own_over_nearest_other": float((own / nearest.clamp(min=1e-12)).median()),
+        "own_nearest": float((own < nearest).double().mean()),
+        "own_nearest_raw": float((raw_own < raw_nearest).double().mean()),
         "convex_own_over_other": float(np.median(hull)),
         "flag": None,
     }
@@ -95,13 +97,3 @@ def _distances(x: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tens
         own.append(distances.gather(1, label[:, None]).squeeze(1))
         nearest.append(distances.scatter_(1, label[:, None], torch.inf).amin(1))
     return torch.cat(own), torch.cat(nearest)
-
-
-def _own_nearest(x: Tensor, labels: Tensor, centers: Tensor) -> float:
-    own, nearest = _distances(x, labels, centers)
-    return float((own < nearest).double().mean())
-
-
-def _own_over_other(x: Tensor, labels: Tensor, centers: Tensor) -> float:
-    own, nearest = _distances(x, labels, centers)
-    return float((own / nearest.clamp(min=1e-12)).median())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 CHUNK = 8192  # rows that are widened to float64 at a time
@@ -140,29 +139,3 @@ def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distanc
         scores = queries @ matrix.T
     values, indices = scores.topk(count, dim=1)
     return indices, -values if by == "distance" else values
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centered kernel alignment of two sets of vectors of the same N things (N, D1), (N, D2): 0 to 1 (Kornblith et al. 2019).
-
-    Unchanged by rotation, translation and scale of either. NaN if one of them is collapsed. With N near D or below, even
-    unrelated sets score well above 0: compare with a shuffled control.
-    """
-    x, y = (m.double() - m.double().mean(0) for m in (x, y))
-    cross, own_x, own_y = (x.T @ y).square().sum(), (x.T @ x).norm(), (y.T @ y).norm()
-    return float(cross / (own_x * own_y)) if own_x > 0 and own_y > 0 else float("nan")
-
-
-def rsa(x: Tensor, y: Tensor) -> float:
-    """Representational similarity (Kriegeskorte et al. 2008): Spearman correlation of the two sets' pairwise cosine distances.
-
-    x (N, D1), y (N, D2) are centered first. -1 to 1; NaN if all distances of one are alike.
-    """
-    rows, columns = np.triu_indices(len(x), 1)
-    distances = []
-    for m in (x, y):
-        unit = torch.nn.functional.normalize(m.double() - m.double().mean(0), dim=1)
-        distances.append(1 - (unit @ unit.T).numpy()[rows, columns])
-    if any(np.ptp(d) < 1e-12 for d in distances):
-        return float("nan")
-    return float(stats.spearmanr(*distances).statistic)

@@ -63,17 +63,23 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
     layers, width = read.nearest.shape[:2]
     figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
     image = axes.imshow(read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis")
-    middle = float(np.median(read.scores[..., 0]))
     for layer in range(layers):
         for position in range(width):
-            near = (read.scores[layer, position, 0] < middle) == (read.by == "distance")
-            word = repr(read.words[layer][position][0])[1:-1].replace("$", r"\$")
-            axes.text(
-                position, layer, word, ha="center", va="center", fontsize=8, color="white" if near == (read.by == "distance") else "black"
-            )
-    axes.set_xticks(range(width), [repr(t)[1:-1].replace("$", r"\$") for t in read.tokens], rotation=45, ha="right", fontsize=8)
+            red, green, blue, _ = image.cmap(image.norm(read.scores[layer, position, 0]))
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            word = _shown(read.words[layer][position][0])
+            axes.text(position, layer, word, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(width), [_shown(t) for t in read.tokens], rotation=45, ha="right", fontsize=8)
     axes.set(ylabel="layer (0: embeddings)", title=title)
     axes.set_yticks(range(layers))
     figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _shown(word: str, most: int = 10) -> str:
+    """A token as a label: control characters and leading spaces to be seen, cut where it would leave its cell, no mathematics."""
+    text = repr(word)[1:-1]
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    text = "␣" + text[1:] if text.startswith(" ") else text
+    return text.replace("$", r"\$")

@@ -47,6 +47,8 @@ def parallelogram_losses(points: Tensor, ids: np.ndarray, quadruples: np.ndarray
 def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0) -> ParallelogramTest:
     """The published protocol: centered, two principal components, 10,000 quadruples; trivial ones stay in, and are counted.
 
+    Ours beside it: the same quadruples of the same words paired at random, `shuffled_loss`.
+
     Args:
         points: (V, D), indexed by pairs.ids. found: spectrum of the whole vocabulary (or its stand-in).
     """
@@ -57,6 +59,8 @@ def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0
     plane = torch.zeros(len(points), min(PAPER_COMPONENTS, len(found.variances)), dtype=torch.float64)
     plane[used] = found.coordinates(points[used], PAPER_COMPONENTS)
     losses = parallelogram_losses(plane, pairs.ids, quadruples, found.scale(PAPER_COMPONENTS))
+    order = np.random.default_rng(seed).permutation(len(pairs.ids))
+    shuffled = np.stack([pairs.ids[:, 0], pairs.ids[order, 1]], 1)
     row = {
         "protocol": "paper",
         "components": PAPER_COMPONENTS,
@@ -66,6 +70,7 @@ def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0
         "trivial_quadruples": int(trivial(pairs.ids, quadruples).sum()),
         "loss": float(losses.mean()),
         "median_loss": float(np.median(losses)),
+        "shuffled_loss": float(parallelogram_losses(plane, shuffled, quadruples, found.scale(PAPER_COMPONENTS)).mean()),
     }
     none = np.empty(0)
     return ParallelogramTest(row, losses, none, none, none)

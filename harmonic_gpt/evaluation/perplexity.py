@@ -60,12 +60,17 @@ def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> 
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
+def token_counts(tokens: Tokens) -> np.ndarray:
+    """(V,) int64: how often each token occurs among the first 20 M."""
+    return np.bincount(tokens.read(0, min(len(tokens), 20_000_000)), minlength=tokens.vocab_size)
+
+
 def unigram_nats(train: Tokens, validation: Tokens, limit: int) -> float:
     """Nats a token of predicting validation tokens from training frequencies alone (add-one smoothed).
 
     What a model must beat to have learned more than which tokens are common. Reads at most 20 M training tokens.
     """
-    counts = np.bincount(train.read(0, min(len(train), 20_000_000)), minlength=train.vocab_size) + 1
+    counts = token_counts(train) + 1
     log_p = np.log(counts / counts.sum())
     return float(-log_p[validation.read(0, min(len(validation), limit))].mean())
 

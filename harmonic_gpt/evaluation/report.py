@@ -7,10 +7,87 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from harmonic_gpt.evaluation import report_sections as sections
+from harmonic_gpt.evaluation.report_sections import limits, plain, table
+
 STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.9em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
-text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:.85em;overflow-wrap:anywhere}"""
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
+text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}img{max-width:100%;display:block}em{color:#666;font-size:.9em}
+code{font-size:.85em;overflow-wrap:anywhere}h2{margin-top:2.5rem}"""
+
+
+def write(results: dict, figures: list[tuple[str, str]], folder: Path) -> None:
+    """report.md and report.html in a folder that holds the figures: (file, caption) each."""
+    text = markdown(results, figures)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_html(text, folder)
+
+
+def write_html(text: str, folder: Path, name: str = "report.html") -> None:
+    """Markdown as one page: local PNG files become part of it, nothing else is loaded. Raw HTML in the text stays text."""
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+
+    def embed(match: re.Match) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'<img src="([\w-]+\.png)"', embed, body)
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{view}<title>{title}</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+    (folder / name).write_text(page, encoding="utf-8")
+
+
+def markdown(results: dict, figures: list[tuple[str, str]]) -> str:
+    """The whole report. Every figure stands in the section that it belongs to."""
+    shown = dict(figures)
+
+    def figure(name: str) -> list[str]:
+        caption = shown.get(f"{name}.png")
+        return [f"![{caption}]({name}.png)", f"*{caption}*", ""] if caption else []
+
+    data, models = results["data"], results["models"]
+    lines = ["# Comparison", ""]
+    for text in first_screen(results["comparison"]) + _unequal_training(models):
+        lines += [text, ""]
+    lines += table(*headline_table(results["comparison"]))
+    lines += [
+        "↓ lower is better, ↑ higher is better; in brackets 95 % intervals; in bold who is better, where the interval leaves no doubt. "
+        "Parallelogram loss is divided by that of the same words paired at random: 1 is no structure, and collapse does not lower it. "
+        "Words that merely lie near their partner lower it without forming parallelograms; the cosine of offsets does not count those.",
+        "",
+        "## Prediction",
+        "",
+        verdict(results),
+        "",
+        f"Validation: the first {data['validation_tokens']:,} tokens of `{data['path']}`, every token but the first scored once in windows "
+        f"that overlap by half. Predicting by token frequency alone costs {data['unigram_nats_per_token']:.4f} nats a token.",
+        "",
+        *table(*model_table(results)),
+        *figure("loss_curves"),
+    ]
+    for model in models:
+        if model.get("interpretability") is None:
+            lines += [f"{plain(model['name'])} was not read: {model['interpretability_missing']}.", ""]
+    read = [model for model in models if model.get("interpretability")]
+    lines += sections.word_pairs(results["comparison"], read, figure) if read else []
+    lines += [
+        "## Class centers",
+        "",
+        *sections.class_centers(read),
+        *sections.norms(models),
+        *figure("center_norms"),
+        *figure("explained_variance"),
+    ]
+    if any("layers" in model["interpretability"] for model in read):
+        lines += ["## Layers", "", *sections.layers(read), *figure("layers")]
+        lines += sections.probes(read, figure)
+        lines += sections.similarity(results["comparison"], figure)
+    lines += sections.neighbours(read)
+    lines += ["## Weights evaluated", ""]
+    lines += [f"- {plain(m['name'])}: `{m['path']}`, step {m['step']}, sha256 `{m['weights_sha256']}`" for m in models]
+    return "\n".join([*lines, ""])
 
 
 def first_screen(comparison: dict) -> list[str]:
@@ -35,10 +112,12 @@ def first_screen(comparison: dict) -> list[str]:
         else:
             start = f"{a if len(won) > len(lost) else b} is easier to read by {max(len(won), len(lost))} of {len(reading)} measures"
         lines.append(f"**Reading**: {start}. {a} leads in {_names(won)}; {b} leads in {_names(lost)}; undecided: {_names(open_)}.")
-        tasks = difference["tasks"]
+        tasks, paper = difference["tasks"], difference["paper_tasks"]
         lines.append(
             f"**Word-pair tasks** ({tasks['compared']} compared): {a} has the lower parallelogram ratio in {len(tasks['won'])}, {b} in "
-            f"{len(tasks['lost'])}, undecided {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}."
+            f"{len(tasks['lost'])}, undecided {len(tasks['undecided'])}; sign test p = {tasks['sign_test_p']:.2g}. By the paper's raw "
+            f"loss, which collapse would win, {a} is lower in {len(paper['lower'])} of {paper['compared']} "
+            f"(p = {paper['sign_test_p']:.2g}), and for the same words paired at random in {len(paper['shuffled_lower'])}."
         )
         for arm in (x for x in (a, b) if "harmonic" in x.lower()):
             worse = [k for k, r in rows.items() if r["better"] not in (arm, None)]
@@ -52,16 +131,29 @@ def first_screen(comparison: dict) -> list[str]:
     return lines
 
 
+def verdict(results: dict) -> str:
+    """Which model predicts best, by how much, and what is not known."""
+    ranked = sorted(results["models"], key=lambda m: m["validation"]["nats_per_token"])
+    best = ranked[0]["validation"]["nats_per_token"]
+    gaps = [f"{m['name']} needs {m['validation']['nats_per_token'] / best - 1:.2%} more nats" for m in ranked[1:]]
+    if not gaps:
+        return "One model: nothing to compare it with."
+    several = any(len(members) > 1 for members in results.get("comparison", {}).get("arms", {}).values())
+    known = "" if several else " One run of each: the spread over seeds is not known."
+    return f"Best at prediction: {ranked[0]['name']}; {', '.join(gaps)}.{known}"
+
+
+def _unequal_training(models: list[dict]) -> list[str]:
+    """A warning, where the models have not seen as much text."""
+    tokens = {m["trained_tokens"] for m in models}
+    if len(tokens) == 1 and None not in tokens:
+        return []
+    seen = ", ".join(f"{m['name']} {m['trained_tokens']:,}" if m["trained_tokens"] else f"{m['name']} unknown" for m in models)
+    return [f"**Not a fair pair**: the models have not been trained on the same number of tokens ({seen})."]
+
+
 def _names(keys: list[str]) -> str:
     return ", ".join(k.replace("_", " ") for k in keys) or "none"
-
-
-def limits(found: list[float] | None) -> str:
-    return f"[{found[0]:.4g}, {found[1]:.4g}]" if found else "-"
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def headline_table(comparison: dict) -> tuple[list[str], list[list[str]]]:
@@ -70,92 +162,43 @@ def headline_table(comparison: dict) -> tuple[list[str], list[list[str]]]:
     header = ["", *arms, *(f"{d['first']} - {d['second']}" for d in comparison["differences"])]
     rows = []
     for key, line in comparison["headlines"].items():
-        cells = [f"{line['label']} ({'higher' if line['higher_is_better'] else 'lower'} is better)"]
+        form = ".4f" if key == "nats" else ".3f"
+        cells = [f"{line['label']} {'↑' if line['higher_is_better'] else '↓'}"]
         for arm in arms:
             value = line["arms"][arm]
             if value is None:
                 cells.append("not measured")
                 continue
-            sd = f" ± {value['sd']:.2g} ({value['runs']} runs)" if value["sd"] is not None else ""
-            cells.append(f"{value['mean']:.4g}{sd}" + (f" {limits(value['interval'])}" if value["interval"] else ""))
+            sd = f" ± {value['sd']:{form}} ({value['runs']} runs)" if value["sd"] is not None else ""
+            cells.append(f"{value['mean']:{form}}{sd}" + (f" {limits(value['interval'])}" if value["interval"] else ""))
         for difference in comparison["differences"]:
             row = difference["headlines"][key]
-            gap = "-" if row["difference"] is None else f"{row['difference']:+.4g} {limits(row['interval'])}"
-            cells.append(gap + (f" **{row['better']}**" if row["better"] else ""))
+            gap = "-" if row["difference"] is None else f"{row['difference']:+{form}} {limits(row['interval']) if row['interval'] else ''}"
+            cells.append(gap.strip() + (f" **{row['better']}**" if row["better"] else ""))
         rows.append(cells)
     return header, rows
 
 
-def reading_sections(results: dict, figures: list[tuple[str, str]]) -> list[str]:
-    """Markdown of everything behind the headlines."""
-    lines = []
-    for path, caption in figures:
-        lines += [f"![{caption}]({path})", ""]
-    for model in results["models"]:
-        reading = model.get("interpretability")
-        lines += [f"## {model['name']}", ""]
-        if reading is None:
-            lines += [f"Not read: {model['interpretability_missing']}", ""]
-            continue
-        lines += [f"Flag: **{flag}**" for flag in reading["flags"]] + [""]
-        strict = [r for r in reading["matrices"]["centers"]["tasks"] if r["protocol"] == "strict" and r["components"] == "all"]
-        paper = {r["task"]: r for r in reading["matrices"]["centers"]["tasks"] if r["protocol"] == "paper"}
-        analogies = {r["task"]: r for r in reading["analogies"]}
-        header = [
-            "task",
-            "pairs",
-            "single tokens",
-            "unknown",
-            "used",
-            "loss / shuffled [95 %]",
-            "offset cosine",
-            "paper's loss (trivial)",
-            "@5 distance (no offset)",
-        ]
-        rows = []
-        for r in strict:
-            p, q = paper.get(r["task"]), analogies.get(r["task"], {})
-            rows.append([
-                r["task"], str(r["pairs"]), str(r["single_token_pairs"]), str(r["unknown"]), str(r["used"]),
-                r["flag"] if r["ratio"] is None else f"{r['ratio']:.3f} {limits(r['ratio_interval'])}",
-                "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f}",
-                "-" if not p or p["loss"] is None else f"{p['loss']:.3f} ({p['trivial_quadruples']:,})",
-                f"{q['distance']['accuracy_at_5']:.2f} ({q['no offset']['accuracy_at_5']:.2f})" if q.get("queries") else "-",
-            ])  # fmt: skip
-        lines += table(header, rows)
-        shape = reading["matrices"]["centers"]["compression"]
-        lines += [f"Centers: {shape_line(shape)}", ""]
-        for layer in reading.get("layers", []):
-            lines.append(f"- layer {layer['layer']}: {shape_line(layer['compression'])}")
-        if found := reading.get("class_centers"):
-            text = found["flag"] or (
-                f"cosine of center and mean context {found['cosine']:.3f} {limits(found['cosine_interval'])} (other tokens' centers "
-                f"{found['shuffled_cosine']:.3f}); own center nearest at {found['own_nearest']:.1%} of positions "
-                f"(unscaled {found['own_nearest_raw']:.1%}); "
-                f"distance to the own contexts' hull {found['convex_own_over_other']:.3f} of that to another token's"
-            )
-            lines += ["", f"Class centers, {found['tokens']} tokens: {text}.", ""]
-    return lines
+def model_table(results: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of prediction and size: a column a model, a row a measurement."""
+    models = results["models"]
 
+    def row(label: str, form: str, value) -> list[str]:
+        values = [value(m) for m in models]
+        return [label, *("-" if v is None else format(v, form) for v in values)]
 
-def shape_line(shape: dict) -> str:
-    if shape["collapsed"]:
-        return "collapsed"
-    return (
-        f"{shape['components_for_90_percent']} components for 90 % of the variance, effective rank {shape['effective_rank']:.1f}, "
-        f"participation ratio {shape['participation_ratio']:.1f} of {shape['dimensions']}, mean cosine {shape['mean_cosine']:.3f}"
-    )
-
-
-def write_html(markdown: str, folder: Path, name: str = "report.html") -> None:
-    """The Markdown as one page: local PNG files become part of it, nothing else is loaded. Raw HTML in the text stays text."""
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-
-    def embed(match: re.Match) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'<img src="data:image/png;base64,{data}"'
-
-    body = re.sub(r'<img src="([\w-]+\.png)"', embed, body)
-    title = html.escape(markdown.splitlines()[0].lstrip("# "))
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><body>{body}</body></html>'
-    (folder / name).write_text(page, encoding="utf-8")
+    return ["", *(m["name"] for m in models)], [
+        row("head", "", lambda m: m["head"]),
+        row("exponent n", ".4g", lambda m: m["exponent"]),
+        row("step", ",", lambda m: m["step"]),
+        row("trained tokens", ",", lambda m: m["trained_tokens"]),
+        row("parameters", ",", lambda m: m["parameters"]),
+        row("validation loss (nats/token)", ".4f", lambda m: m["validation"]["nats_per_token"]),
+        row("perplexity", ".2f", lambda m: m["validation"]["perplexity"]),
+        row("bits per byte", ".4f", lambda m: m["validation"]["bits_per_byte"]),
+        row("training tokens/s (median)", ",.0f", lambda m: m["train_tokens_per_second"]),
+        row("components for 90 % variance", ",", lambda m: m["centers"]["components_for_90_percent"]),
+        row("variance in 50 components", ".3f", lambda m: m["centers"]["explained_variance_50"]),
+        row("norm of centers (mean)", ".3f", lambda m: m["centers"]["norm"]["mean"]),
+        row("norm of centers (std)", ".3f", lambda m: m["centers"]["norm"]["std"]),
+    ]

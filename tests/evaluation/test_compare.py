@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
@@ -11,9 +12,10 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import SCHEMA_VERSION, compare, table, verdict
+from harmonic_gpt.evaluation.compare import SCHEMA_VERSION, compare
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.evaluation.perplexity import perplexity
+from harmonic_gpt.evaluation.report import model_table, verdict
 from harmonic_gpt.evaluation.sample import sample
 from harmonic_gpt.training import loop
 
@@ -46,7 +48,7 @@ def runs(tmp_path_factory, token_folder):
 
 
 def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
-    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600)
+    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=8000)
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
     assert results["schema_version"] == SCHEMA_VERSION
     harmonic, standard = results["models"]
@@ -62,12 +64,44 @@ def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
     assert harmonic["weights_sha256"] == loaded.weights_sha256
     assert f"step 12, weights sha256 {loaded.weights_sha256[:12]}" in capsys.readouterr().out
     report = (tmp_path / "report" / "report.md").read_text()
-    for cells in table(results)[1]:
+    for cells in model_table(results)[1]:
         assert "| " + " | ".join(cells) + " |" in report
     for name in ("loss_curves.png", "explained_variance.png"):
         assert name in report
         assert Image.open(tmp_path / "report" / name).size[0] > 600
-    compare([str(runs / "harmonic")], tmp_path / "report")  # an earlier comparison may be replaced
+    compare([str(runs / "harmonic")], tmp_path / "report", tokens=600, reading_tokens=0)  # an earlier comparison may be replaced
+
+
+def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
+    (tmp_path / "mood.csv").write_text("text,label\n" + "".join(f"The cat {w} {i}.,{w}\n" for i in range(20) for w in ("sees", "finds")))
+    arms = {"harmonic": ["harmonic/step-000006", "harmonic/step-000012"], "standard": ["standard"]}
+    named = {arm: [str(runs / run) for run in members] for arm, members in arms.items()}
+    results = compare(named, tmp_path / "report", tokens=600, reading_tokens=8000, probe_files=[tmp_path / "mood.csv"])
+    comparison, readings = results["comparison"], [m["interpretability"] for m in results["models"]]
+    assert comparison["headlines"]["probes"]["arms"]["harmonic"]["runs"] == 2
+    assert [(p["first"], p["second"]) for p in comparison["similarity"]] == [
+        ("step-000006", "standard"),
+        ("step-000006", "step-000012"),
+    ]
+    across, within = comparison["similarity"]
+    assert np.shape(across["cka"]) == np.shape(across["rsa"]) == (2, 2)
+    assert within["cka"][0][0] > across["cka"][0][0]  # two checkpoints of one run are more alike than two runs
+    for reading in readings:
+        assert {row["task"] for row in reading["probes"]} >= {"part of speech", "sentence source", "mood"}
+        assert 2000 < sum(reading[key] for key in ("probe_tokens", "text_tokens", "word_tokens")) <= 8000
+    report = (tmp_path / "report" / "report.md").read_text()
+    for name in ("parallelograms_paper", "layers", "probes", "similarity", "center_norms", "loss_curves", "explained_variance"):
+        assert f"({name}.png)" in report
+        assert (tmp_path / "report" / f"{name}.svg").stat().st_size > 5000
+    assert "mood, layer 1" in report
+    assert 'src="data:image/png;base64,' in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_no_reading_tokens_means_no_forward_pass_but_the_matrices(runs, tmp_path):
+    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=0)
+    assert "probes" not in results["models"][0]["interpretability"]
+    assert results["comparison"]["similarity"] == []
+    assert "## Probes" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_verdict_says_who_and_by_how_much():
@@ -82,7 +116,7 @@ def test_verdict_says_who_and_by_how_much():
 def test_older_checkpoints_and_foreign_models(runs, tmp_path, token_folder):
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path / "gpt2")
     names = [str(runs / "harmonic" / "step-000006"), str(runs / "harmonic" / "step-000012"), str(tmp_path / "gpt2")]
-    results = compare(names, tmp_path / "report", data=str(token_folder), tokens=300)
+    results = compare(names, tmp_path / "report", data=str(token_folder), tokens=300, reading_tokens=8000)
     assert [m["name"] for m in results["models"]] == ["step-000006", "step-000012", "gpt2"]
     assert [m["step"] for m in results["models"]] == [6, 12, None]
     assert results["models"][2]["head"] == "standard"
@@ -117,6 +151,8 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
         ([str(tmp_path / "other")], {}, "give --data"),
         ([str(tmp_path / "bert")], {}, "not a causal language model"),
         ([harmonic], {"device": "abacus"}, "device 'abacus'"),
+        ([harmonic], {"words": ["zeppelin"]}, "zeppelin: not one token of harmonic"),
+        ([harmonic], {"probe_files": [tmp_path / "none.csv"]}, r"none\.csv: cannot be read"),
         ([str(tmp_path / "other")], {"data": str(token_folder)}, "vocabulary of 300"),
         ([harmonic, harmonic], {}, "the same weights are named twice"),
         ([harmonic], {"out": tmp_path / "full"}, "not an earlier comparison"),

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer
@@ -11,7 +20,7 @@ from harmonic_gpt.evaluation.interpretability import geometry_rows, measure_inte
 from harmonic_gpt.evaluation.lens import draw, lens
 from harmonic_gpt.evaluation.models import LoadedModel
 
-MODELS = ["harmonic", "gpt2 tied", "llama untied"]
+MODELS = ["harmonic", "gpt2 tied", "llama untied", "neox untied", "opt tied"]
 
 
 @pytest.fixture(params=MODELS)
@@ -22,11 +31,15 @@ def loaded(request, tiny_config, token_folder):
     elif request.param == "gpt2 tied":
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **sizes))
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=False, **sizes
-            )
-        )
+        family, _, tying = request.param.partition(" ")
+        name, config = {
+            "llama": (LlamaForCausalLM, LlamaConfig),
+            "neox": (GPTNeoXForCausalLM, GPTNeoXConfig),
+            "opt": (OPTForCausalLM, OPTConfig),
+        }[family]
+        inner = {"ffn_dim": 64, "word_embed_proj_dim": 32} if family == "opt" else {"intermediate_size": 64}
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+        model = name(config(**shape, **inner, tie_word_embeddings=tying == "tied", **sizes))
     return LoadedModel(request.param, "memory", model.eval(), load_tokenizer(token_folder / "tokenizer"), None, None)
 
 
@@ -47,6 +60,6 @@ def test_geometry_of_any_architecture(loaded):
     words = {"animals": [(a.strip(), b.strip()) for a, b in names]}
     text = torch.randint(0, 299, (600,)).numpy()
     row = measure_interpretability(loaded, words, text, tokens=4000).row
-    assert row["tied"] == (loaded.name != "llama untied")
+    assert row["tied"] != loaded.name.endswith("untied")
     assert len(row["layers"]) == 3
     assert {r["where"] for r in geometry_rows(row)} >= {"centers", "layer 0", "layer 1", "layer 2"}

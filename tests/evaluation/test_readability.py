@@ -17,15 +17,14 @@ from harmonic_gpt.evaluation.class_centers import class_centers, convex_distance
 from harmonic_gpt.evaluation.geometry import (
     compression,
     effective_rank,
-    linear_cka,
     mean_cosine,
     nearest_rows,
     participation_ratio,
-    rsa,
     spectrum,
 )
 from harmonic_gpt.evaluation.parallelogram import paper_test, strict_test
 from harmonic_gpt.evaluation.report import first_screen, write_html
+from harmonic_gpt.evaluation.similarity import layer_similarity, linear_cka, rsa
 from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, sign_test, weighted_means
 from harmonic_gpt.evaluation.word_pairs import BUILT_IN, TokenPairs, load_tasks, trivial
 
@@ -67,6 +66,9 @@ def test_a_lattice_has_no_loss_and_random_vectors_the_analytic_one():
     # Two components of a normal cloud: the sum of four has norm 2 chi_2, sigma is sqrt(2): mean sqrt(pi)
     paper = paper_test(rows, spectrum(rows), pairs(1500)).row
     assert paper["loss"] == pytest.approx(np.sqrt(np.pi), rel=0.03)
+    assert paper["shuffled_loss"] == pytest.approx(np.sqrt(np.pi), rel=0.03)
+    lattice = paper_test(planted("lattice"), spectrum(planted("lattice")), pairs()).row
+    assert lattice["loss"] < 1e-5 < 0.5 < lattice["shuffled_loss"]
     random = strict(planted("random"))
     assert random["ratio_interval"][0] < 1 < random["ratio_interval"][1]
     assert abs(random["offset_cosine"]) < 0.05
@@ -147,12 +149,28 @@ def test_similarity_of_representations():
     assert np.isnan(linear_cka(x, torch.ones(300, 4)))
 
 
+def test_layers_of_two_models_are_compared_with_a_shuffled_control():
+    first, second, noise = torch.randn(200, 10), torch.randn(200, 6), torch.randn(200, 10)
+    turned = 3 * second @ torch.linalg.qr(torch.randn(6, 6))[0]
+    found = layer_similarity([first, second], [turned, first + 0.1 * noise, torch.ones(200, 3)])
+    for key, function in (("cka", linear_cka), ("rsa", rsa)):
+        values = found[key]
+        assert values[0][0] == pytest.approx(function(first, turned))
+        assert values[1][0] == pytest.approx(1, abs=1e-5)
+        assert values[0][1] > 0.9
+        assert values[0][2] is None  # a collapsed layer is like nothing
+        assert found[f"{key}_shuffled"] < 0.2
+    json.dumps(found, allow_nan=False)
+
+
 def test_analogies_are_answered_where_there_are_any_and_ties_count_against():
-    ranks = analogy_ranks(planted("lattice"), pairs().ids)
-    assert (ranks["distance"] == 0).all()
-    assert (analogy_ranks(planted("random"), pairs().ids)["distance"] < 5).mean() < 0.2
-    assert (analogy_ranks(planted("near"), pairs().ids)["no offset"] == 0).all()
-    assert (analogy_ranks(planted("point"), pairs().ids)["distance"] > 300).all()
+    def ranks(kind: str) -> dict[str, np.ndarray]:
+        return analogy_ranks(planted(kind), {"task": pairs().ids})["task"]
+
+    assert (ranks("lattice")["distance"] == 0).all()
+    assert (ranks("random")["distance"] < 5).mean() < 0.2
+    assert (ranks("near")["no offset"] == 0).all()
+    assert (ranks("point")["distance"] > 300).all()
 
 
 def test_class_centers():
@@ -162,6 +180,8 @@ def test_class_centers():
     good = class_centers(contexts, labels, centers).row
     assert good["cosine"] > 0.98
     assert good["own_nearest_raw"] > 0.95
+    assert good["own_nearest"] > 0.95
+    assert good["own_over_nearest_other"] < 0.5
     assert good["convex_own_over_other"] < 0.2
     scaled = class_centers(contexts, labels, 0.01 * centers + 3).row  # a head with another scale and origin
     assert scaled["cosine"] == pytest.approx(good["cosine"], abs=1e-4)
@@ -216,13 +236,18 @@ def measured(nats, ratio):
 
 def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     tasks = [{"t": np.full(100, 0.9)}, {"t": np.full(100, 0.8)}]
-    comparison = compare_arms({"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks)
+    comparison = compare_arms(
+        {"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks, [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}]
+    )
     text = "\n".join(first_screen(comparison))
     assert "standard is better by 0.1000 nats" in text
     assert "spread over seeds is unknown" in text
     assert "Where harmonic is not better**: worse in nats, parallelogram" in text
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
-    seeds = compare_arms({"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4)
+    assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
+    assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
+    assert "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1." in text
+    seeds = compare_arms({"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4)
     row = seeds["differences"][0]["headlines"]["nats"]
     assert (row["over"], row["better"]) == ("seeds", "harmonic")
     json.dumps(seeds, allow_nan=False)

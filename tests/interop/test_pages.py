@@ -15,7 +15,16 @@ from harmonic_gpt.__main__ import main
 from tests.interop import test_nanogpt
 from tests.interop.environments import ROOT
 
-PAGES = ["README.md", "docs/train.md", "docs/evaluate.md", "docs/publish.md", "docs/notebook.md", "docs/extend.md", "docs/tools.md"]
+PAGES = [
+    "README.md",
+    "docs/train.md",
+    "docs/data.md",
+    "docs/evaluate.md",
+    "docs/publish.md",
+    "docs/notebook.md",
+    "docs/extend.md",
+    "docs/tools.md",
+]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 TINY = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64},

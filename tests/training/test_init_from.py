@@ -10,7 +10,8 @@ from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.evaluation.perplexity import block_nats
 from harmonic_gpt.training import init_from
 from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
-from harmonic_gpt.training.loop import model_config, train
+from harmonic_gpt.training.loop import train
+from harmonic_gpt.training.plan import model_config
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.training import checkpoint as ckpt
-from harmonic_gpt.training import loop
+from harmonic_gpt.training import loop, setup
 from harmonic_gpt.training.tracking import read_metrics
 
 
@@ -173,12 +173,12 @@ def test_other_data_under_the_same_name_is_refused(run_config, tmp_path, token_f
 
 def test_what_a_killed_save_left_does_not_stop_the_next(run_config, tmp_path):
     run = loop.setup(run_config(), resume=False)
-    for folder in (".rng", ".writing-step-000000"):
-        (tmp_path / "run" / folder).mkdir()
-        (tmp_path / "run" / folder / "rng-7.pt").write_text("half")
+    for name in (".writing-step-000000", ".writing-step-000009"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "rng-7.pt").write_text("half")
     path = loop.save(run)
     assert ckpt.damage(path) is None
-    assert not list(tmp_path.glob("run/.rng")) + list(tmp_path.glob("run/.writing*"))
+    assert not list(tmp_path.glob("run/.writing*"))
     run.tracker.close()
 
 
@@ -198,12 +198,13 @@ def test_a_failing_save_keeps_the_checkpoints_before_it(tmp_path):
         good(folder)
         raise OSError("disk full")
 
-    ckpt.write_checkpoint(tmp_path, 1, good, keep=1)
+    ckpt.write_checkpoint(tmp_path, 1, good)
     with pytest.raises(OSError, match="disk full"):
-        ckpt.write_checkpoint(tmp_path, 2, bad, keep=1)
+        ckpt.write_checkpoint(tmp_path, 2, bad)
     assert [p.name for p in ckpt.checkpoints(tmp_path)] == ["step-000001"]
     assert ckpt.latest_checkpoint(tmp_path, print).name == "step-000001"
-    ckpt.write_checkpoint(tmp_path, 2, good, keep=1)
+    ckpt.write_checkpoint(tmp_path, 2, good)
+    ckpt.prune(tmp_path, keep=1, keep_every=None, spared=set())
     assert [p.name for p in ckpt.checkpoints(tmp_path)] == ["step-000002"]
     assert (tmp_path / "latest").resolve().name == "step-000002"
 
@@ -285,6 +286,6 @@ def test_launched_alone_but_not_alone_is_an_error(run_config, monkeypatch):
             pass
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(loop, "Accelerator", Alone)
+    monkeypatch.setattr(setup, "Accelerator", Alone)
     with pytest.raises(InputError, match="2 processes were launched, but accelerate sees 1"):
         loop.setup(run_config(), resume=False)

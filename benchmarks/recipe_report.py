@@ -1,0 +1,115 @@
+"""Tables and figures of what benchmarks/recipe.py measured.
+
+    python benchmarks/recipe_report.py docs/results/recipe.jsonl                      # tables
+    python benchmarks/recipe_report.py docs/results/recipe.jsonl --figures docs/recipe
+    python benchmarks/recipe_report.py docs/results/recipe.jsonl --match "2x128 .*muon"
+
+A setting is a row, with its seeds side by side. The figure draws validation loss against tokens, mean and range over seeds.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+from recipe import read_results
+
+
+def settings_of(row: dict) -> str:
+    """The settings of a row in one short text, without size, head and seed."""
+    parts = [f"{name.split('.')[-1]} {json.dumps(value)}" for name, value in sorted((row["set"] | row["trial"]).items())]
+    return ", ".join(parts) or "base"
+
+
+def by_setting(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """(size, head, settings) -> rows of its seeds, in order of seed."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        groups.setdefault((row["size"], row["head"], settings_of(row)), []).append(row)
+    return groups
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    return f"{mean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+COLUMNS = (
+    "settings",
+    "seeds",
+    "validation nats",
+    "largest rise",
+    "spikes",
+    "gradient norm, median (max)",
+    "clipped",
+    "center norm",
+    "measured",
+)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line a setting, best first."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for (_, _, settings), runs in sorted(by_setting(rows).items(), key=lambda item: mean(row["val_loss"] for row in item[1])):
+        calm = [run["training"] for run in runs]
+        cells = [
+            settings,
+            ",".join(str(run["seed"]) for run in runs),
+            spread([run["val_loss"] for run in runs]),
+            f"{max(c['largest_rise'] for c in calm):.2f}",
+            str(sum(c["spikes"] for c in calm)),
+            f"{mean(c['grad_norm_median'] for c in calm):.2f} ({max(c['grad_norm_max'] for c in calm):.2f})",
+            f"{mean(c['clipped_share'] for c in calm):.0%}",
+            f"{mean(run['center_norms'][-1][1] for run in runs):.2f}",
+            "; ".join(f"{name} {value:.3g}" for run in runs for name, value in run["measured"].items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """The best setting of each head, by mean over the most seeds, at every size: loss against tokens, with the range over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({row["size"] for row in rows})
+    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), squeeze=False)
+    for axis, size in zip(axes[0], sizes, strict=True):
+        groups = by_setting([row for row in rows if row["size"] == size])
+        for head, colour in (("standard", "tab:orange"), ("harmonic", "tab:blue")):
+            mine = {settings: runs for (_, h, settings), runs in groups.items() if h == head}
+            if not mine:
+                continue
+            most = max(len(runs) for runs in mine.values())
+            finals = {s: mean(run["val_loss"] for run in runs) for s, runs in mine.items() if len(runs) == most}
+            best = min(finals, key=finals.__getitem__)
+            curves = [run["curve"] for run in mine[best]]
+            tokens = [point[0] / 1e6 for point in curves[0]]
+            columns = list(zip(*[[point[1] for point in curve] for curve in curves], strict=True))
+            axis.plot(tokens, [mean(c) for c in columns], color=colour, label=f"{head}: {best} ({most} seeds)")
+            axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2)
+        axis.set(title=size, xlabel="million tokens", ylabel="validation nats a token")
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--match", default="", help="only rows whose `size head settings` match this regular expression")
+    parser.add_argument("--figures", type=Path, help="folder for loss.png")
+    args = parser.parse_args()
+    rows = [row for row in read_results(args.results) if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
+    for size, head in sorted({(row["size"], row["head"]) for row in rows}):
+        print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
+    if args.figures:
+        args.figures.mkdir(parents=True, exist_ok=True)
+        draw(rows, args.figures / "loss.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What the recipe bench tries and the product does not offer (yet): small changes to a run between `setup` and `fit`.
+
+A trial that pays moves into the product, with its gradient in the chunked loss; one that does not is deleted with a line in docs/recipe.md.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.training.setup import Run
+
+
+def apply_trial(run: Run, trial: dict) -> Callable[[], dict]:
+    """Apply `trial`, a dict from the names in TRIALS to their values. Returns a function that measures what it did, after training."""
+    measures = [TRIALS[name](run, value) for name, value in trial.items()]
+    return lambda: {name: value for measure in measures if measure for name, value in measure().items()}
+
+
+def _scaled_rate(run: Run, parameters: list[nn.Parameter], scale: float) -> None:
+    """Give these parameters `scale` times the learning rate: a group of their own, whose rate is scaled as the step is taken."""
+    optimizer = run.optimizer.optimizer  # accelerate's wrapper hides the hooks
+    wanted = {id(p) for p in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in wanted]
+    group = {"params": parameters, "weight_decay": 0.0, "lr": run.config.optim.lr}
+    optimizer.add_param_group(group)
+    group = optimizer.param_groups[-1]
+
+    def scaled(*_):
+        group["lr"] *= scale  # train_step has just set it, for every group alike
+
+    optimizer.register_step_pre_hook(scaled)
+
+
+def head_lr(run: Run, scale: float) -> None:
+    """Another learning rate for the centers (and the embedding, where it is tied to them)."""
+    _scaled_rate(run, [run.bare_model.lm_head.weight], scale)
+
+
+def anneal_exponent(run: Run, ends: list[float]) -> Callable[[], dict]:
+    """n from ends[0] to ends[1] over training, linear in log n."""
+    head, (first, last) = run.bare_model.lm_head, ends
+
+    def move(*_):
+        progress = (run.step + 1) / run.config.train.steps
+        head.spec = head.spec._replace(exponent=first * (last / first) ** progress)
+
+    head.spec = head.spec._replace(exponent=first)
+    run.optimizer.optimizer.register_step_post_hook(move)
+    return lambda: {"exponent": head.spec.exponent}
+
+
+def learn_exponent(run: Run, lr_scale: float) -> Callable[[], dict]:
+    """log n is a parameter, with lr_scale times the learning rate. Builds all logits: slow, and enough for a first look."""
+    head = run.bare_model.lm_head
+    # Not a parameter of the model: its gradient stays out of the norm that is clipped
+    log_exponent = nn.Parameter(torch.tensor(math.log(head.spec.exponent)))
+    _scaled_rate(run, [log_exponent], lr_scale)
+
+    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+        x = hidden_states * head.hidden_scale
+        # d z / d n = z / n: take the logits at n = 1, so that the exponent itself is differentiated
+        logits = log_exponent.exp() * head_logits(x, head.weight, exponent=1.0)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
+
+    head.forward = forward
+    return lambda: {"exponent": log_exponent.exp().item()}
+
+
+def learn_temperature(run: Run, lr_scale: float) -> Callable[[], dict]:
+    """The standard head's counterpart: logits times a learned factor, from 1."""
+    head = run.bare_model.lm_head
+    log_factor = nn.Parameter(torch.zeros(()))
+    _scaled_rate(run, [log_factor], lr_scale)
+
+    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+        logits = log_factor.exp() * head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
+
+    head.forward = forward
+    return lambda: {"temperature": log_factor.exp().item()}
+
+
+def muon(run: Run, lr_scale: float) -> None:
+    """torch.optim.Muon for the matrices of the blocks, at lr_scale times the learning rate; AdamW for everything else.
+
+    `match_rms_adamw` scales by the longer side, so it does not mind that GPT-2's Conv1D weights lie transposed.
+    """
+    optimizer = run.optimizer.optimizer
+    matrices = [p for p in run.bare_model.transformer.h.parameters() if p.ndim == 2]
+    moved = {id(p) for p in matrices}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
+    second = torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+
+    def step(*_):
+        second.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] * lr_scale
+        second.step()
+        second.zero_grad()
+
+    optimizer.register_step_post_hook(step)
+
+
+def random_signs(run: Run, _: bool) -> None:
+    """The final layer norm's gain starts at +1 or -1 at random.
+
+    With tied embeddings a fresh trunk hands the input token's own embedding to the head, which then predicts that the token repeats
+    itself; random signs make the start uninformed instead.
+    """
+    gain = run.bare_model.transformer.ln_f.weight
+    generator = torch.Generator().manual_seed(run.config.seed)
+    with torch.no_grad():
+        gain.mul_(torch.randint(0, 2, gain.shape, generator=generator) * 2 - 1)
+
+
+def input_std(run: Run, std: float) -> None:
+    """Untied: the token embedding starts at this std (0.02 otherwise)."""
+    with torch.no_grad():
+        weight = run.bare_model.transformer.wte.weight
+        weight.mul_(std / weight.std())
+
+
+TRIALS = {f.__name__: f for f in (head_lr, anneal_exponent, learn_exponent, learn_temperature, muon, random_signs, input_std)}

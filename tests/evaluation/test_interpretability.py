@@ -1,0 +1,36 @@
+"""The whole measurement of one model: a collapsed one is caught and wins nothing."""
+
+import numpy as np
+import torch
+
+from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt.data.tokenizer import load_tokenizer
+from harmonic_gpt.evaluation.arms import compare_arms
+from harmonic_gpt.evaluation.compare import paper_losses
+from harmonic_gpt.evaluation.interpretability import measure_interpretability
+from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.evaluation.word_pairs import spaced_token
+
+
+def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, token_folder):
+    tokenizer = load_tokenizer(token_folder / "tokenizer")
+    words = [word for token in range(300) if (word := tokenizer.decode([token]).strip()).isalpha()]
+    words = [word for word in words if spaced_token(tokenizer, word) is not None]
+    tasks = {"made up": list(zip(words[:20:2], words[1:20:2], strict=True))}
+    assert len(tasks["made up"]) == 10
+    text = torch.randint(0, 12, (1200,)).numpy()
+    model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300, tie_word_embeddings=False))
+    plain = measure_interpretability(LoadedModel("plain", "memory", model.eval(), tokenizer, None, None), tasks, text)
+    centers = model.get_output_embeddings().weight.data
+    line = torch.randn(300, 1) ** 9 @ torch.randn(1, 32)  # a few rows far out, nearly all on one point of a line
+    centers.copy_(1e-3 * centers + line)
+    collapsed = measure_interpretability(LoadedModel("collapsed", "memory", model, tokenizer, None, None), tasks, text)
+    assert collapsed.row["flags"]
+    assert collapsed.row["flags"][0].startswith("centers: nearly one line")
+    assert plain.row["flags"] == []
+    measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
+    paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
+    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)["differences"][0]
+    assert found["paper_tasks"]["lower"] == ["made up"]
+    assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}
+    assert found["tasks"]["won"] == []
