@@ -13,6 +13,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed-dev

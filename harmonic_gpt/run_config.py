@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from harmonic_gpt.errors import InputError
 
@@ -296,7 +297,7 @@ def _apply(values: dict, key: str, text: str) -> str | None:
     return None
 
 
-def _explain(detail: dict) -> str:
+def _explain(detail: ErrorDetails) -> str:
     parts = [str(part) for part in detail["loc"]]
     known = [path for path, _ in fields()]
     sections = [name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)]

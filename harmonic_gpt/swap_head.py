@@ -1,7 +1,6 @@
 """The harmonic head in any causal language model of transformers: Llama, Qwen, Mistral, GPT-NeoX and others with a plain `lm_head`."""
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
@@ -32,23 +31,21 @@ def swap_head(model: PreTrainedModel, *, exponent: float | None = None, hidden_s
         raise InputError(f"{type(model).__name__}: its output embedding has a bias, which distances have no use for")
     stored = getattr(model.config, STORED, None) or {}
     n_classes, width = old.weight.shape
-    constants = {
-        "exponent": float(exponent or stored.get("exponent") or width**0.5),
-        "hidden_scale": float(hidden_scale or stored.get("hidden_scale") or old.weight.float().square().mean().sqrt()),
-    }
+    n = float(exponent or stored.get("exponent") or width**0.5)
+    scale = float(hidden_scale or stored.get("hidden_scale") or old.weight.float().square().mean().sqrt())
     with torch.device("meta"):
-        head = HarmonicHead(width, n_classes, **constants)
+        head = HarmonicHead(width, n_classes, exponent=n, hidden_scale=scale)
     head.weight = old.weight
     model.set_output_embeddings(head)
     total = _total_probability(model)
     if not torch.allclose(total, torch.ones_like(total), atol=1e-3):
         model.set_output_embeddings(old)
         raise InputError(f"{type(model).__name__} changes its logits after the head (soft capping, a scale): that needs dot products")
-    setattr(model.config, STORED, constants)
+    setattr(model.config, STORED, {"exponent": n, "hidden_scale": scale})
     return head
 
 
-def _total_probability(model: nn.Module) -> torch.Tensor:
+def _total_probability(model: PreTrainedModel) -> torch.Tensor:
     """Sum of exp(logit) over the vocabulary at a few positions: 1 for log-probabilities that nothing has touched."""
     training = model.training
     logits = model.eval()(input_ids=torch.arange(4, device=model.device)[None] % model.config.vocab_size).logits

@@ -89,7 +89,7 @@ def prepare(
     places = [source] if isinstance(source, str) else list(source)
     if not places:
         raise InputError("no source is given")
-    request = {"source": places[0] if len(places) == 1 else places, "text_column": text_column}
+    request: dict = {"source": places[0] if len(places) == 1 else places, "text_column": text_column}
     request |= {"validation": validation, "validation_share": validation_share, "drop_duplicates": drop_duplicates}
     request |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shard_tokens": shard_tokens}
     with _claim(partial):
@@ -132,7 +132,7 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         raise InputError(f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it")
     progress = None
     try:
-        header = {"request": request, "versions": _versions()}
+        header: dict = {"request": request, "versions": _versions()}
         if stored is not None:
             _same_request(partial, stored, header)
         places = [request["source"]] if isinstance(request["source"], str) else request["source"]
@@ -226,7 +226,7 @@ def _tokenise(reader: Reader, encode: Encode, progress: Progress, num_workers: i
 
     pending: deque[tuple[Batch, Future]] = deque()
     rows = [source.rows for source in reader.sources]
-    bar = tqdm(desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(rows))
+    bar = tqdm(desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(filter(None, rows)))
     bar.update(sum(counts["read"] for counts in progress.counts))
 
     def write_one() -> None:

@@ -68,7 +68,7 @@ class Tokens:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self._windows(start, CHECK_TOKENS):
                     if hashes:
-                        hashes[int(np.searchsorted(self._starts, place, side="right")) - 1].update(window)
+                        hashes[int(np.searchsorted(self._starts, place, side="right")) - 1].update(window.data)
                     place += len(window)
                     bar.update(len(window))
         for file, computed, expected in zip(self.files, hashes, sha256, strict=bool(sha256)):
@@ -170,7 +170,7 @@ def _open_manifest(path: Path) -> TokenFolder:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != MANIFEST_VERSION:
             raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}; prepare it again")
-        dtype = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}[manifest["dtype"]]
+        dtype: np.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
         vocab_size = int(manifest["vocab_size"])
         for section, key in (("tokenizer", "sha256"), ("tokenizer", "name"), ("request", "source")):
             manifest[section][key]  # used later: a KeyError now, not then

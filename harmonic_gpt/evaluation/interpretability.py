@@ -59,10 +59,11 @@ def measure_interpretability(
     """
     model = loaded.model
     layers = chosen_layers(loaded, layers)
+    assert loaded.tokenizer is not None  # it has looked
     head = model.get_output_embeddings()
     if head is None:
         raise InputError(f"{loaded.path} has no output embedding: nothing to measure")
-    centers, inputs = head.weight.detach().cpu().float(), model.get_input_embeddings().weight.detach().cpu().float()
+    centers, inputs = head.weight.detach().cpu().float(), model.get_input_embeddings().weight.detach().cpu().float()  # type: ignore[operator]
     tied = head.weight is model.get_input_embeddings().weight
     pairs = {p: {t: token_pairs(v, loaded.tokenizer, p) for t, v in tasks.items()} for p in ("paper", "strict")}
     result = Interpretability({"seed": SEED, "tied": tied, "matrices": {}, "flags": [], "neighbours": neighbours(loaded, words)})
@@ -147,6 +148,7 @@ def _analogies(centers: Tensor, pairs: dict[str, TokenPairs], result: Interpreta
 def _words_in_layers(loaded: LoadedModel, layers: list[int], pairs: dict, protocol: str, tokens: int, result: Interpretability) -> int:
     """Parallelograms of the words' hidden states, each word alone: rows of a smaller matrix. Returns the forward tokens spent."""
     words = np.unique(np.concatenate([p.ids.ravel() for tasks in pairs.values() for p in tasks.values()]))
+    assert loaded.tokenizer is not None  # measure_interpretability has looked
     rest = np.setdiff1d(np.arange(len(loaded.tokenizer)), words)
     reference = np.random.default_rng(SEED).choice(rest, min(len(rest), REFERENCE_TOKENS, tokens // 8), replace=False)
     alone = np.concatenate([words, reference])

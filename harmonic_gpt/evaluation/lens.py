@@ -51,8 +51,8 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
     found, scores = nearest_rows(head.weight, states.flatten(0, 1), min(top, len(head.weight)), by)
     shape = (*states.shape[:2], -1)
     nearest = found.view(shape).cpu().numpy()
-    words = [[[loaded.tokenizer.decode([t]) for t in cell] for cell in row] for row in nearest.tolist()]
-    tokens = [loaded.tokenizer.decode([t]) for t in ids[0].tolist()]
+    words = [[[str(loaded.tokenizer.decode([t])) for t in cell] for cell in row] for row in nearest.tolist()]
+    tokens = [str(loaded.tokenizer.decode([t])) for t in ids[0].tolist()]
     return Lens(tokens, nearest, scores.view(shape).float().cpu().numpy(), words, by)
 
 

@@ -67,8 +67,10 @@ def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code:
     Code that comes with a model is never run unless `trust_remote_code` says so; harmonic_gpt2 needs none.
     """
     path = resolve(name)
+    model: PreTrainedModel
+    info: dict
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with output_loading_info
             path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
@@ -83,7 +85,7 @@ def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code:
     if (folder / CHECKSUMS).is_file() and (problem := damage(folder)):
         raise InputError(f"{path} is damaged: {problem}")
     try:
-        model.to(device).eval()
+        model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to`, and loses its signature
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from None
     _check_causal(model, path)

@@ -131,5 +131,5 @@ def perplexity(
         raise FloatingPointError(f"the model's loss on these tokens is {nats}")
     text_bytes = 0
     if tokenizer is not None:
-        text_bytes = len(tokenizer.decode(ids[1:].tolist(), skip_special_tokens=True).encode("utf-8"))
+        text_bytes = len(str(tokenizer.decode(ids[1:].tolist(), skip_special_tokens=True)).encode("utf-8"))
     return Perplexity(nats, done, text_bytes, window, stride)

@@ -55,7 +55,7 @@ def spaced_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
     ids = _ids(tokenizer, " " + word)
     if len(ids) != 1:  # SentencePiece tokenizers put the space there themselves
         bare = _ids(tokenizer, word)
-        ids = bare if len(bare) == 1 and tokenizer.convert_ids_to_tokens(bare[0]).startswith("▁") else ids
+        ids = bare if len(bare) == 1 and str(tokenizer.convert_ids_to_tokens(bare[0])).startswith("▁") else ids
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 

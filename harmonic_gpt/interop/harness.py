@@ -61,7 +61,7 @@ def evaluate(
             model=model, tasks=list(tasks), num_fewshot=few_shot, limit=limit, task_manager=manager, metadata=metadata, log_samples=False
         )
     scores = {task: _numbers(values) for task, values in found["results"].items()}
-    if earlier is not None:
+    if out is not None and earlier is not None:
         _write_results(Path(out).expanduser(), earlier, loaded, scores)
     return loaded, scores
 

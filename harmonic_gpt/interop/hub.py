@@ -50,7 +50,7 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as error:  # its HTTP library, the xet client and huggingface_hub itself raise many kinds, not all of them public
-        cause = error
+        cause: BaseException = error
         while not isinstance(cause, HfHubHTTPError) and cause.__cause__ is not None:
             cause = cause.__cause__
         if not isinstance(cause, HfHubHTTPError):

@@ -59,7 +59,7 @@ def import_nanogpt(
         tokenizer: folder or hub name of the tokenizer to put beside the model.
     Raises InputError: not such a checkpoint, head not known, weights that GPT-2 does not have.
     """
-    out, notes = Path(out).expanduser(), []
+    out, notes = Path(out).expanduser(), list[str]()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
     state, arguments = _read(Path(checkpoint).expanduser())
@@ -141,10 +141,11 @@ def _exponent(arguments: dict, standard: bool, exponent: float | None, squared: 
         )
     if standard:
         return None
-    if given == 0:
+    if recorded is not None and given == 0:
         squared = float(recorded)
         notes.append(f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the paper's code")
-    n = exponent if exponent is not None else 2 * squared
+    n = exponent if squared is None else 2 * squared
+    assert n is not None  # one of them is given, or recorded
     notes.append(f"harmonic head, exponent n = {n:g} on the distance ({n / 2:g} on the squared distance)")
     return n
 

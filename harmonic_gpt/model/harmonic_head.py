@@ -293,7 +293,7 @@ def _chunked(
             # A product that starts from w2 costs no more than one that starts from zero
             torch.addmm(w2, x[rows], w.mT, alpha=-2, out=u) if euclidean else _mm(x[rows], w.mT, out=u)
             losses[rows], g, row_factor, row_sums = _element_pass(u, x2[rows], w2, y, weight, spec, gradient_dtype)
-        if not with_gradients:
+        if grad_x is None or grad_w is None or column_sums is None:  # without gradients
             continue
         # Row and column sums are of the same rounded g as the products: its rounding then multiplies (x - w), not w
         _mm(g, w, out=grad_x[rows])
@@ -308,7 +308,7 @@ def _chunked(
             column_sums += g.sum(0, dtype=wide) if row_factor is None else _wide(g).mT @ row_factor
         if row_factor is not None:
             grad_x[rows].mul_(row_factor[:, None])
-    if with_gradients and euclidean:
+    if grad_w is not None and column_sums is not None and euclidean:
         grad_w.addcmul_(w.to(wide), 2 * column_sums[:, None])
     return losses, grad_x, grad_w
 

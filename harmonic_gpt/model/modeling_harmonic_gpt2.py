@@ -103,7 +103,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
 
         loss = None
         if with_loss:
-            if shift_labels is None:
+            if labels is not None and shift_labels is None:
                 shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
             shift_labels = shift_labels.to(hidden_states.device)
             if num_items_in_batch is None:
