@@ -185,7 +185,12 @@ def train(config: RunConfig, resume: bool = False) -> int:
         run = setup(config, resume)
         if run.step >= config.train.steps:
             print(f"{run.run_dir} is finished: step {run.step} of {config.train.steps}", file=sys.stderr)
+        # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and one of these may
+        # still want the GIL to drop a tensor. Only a destructor called through Python's reference releases the GIL; DDP's would wait forever.
+        group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
         try:
             return fit(run)
         finally:
             run.accelerator.end_training()
+            del run
+            del group

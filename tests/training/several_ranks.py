@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -261,7 +262,16 @@ def restarted(folder: Path) -> None:
     """By hand after `dying`; rank 1 dies again, and torchrun restarts both."""
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         _lose_rank_1(config(folder, "dying"), _die, resume=True)
+    destroyed, fit = [], loop.fit
+
+    def watched(run):
+        weakref.finalize(run.model.reducer, destroyed.append, "reducer")
+        weakref.finalize(dist.group.WORLD, destroyed.append, "group")
+        return fit(run)
+
+    loop.fit = watched
     assert loop.train(config(folder, "dying"), resume=True) == 0
+    assert destroyed == ["reducer", "group"]  # the other way round, leaving could hang: loop.train says why
 
 
 def hanging(folder: Path) -> None:
