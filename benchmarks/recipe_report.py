@@ -4,7 +4,8 @@
     python benchmarks/recipe_report.py docs/results/recipe.jsonl --figures docs/recipe
     python benchmarks/recipe_report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
-A setting is a row, with its seeds side by side. The figure draws validation loss against tokens, mean and range over seeds.
+A setting is a row, with its seeds side by side. Then the heads against each other, for every question that both have answered with several
+seeds. The figure draws validation loss against tokens, mean and range over seeds.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from recipe import read_results
+from scipy import stats
 
 
 def settings_of(row: dict) -> str:
@@ -68,6 +70,27 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def heads_compared(rows: list[dict]) -> str:
+    """Markdown: one line a question and size that has two or more seeds of both heads. Pairs share the order of the data.
+
+    interval: 95 % of the mean difference, by a paired t test over seeds.
+    """
+    lines = ["| question | size | seeds | harmonic | standard | harmonic - standard | interval |", "|---" * 7 + "|"]
+    for question, size in dict.fromkeys((row["question"], row["size"]) for row in rows):
+        losses = {
+            head: {row["seed"]: row["val_loss"] for row in rows if (row["question"], row["size"], row["head"]) == (question, size, head)}
+            for head in ("harmonic", "standard")
+        }
+        seeds = sorted(losses["harmonic"].keys() & losses["standard"].keys())
+        if len(seeds) > 1:
+            ours, theirs = ([losses[head][seed] for seed in seeds] for head in ("harmonic", "standard"))
+            low, high = stats.ttest_rel(ours, theirs).confidence_interval()
+            cells = [question, size, ",".join(map(str, seeds)), spread(ours), spread(theirs)]
+            cells += [f"{mean(ours) - mean(theirs):+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def draw(rows: list[dict], path: Path) -> None:
     """The best setting of each head, by mean over the most seeds, at every size: loss against tokens, with the range over seeds."""
     import matplotlib
@@ -106,6 +129,7 @@ def main() -> None:
     rows = [row for row in read_results(args.results) if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
+    print(f"### The heads against each other\n\n{heads_compared(rows)}\n")
     if args.figures:
         args.figures.mkdir(parents=True, exist_ok=True)
         draw(rows, args.figures / "loss.png")

@@ -158,6 +158,18 @@ def test_the_report_puts_seeds_side_by_side(grid, tmp_path):
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_heads_are_compared_seed_by_seed():
+    losses = {"harmonic": {0: 9.0, 1: 5.1, 2: 5.3, 3: 5.2}, "standard": {1: 5.0, 2: 5.3, 3: 5.1, 4: 1.0}}
+    rows = [
+        {"question": "confirmation", "size": "tiny", "head": head, "seed": seed, "val_loss": loss}
+        for head, seeds in losses.items()
+        for seed, loss in seeds.items()
+    ] + [{"question": "one seed", "size": "tiny", "head": head, "seed": 0, "val_loss": 5.0} for head in losses]
+    line = recipe_report.heads_compared(rows).splitlines()[2:]
+    # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
+    assert line == ["| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+
+
 def test_a_share_of_the_corpus_keeps_the_validation_text():
     texts = [f"document {i}" for i in range(4000)]
     validation = {text for text in texts if is_validation(content_hash(text), corpus_share.VALIDATION_SHARE)}
