@@ -220,7 +220,7 @@ def lens(
     for layer in reversed(range(len(read.words))):
         cells = zip(read.words[layer], read.scores[layer], strict=True)
         table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
-    Console(markup=False).print(table)
+    Console(markup=False, width=max(Console().width, 8 + 16 * len(read.tokens))).print(table)  # words cut apart cannot be read
     if out is not None:
         module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
 
