@@ -8,8 +8,8 @@ from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, 
 # key -> (label, higher is better). None of these can be won by collapse; measures of compression can, so they are not here.
 HEADLINES = {
     "nats": ("validation nats a token", False),
-    "parallelogram": ("parallelogram loss / shuffled pairs", False),
-    "offset_cosine": ("cosine of offsets of one relation", True),
+    "parallelogram": ("parallelogram loss / shuffled pairs, without the first component", False),
+    "offset_cosine": ("cosine of offsets of one relation, without the first component", True),
     "analogies": ("analogies answered within 5, by distance", True),
     "class_centers": ("cosine of center and mean context", True),
     "probes": ("logistic probes of layers, macro F1", True),

@@ -21,7 +21,7 @@ def draw_all(measured: list[Measured], arms: dict[str, list[int]], comparison: d
     drawn = [
         (_losses(runs, unigram), "loss_curves", "Loss over training."),
         (_distributions(runs, lambda m: m.reading.losses, relative, 1.0), "parallelograms",
-         "Centers: parallelogram loss over its control, by task."),
+         "Centers without their first component: parallelogram loss over its control, by task."),
         (_layers(runs), "layers", "Text and single words in the layers."),
         (_probes(runs), "probes", "Probes of the layers, with the spread over folds."),
         (_similarity(comparison), "similarity", "Similarity of the models' layers."),

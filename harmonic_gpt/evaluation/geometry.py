@@ -12,6 +12,8 @@ from torch import Tensor
 CHUNK = 8192  # rows that are widened to float64 at a time
 # A spread below this share of the rows' mean squared norm is float32's rounding, not structure
 COLLAPSED = 1e-10
+# All of space but the first principal component, which in dot-product heads is how frequent a token is (docs/interpretability.md)
+WITHOUT_FIRST = "without the first"
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,22 @@ class Spectrum:
         """All rows are the same, as far as float32 can tell."""
         return self.total <= COLLAPSED * max(self.mean_squared_norm, np.finfo(np.float64).tiny)
 
-    def coordinates(self, rows: Tensor, components: int | None = None) -> Tensor:
-        """Centered rows (N, D) in the first `components` principal directions (N, k); None: in all of space (N, D)."""
+    def coordinates(self, rows: Tensor, components: int | str | None = None) -> Tensor:
+        """Centered rows (N, D) in the first `components` principal directions (N, k), or WITHOUT_FIRST; None: in all of space (N, D)."""
         centered = rows.double() - self.mean
-        return centered if components is None else centered @ self.directions[:, :components]
+        return centered if components is None else centered @ self.directions[:, _kept(components)]
 
-    def scale(self, components: int | None = None) -> float:
+    def scale(self, components: int | str | None = None) -> float:
         """sigma of equation 3: root of the mean squared norm of the centered (projected) rows."""
-        return float(np.sqrt(self.variances[:components].sum()))
+        return float(np.sqrt(self.variances[_kept(components)].sum()))
+
+    def collapsed_in(self, components: int | str | None) -> bool:
+        """Nothing is left of the rows' spread in these components."""
+        return self.collapsed or self.scale(components) ** 2 <= COLLAPSED * self.total
+
+
+def _kept(components: int | str | None) -> slice:
+    return slice(1, None) if components == WITHOUT_FIRST else slice(components)  # type: ignore[arg-type]
 
 
 def spectrum(matrix: Tensor) -> Spectrum:

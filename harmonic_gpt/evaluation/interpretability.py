@@ -11,7 +11,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, mean_states, text_states
 from harmonic_gpt.evaluation.analogies import analogy_ranks, analogy_row
 from harmonic_gpt.evaluation.class_centers import class_centers
-from harmonic_gpt.evaluation.geometry import Spectrum, compression, cumulative_explained_variance, mean_cosine, spectrum
+from harmonic_gpt.evaluation.geometry import WITHOUT_FIRST, Spectrum, compression, cumulative_explained_variance, mean_cosine, spectrum
 from harmonic_gpt.evaluation.models import LoadedModel
 from harmonic_gpt.evaluation.neighbours import neighbours
 from harmonic_gpt.evaluation.parallelogram import FEWEST_PAIRS, ParallelogramTest, paper_test, strict_test
@@ -21,7 +21,7 @@ from harmonic_gpt.evaluation.similarity import POSITIONS
 from harmonic_gpt.evaluation.uncertainty import weighted_means
 from harmonic_gpt.evaluation.word_pairs import Pairs, TokenPairs, token_pairs
 
-SPACES = (2, 10, None)  # principal components; None: all of space
+SPACES = (2, 10, WITHOUT_FIRST, None)  # principal components; None: all of space
 REFERENCE_TOKENS = 2000  # stand for the vocabulary where running all of it costs too much: in the layers
 SEED = 0
 
@@ -29,7 +29,7 @@ SEED = 0
 @dataclass
 class Interpretability:
     row: dict
-    losses: dict[str, np.ndarray] = field(default_factory=dict)  # task -> losses over their control (strict, full space)
+    losses: dict[str, np.ndarray] = field(default_factory=dict)  # task -> losses over their control (strict, without the first component)
     paper_losses: dict[str, np.ndarray] = field(default_factory=dict)
     middle_losses: dict[str, np.ndarray] = field(default_factory=dict)  # the paper's, in the middle layer (its appendix C)
     ratios: dict[str, np.ndarray] = field(default_factory=dict)  # task -> bootstrap replicates
@@ -126,7 +126,7 @@ def _keep(tests: list[tuple[str, ParallelogramTest]], result: Interpretability) 
     for task, test in tests:
         if test.row["protocol"] == "paper":
             result.paper_losses[task] = test.losses
-        elif test.row["components"] == "all" and len(test.ratios):
+        elif test.row["components"] == WITHOUT_FIRST and len(test.ratios):
             result.losses[task], result.ratios[task] = test.losses / test.row["control"], test.ratios
             values.append(test.row["ratio"])
             if len(test.cosines):

@@ -55,6 +55,7 @@ def markdown(results: dict, figures: list[tuple[str, str]]) -> str:
     lines += [
         "↓ lower is better, ↑ higher is better; in brackets 95 % intervals; in bold who is better, where the interval leaves no doubt. "
         "Parallelogram loss is divided by that of the same words paired at random: 1 is no structure, and collapse does not lower it. "
+        "The first principal component is left out: in a dot-product head it can be little else than how frequent a token is. "
         "Words that merely lie near their partner lower it without forming parallelograms; the cosine of offsets does not count those.",
         "",
         "## Prediction",

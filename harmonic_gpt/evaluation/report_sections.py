@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+from harmonic_gpt.evaluation.geometry import WITHOUT_FIRST
+
 
 def limits(found: list[float] | None) -> str:
     return f"[{found[0]:.3f}, {found[1]:.3f}]" if found else "-"
@@ -28,15 +30,21 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
         return next((r for r in rows if r["task"] == task and all(r[k] == v for k, v in wanted.items())), {})
 
     def strict(model: dict, task: str) -> dict:
-        return found(model, task, protocol="strict", components="all")
+        return found(model, task, protocol="strict", components=WITHOUT_FIRST)
+
+    def in_full_space(model: dict, task: str, key: str) -> str:
+        value = found(model, task, protocol="strict", components="all").get(key)
+        return "" if value is None else f"; {value:.3f}"
 
     def ratio(model: dict, task: str) -> str:
         r = strict(model, task)
-        return r["flag"] if r["ratio"] is None else f"{r['ratio']:.3f} {limits(r['ratio_interval'])}"
+        shown = r["flag"] if r["ratio"] is None else f"{r['ratio']:.3f} {limits(r['ratio_interval'])}"
+        return shown + in_full_space(model, task, "ratio")
 
     def cosine(model: dict, task: str) -> str:
         r = strict(model, task)
-        return "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f} {limits(r['offset_cosine_interval'])}"
+        shown = "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f} {limits(r['offset_cosine_interval'])}"
+        return shown + in_full_space(model, task, "offset_cosine")
 
     def paper(model: dict, task: str) -> str:
         r = found(model, task, protocol="paper")
@@ -59,9 +67,13 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
     flags = [f"{plain(m['name'])}: **{flag}**" for m in models for flag in m["interpretability"]["flags"]]
     lines = ["## Word pairs", "", *(line for flag in flags for line in (flag, ""))]
     if usable:
-        lines += ["Parallelogram loss over that of the same words paired at random, full space:", ""]
+        lines += ["Parallelogram loss over that of the same words paired at random, without the first component; in the full space:", ""]
         lines += [*side_by_side("task", usable, models, ratio), *figure("parallelograms")]
-        lines += ["Cosine of the offsets of two pairs:", "", *side_by_side("task", usable, models, cosine)]
+        lines += [
+            "Cosine of the offsets of two pairs, without the first component; in the full space:",
+            "",
+            *side_by_side("task", usable, models, cosine),
+        ]
         lines += ["Analogies, accuracy at 1 and at 5: by cosine / by distance / nearest without offset (queries):", ""]
         lines += side_by_side("task", usable, models, analogies)
     lines += [

@@ -186,7 +186,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
         if run.step >= config.train.steps:
             print(f"{run.run_dir} is finished: step {run.step} of {config.train.steps}", file=sys.stderr)
         # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and one of these may
-        # still want the GIL to drop a tensor. Only a destructor called through Python's reference releases the GIL; DDP's would wait forever.
+        # still want the GIL to drop a tensor. Called through Python's reference it releases the GIL; through DDP's it would hang.
         group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
         try:
             return fit(run)

@@ -15,6 +15,7 @@ from harmonic_gpt.evaluation.analogies import analogy_ranks
 from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
 from harmonic_gpt.evaluation.class_centers import class_centers, convex_distance
 from harmonic_gpt.evaluation.geometry import (
+    WITHOUT_FIRST,
     compression,
     effective_rank,
     mean_cosine,
@@ -112,6 +113,27 @@ def test_collapse_is_flagged_and_does_not_win():
     assert near["ratio"] < 0.2  # the ratio alone would be fooled by synonyms,
     assert abs(near["offset_cosine"]) < 0.1  # the cosine of offsets is not
     assert strict(planted("lattice"))["offset_cosine"] > 0.99
+
+
+def test_a_frequency_axis_does_not_win():
+    """Partners that differ along one large common direction, and in nothing else: as rare words from their frequent base."""
+    rows = planted("random")
+    rows[:, 0] = 8 * torch.randn(len(rows))
+    rows[1 : 2 * P : 2, 0] = rows[0 : 2 * P : 2, 0] - 8
+    fooled, judged = strict(rows), strict(rows, WITHOUT_FIRST)
+    assert fooled["ratio_interval"][1] < 0.9
+    assert fooled["offset_cosine"] > 0.4
+    assert judged["ratio_interval"][0] < 1 < judged["ratio_interval"][1]
+    assert abs(judged["offset_cosine"]) < 0.05
+    centered = (rows - rows.mean(0)).double()
+    first = torch.linalg.svd(centered, full_matrices=False).Vh[:1]
+    rest = centered - centered @ first.T @ first
+    sigma = rest.square().sum(1).mean().sqrt()
+    offsets = rest[0 : 2 * P : 2] - rest[1 : 2 * P : 2]
+    assert judged["loss"] == pytest.approx((torch.pdist(offsets).mean() / sigma).item(), rel=1e-5)
+    assert strict(planted("lattice"), WITHOUT_FIRST)["ratio"] < 1e-5
+    line = torch.randn(2 * P + 300, 1) @ torch.randn(1, D)
+    assert strict(line.double(), WITHOUT_FIRST)["flag"] == "the embedding is collapsed"
 
 
 def test_trivial_quadruples_are_counted_and_left_out():
