@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import corpus_share  # noqa: E402
+import rare_tokens  # noqa: E402
 import recipe  # noqa: E402
 import recipe_report  # noqa: E402
 import recipe_trials  # noqa: E402
 
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM  # noqa: E402
 from harmonic_gpt.data.split import content_hash, is_validation  # noqa: E402
 from harmonic_gpt.run_config import load_run_config  # noqa: E402
 from harmonic_gpt.training import loop  # noqa: E402
@@ -168,6 +171,21 @@ def test_heads_are_compared_seed_by_seed():
     line = recipe_report.heads_compared(rows).splitlines()[2:]
     # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
     assert line == ["| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+
+
+def test_losses_by_frequency_add_up():
+    model = HarmonicGPT2ForCausalLM(HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
+    blocks = torch.randint(30, (5, 17))
+    classes = torch.arange(30) % 5  # of the six classes one is empty
+    found = rare_tokens.by_frequency(model, blocks, classes)
+    logits = model(input_ids=blocks[:, :-1]).logits.detach().double().flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, blocks[:, 1:].flatten(), reduction="none")
+    of_target = classes[blocks[:, 1:].flatten()]
+    assert found["mass"].sum() == pytest.approx(1) == found["share"].sum()
+    assert found["mass"][2] == pytest.approx(logits.softmax(-1)[:, classes == 2].sum(1).mean().item(), rel=1e-6)
+    assert found["loss"][:5] == pytest.approx([losses[of_target == k].mean().item() for k in range(5)], rel=1e-6)
+    assert found["share"][3] == pytest.approx((of_target == 3).double().mean().item())
+    assert found["norm"][1] == pytest.approx(model.lm_head.weight[classes == 1].norm(dim=1).mean().item(), rel=1e-6)
 
 
 def test_a_share_of_the_corpus_keeps_the_validation_text():
