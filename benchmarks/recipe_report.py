@@ -13,6 +13,7 @@ import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import fill
 
 from recipe import read_results
 from scipy import stats
@@ -112,7 +113,7 @@ def draw(rows: list[dict], path: Path) -> None:
             curves = [run["curve"] for run in mine[best]]
             tokens = [point[0] / 1e6 for point in curves[0]]
             columns = list(zip(*[[point[1] for point in curve] for curve in curves], strict=True))
-            axis.plot(tokens, [mean(c) for c in columns], color=colour, label=f"{head}: {best} ({most} seeds)")
+            axis.plot(tokens, [mean(c) for c in columns], color=colour, label=fill(f"{head}: {best} ({most} seeds)", 45))
             axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2)
         axis.set(title=size, xlabel="million tokens", ylabel="validation nats a token")
         axis.legend(fontsize=6)
