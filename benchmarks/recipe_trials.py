@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from rare_tokens import token_counts
 from torch import nn
 
 from harmonic_gpt.model.harmonic_head import head_logits
@@ -124,4 +125,75 @@ def input_std(run: Run, std: float) -> None:
         weight.mul_(std / weight.std())
 
 
-TRIALS = {f.__name__: f for f in (head_lr, anneal_exponent, learn_exponent, learn_temperature, muon, random_signs, input_std)}
+def _log_frequencies(run: Run) -> torch.Tensor:
+    """(V,) float32: log of the tokens' share of the training text, one added to every count."""
+    counts = torch.from_numpy(token_counts(run.data, run.bare_model.config.vocab_size)).double() + 1
+    return (counts / counts.sum()).log().float()
+
+
+def frequency_bias(run: Run, lr_scale: float) -> Callable[[], dict]:
+    """p_i ~ pi_i d_i^-n (standard: pi_i exp(s_i)): a bias of the head that starts at the tokens' log frequencies. 0: it stays there.
+
+    Builds all logits: slow, and enough for a first look.
+    """
+    head = run.bare_model.lm_head
+    start = _log_frequencies(run)
+    bias = nn.Parameter(start.clone())
+    _scaled_rate(run, [bias], lr_scale)
+
+    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+        logits = bias + head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
+
+    head.forward = forward
+    return lambda: {"bias moved": (bias - start).square().mean().sqrt().item()}
+
+
+def frequency_start(run: Run, size: float) -> None:
+    """Centers start where the untrained model gives every token about its share of the training text. Nothing else changes. Untied only.
+
+    Harmonic: the most frequent token's center has norm `size` (hidden states have 1), rarer ones lie farther out: at right angles to the
+    hidden state d^2 = 1 + |c|^2, and d^-n is to be the share. Standard: the final layer norm's bias starts along a random direction and
+    the centers have their log share along it, `size` times the norm of the rest on average (root mean square).
+    """
+    head, ln_f = run.bare_model.lm_head, run.bare_model.transformer.ln_f
+    log_share = _log_frequencies(run)
+    with torch.no_grad():
+        if head.spec.normalization == "harmax":
+            squared = (1 + size**2) * ((log_share.max() - log_share) * 2 / head.spec.exponent).exp() - 1
+            head.weight.mul_((squared.sqrt() / head.weight.norm(dim=1))[:, None])
+        else:
+            generator = torch.Generator().manual_seed(run.config.seed)
+            direction = F.normalize(torch.randn(ln_f.bias.shape, generator=generator), dim=0)
+            along = (log_share - log_share.mean()) / log_share.std() * size * head.weight.norm(dim=1).mean()
+            ln_f.bias.copy_(direction * (log_share.std() / (size * head.weight.norm(dim=1).mean() * head.hidden_scale)))
+            head.weight.add_(along[:, None] * direction)
+
+
+def label_smoothing(run: Run, share: float) -> None:
+    """`share` of the target's probability is spread over all tokens, in training; validation is as ever. Builds all logits."""
+    head = run.bare_model.lm_head
+
+    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+        logits = head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
+        smoothing = share if head.training else 0.0
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction, label_smoothing=smoothing)
+
+    head.forward = forward
+
+
+TRIALS = {
+    f.__name__: f
+    for f in (
+        head_lr,
+        anneal_exponent,
+        learn_exponent,
+        learn_temperature,
+        muon,
+        random_signs,
+        input_std,
+        frequency_bias,
+        frequency_start,
+        label_smoothing,
+    )
+}

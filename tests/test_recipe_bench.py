@@ -78,7 +78,7 @@ def _train(grid, tmp_path, experiment: dict) -> tuple[dict, loop.Run]:
         loop.setup = original
 
 
-@pytest.mark.parametrize("trial", [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr": 1.0}], ids=lambda t: next(iter(t)))
+@pytest.mark.parametrize("trial", [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr": 1.0}, {"label_smoothing": 0.0}], ids=lambda t: next(iter(t)))
 def test_a_trial_that_changes_nothing_trains_the_same(grid, tmp_path, trial):
     plain, _ = _train(grid, tmp_path, {})
     tried, _ = _train(grid, tmp_path, {"trial": trial})
@@ -118,6 +118,34 @@ def test_input_std_is_the_embedding_s(run_config):
     recipe_trials.apply_trial(run, {"input_std": 0.3})
     assert run.bare_model.transformer.wte.weight.std().item() == pytest.approx(0.3)
     assert run.bare_model.lm_head.weight.equal(centers)
+
+
+@pytest.mark.parametrize("head", ["harmonic", "standard"])
+@pytest.mark.parametrize("trial", [{"frequency_start": 0.7}, {"frequency_bias": 1.0}], ids=lambda t: next(iter(t)))
+def test_a_fresh_model_knows_the_frequencies(run_config, head, trial):
+    names = {"harmonic": ("euclidean", "harmax"), "standard": ("dot", "softmax")}[head]
+    config = run_config(model__tie_word_embeddings=False, model__similarity=names[0], model__normalization=names[1], model__n_embd=64)
+    run = loop.setup(config, resume=False)
+    share = recipe_trials._log_frequencies(run)
+    assert share.exp().sum().item() == pytest.approx(1, rel=1e-4)
+    before = loop.evaluate(run)["val_loss"]
+    measured = recipe_trials.apply_trial(run, trial)
+    entropy = -(share.exp() * share).sum().item()
+    assert abs(loop.evaluate(run)["val_loss"] - entropy) < 0.5 * abs(before - entropy)
+    assert measured() == ({"bias moved": 0.0} if "frequency_bias" in trial else {})
+
+
+def test_a_frequency_bias_learns_unless_its_rate_is_0(grid, tmp_path):
+    assert _train(grid, tmp_path, {"trial": {"frequency_bias": 1.0}})[0]["measured"]["bias moved"] > 1e-3
+    assert _train(grid, tmp_path, {"trial": {"frequency_bias": 0.0}})[0]["measured"]["bias moved"] == 0
+
+
+def test_smoothing_is_of_training_alone(grid, tmp_path):
+    plain, _ = _train(grid, tmp_path, {})
+    row, run = _train(grid, tmp_path, {"trial": {"label_smoothing": 0.5}})
+    assert row["val_loss"] == loop.evaluate(run)["val_loss"] != plain["val_loss"]
+    del run.bare_model.lm_head.forward  # the product's own loss
+    assert row["val_loss"] == pytest.approx(loop.evaluate(run)["val_loss"], rel=1e-5)
 
 
 def test_stability_counts_rises_after_warmup():
