@@ -78,7 +78,11 @@ def _train(grid, tmp_path, experiment: dict) -> tuple[dict, loop.Run]:
         loop.setup = original
 
 
-@pytest.mark.parametrize("trial", [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr": 1.0}, {"label_smoothing": 0.0}], ids=lambda t: next(iter(t)))
+@pytest.mark.parametrize(
+    "trial",
+    [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr": 1.0}, {"label_smoothing": 0.0}],
+    ids=lambda t: next(iter(t)),
+)
 def test_a_trial_that_changes_nothing_trains_the_same(grid, tmp_path, trial):
     plain, _ = _train(grid, tmp_path, {})
     tried, _ = _train(grid, tmp_path, {"trial": trial})
