@@ -103,7 +103,9 @@ class DataSection(Section):
 
 
 class OptimSection(Section):
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the blocks' matrices; AdamW for everything else")
     lr: Positive = Field(6e-4, description="peak learning rate")
+    head_lr: Positive = Field(1.0, description="learning rate of the head's centers (tied: of the embedding), as a multiple of lr")
     warmup_steps: Annotated[int, Ge(0), Le(2**31 - 1)] = Field(100, description="linear warmup")
     min_lr_ratio: Annotated[float, Ge(0), Le(1)] = Field(0.05, description="end of the cosine, as a share of lr")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")

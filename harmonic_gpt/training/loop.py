@@ -63,7 +63,7 @@ def train_step(run: Run) -> Step:
         raise FloatingPointError(f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated")
     if run.skipped_in_a_row == 0:
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run.step, config.train.steps, config.optim)
+            group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
         run.optimizer.step()
     else:
         run.skipped_steps += 1

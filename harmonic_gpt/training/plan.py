@@ -49,6 +49,7 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
     head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get((m.similarity, m.normalization), "ablation")
     n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
     exponent = f", exponent {n}" if m.normalization == "harmax" else ""
+    head_lr = f" (head x {config.optim.head_lr:g})" if config.optim.head_lr != 1.0 else ""
     rows = {
         "run": config.run_dir,
         "head": f"{head} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
@@ -57,7 +58,7 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
         "data": config.data.dir + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
-        f"lr {config.optim.lr:g}, warmup {config.optim.warmup_steps:,}",
+        f"{config.optim.optimizer}, lr {config.optim.lr:g}{head_lr}, warmup {config.optim.warmup_steps:,}",
         "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} micro-batches of up to {micro}",
         "compute": f"{training_flops_per_token(hf_config) * all_tokens:.3g} FLOPs, {t.precision}",
         "memory": f"about {memory / 2**30:.1f} GiB a rank (estimate)",

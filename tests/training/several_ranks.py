@@ -173,8 +173,9 @@ def sharded(folder: Path) -> dict:
     dist.barrier()
     assert train(config(folder, "fsdp-parts"), resume=True) == 0
     assert train(config(folder, "fsdp-grown"), resume=True) == 0  # begun by one process without sharding
-    for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16"):
+    for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16", "fsdp-muon"):
         assert train(config(folder, name)) == 0
+    assert train(config(folder, "fsdp-muon-grown"), resume=True) == 0
     setup_module.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0

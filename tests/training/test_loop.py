@@ -77,9 +77,10 @@ def test_micro_batches_do_not_change_the_losses(run_config, tmp_path):
         assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
 
 
-def test_resume_is_exact(run_config, tmp_path):
+@pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr": 2.0}])
+def test_resume_is_exact(run_config, tmp_path, optimizer):
     """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and accumulation on."""
-    options = {"model__dropout": 0.1, "train__micro_batch_size": 3}
+    options = {"model__dropout": 0.1, "train__micro_batch_size": 3, **optimizer}
     loop.train(run_config(run_dir=tmp_path / "whole", **options))
     stopped = run_config(run_dir=tmp_path / "parts", **options)
     run = loop.setup(stopped, resume=False)
