@@ -1,6 +1,7 @@
 """What the recipe bench tries and the product does not offer (yet): small changes to a run between `setup` and `fit`.
 
 A trial that pays moves into the product, with its gradient in the chunked loss; one that does not is deleted with a line in docs/recipe.md.
+`head_lr` and `muon` have (optim.head_lr, optim.optimizer); they stay, because the rows that were measured with them bear their names.
 """
 
 import math

@@ -116,6 +116,15 @@ def test_trials_do_what_they_say(grid, tmp_path):
     assert 0 < (run.bare_model.transformer.ln_f.weight < 0).sum() < 16
 
 
+def test_the_trial_that_moved_into_the_product_is_the_products(grid, tmp_path):
+    """Rows of docs/results made by the trial are what the settings give today, to the last bit."""
+    untied = {"model.tie_word_embeddings": False}
+    tried, _ = _train(grid, tmp_path, {"set": untied, "trial": {"head_lr": 2.0, "muon": 1.0}})
+    settings, _ = _train(grid, tmp_path, {"set": untied | {"optim.optimizer": "muon", "optim.head_lr": 2.0}})
+    plain, _ = _train(grid, tmp_path, {"set": untied})
+    assert settings["curve"] == tried["curve"] != plain["curve"]
+
+
 def test_input_std_is_the_embedding_s(run_config):
     run = loop.setup(run_config(model__tie_word_embeddings=False), resume=False)
     centers = run.bare_model.lm_head.weight.detach().clone()
