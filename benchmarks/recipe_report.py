@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
+import numpy as np
 from recipe import read_results
 from scipy import stats
 
@@ -71,24 +72,62 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def paired(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+    """(question, size) -> (seed, harmonic's loss, standard's loss) for every seed that both heads have."""
+    losses: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        heads = losses.setdefault((row["question"], row["size"]), {"harmonic": {}, "standard": {}})
+        heads[row["head"]][row["seed"]] = row["val_loss"]
+    pairs = {
+        key: [(s, heads["harmonic"][s], heads["standard"][s]) for s in sorted(heads["harmonic"].keys() & heads["standard"].keys())]
+        for key, heads in losses.items()
+    }
+    return {key: found for key, found in pairs.items() if found}
+
+
 def heads_compared(rows: list[dict]) -> str:
     """Markdown: one line a question and size that has two or more seeds of both heads. Pairs share the order of the data.
 
     interval: 95 % of the mean difference, by a paired t test over seeds.
     """
     lines = ["| question | size | seeds | harmonic | standard | harmonic - standard | interval |", "|---" * 7 + "|"]
-    for question, size in dict.fromkeys((row["question"], row["size"]) for row in rows):
-        losses = {
-            head: {row["seed"]: row["val_loss"] for row in rows if (row["question"], row["size"], row["head"]) == (question, size, head)}
-            for head in ("harmonic", "standard")
-        }
-        seeds = sorted(losses["harmonic"].keys() & losses["standard"].keys())
+    for (question, size), pairs in paired(rows).items():
+        seeds, ours, theirs = zip(*pairs, strict=True)
         if len(seeds) > 1:
-            ours, theirs = ([losses[head][seed] for seed in seeds] for head in ("harmonic", "standard"))
             low, high = stats.ttest_rel(ours, theirs).confidence_interval()
             cells = [question, size, ",".join(map(str, seeds)), spread(ours), spread(theirs)]
             cells += [f"{mean(ours) - mean(theirs):+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
             lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def line_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float, float]:
+    """A least-squares line's value at `at`, and the 95 % interval of that mean (low, high)."""
+    fit, n = stats.linregress(x, y), len(x)
+    value = fit.intercept + fit.slope * at
+    residual = np.sqrt(np.sum((y - fit.intercept - fit.slope * x) ** 2) / (n - 2))
+    error = residual * np.sqrt(1 / n + (at - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
+    half = stats.t.ppf(0.975, n - 2) * error
+    return value, value - half, value + half
+
+
+def trend_over_width(rows: list[dict], width: int = 768) -> str:
+    """Markdown: for questions with three widths or more, lines in log2 of the width, and what they say at `width`.
+
+    Losses, and the paired difference, which is what a projection can use: equal tokens at every size are no scaling law of the loss.
+    """
+    lines = [f"| question | widths | | a doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
+    for question in dict.fromkeys(row["question"] for row in rows):
+        found = {size: pairs for (q, size), pairs in paired(rows).items() if q == question}
+        widths = {size: int(size.split("x")[1].split("-")[0]) for size in found}
+        if len(set(widths.values())) < 3:
+            continue
+        x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])
+        ours, theirs = np.array([pair[1:] for pairs in found.values() for pair in pairs]).T
+        for name, y in (("harmonic", ours), ("standard", theirs), ("harmonic - standard", ours - theirs)):
+            value, low, high = line_at(x, y, np.log2(width))
+            named = ", ".join(map(str, sorted(set(widths.values()))))
+            lines.append(f"| {question} | {named} | {name} | {stats.linregress(x, y).slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
     return "\n".join(lines)
 
 
@@ -131,6 +170,7 @@ def main() -> None:
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
     print(f"### The heads against each other\n\n{heads_compared(rows)}\n")
+    print(f"### Trend over width\n\n{trend_over_width(rows)}\n")
     if args.figures:
         args.figures.mkdir(parents=True, exist_ok=True)
         draw(rows, args.figures / "loss.png")

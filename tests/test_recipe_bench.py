@@ -1,6 +1,7 @@
 """The bench of benchmarks/recipe.py on runs of seconds: what it trains is what the product trains, and a cut-off queue continues."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,28 @@ def test_heads_are_compared_seed_by_seed():
     line = recipe_report.heads_compared(rows).splitlines()[2:]
     # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
     assert line == ["| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+
+
+def test_the_trend_over_width_is_a_line_with_its_interval():
+    gaps = {"2x64": [0.06, 0.08], "2x128": [0.05, 0.05], "4x192-gpt2": [0.04, 0.05]}
+    rows = [
+        {"question": "c", "size": size, "head": head, "seed": seed, "val_loss": 5.0 + gap * (head == "harmonic")}
+        for size, both in gaps.items()
+        for seed, gap in enumerate(both)
+        for head in ("harmonic", "standard")
+    ]
+    rows += [row | {"question": "two widths"} for row in rows if row["size"] != "2x64"]
+    _, standard, gap = recipe_report.trend_over_width(rows).splitlines()[2:]
+    assert standard == "| c | 64, 128, 192 | standard | +0.0000 | 5.0000 | [5.0000, 5.0000] |"
+    x = [6, 6, 7, 7, math.log2(192), math.log2(192)]
+    design = torch.tensor([[1.0, v] for v in x], dtype=torch.float64)
+    y = torch.tensor([g for both in gaps.values() for g in both], dtype=torch.float64)
+    beta = torch.linalg.lstsq(design, y).solution
+    at = torch.tensor([1.0, math.log2(768)], dtype=torch.float64)
+    variance = (y - design @ beta).square().sum() / 4 * (at @ torch.linalg.inv(design.T @ design) @ at)
+    half = 2.7764451 * variance.sqrt()  # t of 0.975 with 4 degrees of freedom
+    value = at @ beta
+    assert gap == f"| c | 64, 128, 192 | harmonic - standard | {beta[1]:+.4f} | {value:.4f} | [{value - half:.4f}, {value + half:.4f}] |"
 
 
 def test_losses_by_frequency_add_up():
