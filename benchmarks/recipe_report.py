@@ -73,16 +73,24 @@ def table(rows: list[dict]) -> str:
 
 
 def paired(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
-    """(question, size) -> (seed, harmonic's loss, standard's loss) for every seed that both heads have."""
-    losses: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    """(question, size and corpus) -> (seed, harmonic's loss, standard's loss) for every seed that both heads have.
+
+    Of a head's settings it is the one with the most seeds, and the best of these.
+    """
+    heads: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        heads = losses.setdefault((row["question"], row["size"]), {"harmonic": {}, "standard": {}})
-        heads[row["head"]][row["seed"]] = row["val_loss"]
-    pairs = {
-        key: [(s, heads["harmonic"][s], heads["standard"][s]) for s in sorted(heads["harmonic"].keys() & heads["standard"].keys())]
-        for key, heads in losses.items()
-    }
-    return {key: found for key, found in pairs.items() if found}
+        corpus = f" {Path(row['set']['data.dir']).name}" if "data.dir" in row["set"] else ""
+        groups.setdefault((row["question"], row["size"] + corpus, row["head"]), []).append(row)
+    for (question, size, head), found in groups.items():
+        runs = min(by_setting(found).values(), key=lambda runs: (-len(runs), mean(run["val_loss"] for run in runs)))
+        heads.setdefault((question, size), {})[head] = {run["seed"]: run["val_loss"] for run in runs}
+    pairs = {}
+    for key, losses in heads.items():
+        ours, theirs = (losses.get(head, {}) for head in ("harmonic", "standard"))
+        if seeds := sorted(ours.keys() & theirs.keys()):
+            pairs[key] = [(seed, ours[seed], theirs[seed]) for seed in seeds]
+    return pairs
 
 
 def heads_compared(rows: list[dict]) -> str:
@@ -119,7 +127,7 @@ def trend_over_width(rows: list[dict], width: int = 768) -> str:
     lines = [f"| question | widths | | a doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
     for question in dict.fromkeys(row["question"] for row in rows):
         found = {size: pairs for (q, size), pairs in paired(rows).items() if q == question}
-        widths = {size: int(size.split("x")[1].split("-")[0]) for size in found}
+        widths = {size: int(re.split("x|-| ", size)[1]) for size in found}
         if len(set(widths.values())) < 3:
             continue
         x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])

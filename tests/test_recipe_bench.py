@@ -206,10 +206,14 @@ def test_the_report_puts_seeds_side_by_side(grid, tmp_path):
 def test_heads_are_compared_seed_by_seed():
     losses = {"harmonic": {0: 9.0, 1: 5.1, 2: 5.3, 3: 5.2}, "standard": {1: 5.0, 2: 5.3, 3: 5.1, 4: 1.0}}
     rows = [
-        {"question": "confirmation", "size": "tiny", "head": head, "seed": seed, "val_loss": loss}
+        {"question": "confirmation", "size": "tiny", "head": head, "seed": seed, "val_loss": loss, "set": {}, "trial": {}}
         for head, seeds in losses.items()
         for seed, loss in seeds.items()
-    ] + [{"question": "one seed", "size": "tiny", "head": head, "seed": 0, "val_loss": 5.0} for head in losses]
+    ]
+    rows += [row | {"question": "one seed"} for row in rows[:1]]
+    # A setting with fewer seeds, however good, is not what is compared; another corpus is another comparison
+    rows += [row | {"set": {"optim.lr": 1.0}, "val_loss": 1.0} for row in rows if row["seed"] in (1, 2) and row["head"] == "standard"]
+    rows += [row | {"set": {"data.dir": "a/corpus-4"}, "val_loss": 2.0} for row in rows if row["seed"] == 3]
     line = recipe_report.heads_compared(rows).splitlines()[2:]
     # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
     assert line == ["| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
@@ -218,7 +222,7 @@ def test_heads_are_compared_seed_by_seed():
 def test_the_trend_over_width_is_a_line_with_its_interval():
     gaps = {"2x64": [0.06, 0.08], "2x128": [0.05, 0.05], "4x192-gpt2": [0.04, 0.05]}
     rows = [
-        {"question": "c", "size": size, "head": head, "seed": seed, "val_loss": 5.0 + gap * (head == "harmonic")}
+        {"question": "c", "size": size, "head": head, "seed": seed, "val_loss": 5.0 + gap * (head == "harmonic")} | {"set": {}, "trial": {}}
         for size, both in gaps.items()
         for seed, gap in enumerate(both)
         for head in ("harmonic", "standard")
