@@ -174,7 +174,10 @@ class RunConfig(Section):
         if self.model.exponent == "fit" and self.model.init_from is None:
             problems.append('model.exponent: "fit" needs model.init_from, whose weights it is fitted to')
         if self.model.init_from is not None and (self.model.hidden_scale is not None or self.model.center_std is not None):
-            problems.append("model.hidden_scale and model.center_std belong to fresh weights; with model.init_from leave them out")
+            problems.append(
+                "model.hidden_scale and model.center_std belong to fresh weights; with model.init_from "
+                "leave them out, or undo a file's value with --model.hidden_scale=null --model.center_std=null"
+            )
         if self.optim.warmup_steps >= self.train.steps:
             problems.append(f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}")
         if problems:
