@@ -1,7 +1,7 @@
 """python -m harmonic_gpt VERB. `train.py` and `eval.py` are the same doors.
 
-Exit codes: 0 done; 2 the input is wrong (one line says how to mend it); 3 the loss is not finite; 4 the system refused (disk full,
-permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, with a traceback.
+Exit codes: 0 done; 2 the input is wrong (one line says how to mend it); 3 the loss is not finite; 4 the system refused
+(disk full, permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, with a traceback.
 """
 
 import sys
@@ -13,7 +13,12 @@ from transformers.utils.logging import disable_progress_bar
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import describe_fields, load_run_config
 
-OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+OPTIONS = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
 app = typer.Typer(help="Train GPT-2 with a harmonic distance head, evaluate it, publish it.", **OPTIONS)
 evaluate = typer.Typer(help="Evaluate trained models.", **OPTIONS)
 app.add_typer(evaluate, name="eval")
@@ -25,10 +30,19 @@ app.add_typer(importer, name="import")
 Model = Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name")]
 Data = Annotated[str | None, typer.Option(help="token folder; default: the one the run was trained with")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Words = Annotated[str | None, typer.Option(help="list the tokens nearest to these, as in king,red; default: a few common words")]
-Task = Annotated[list[str] | None, typer.Option(help="labelled texts to probe (SST-2 or CoLA format: .csv .tsv .jsonl); may be repeated")]
-Report = Annotated[str | None, typer.Option(help="folder of `eval.py compare` or `eval.py lm-eval` with this model, for the card")]
-Licence = Annotated[str | None, typer.Option("--license", help="licence of the weights, as the Hub names it (apache-2.0)")]
+Words = Annotated[
+    str | None, typer.Option(help="list the tokens nearest to these, as in king,red; default: a few common words")
+]
+Task = Annotated[
+    list[str] | None,
+    typer.Option(help="labelled texts to probe (SST-2 or CoLA format: .csv .tsv .jsonl); may be repeated"),
+]
+Report = Annotated[
+    str | None, typer.Option(help="folder of `eval.py compare` or `eval.py lm-eval` with this model, for the card")
+]
+Licence = Annotated[
+    str | None, typer.Option("--license", help="licence of the weights, as the Hub names it (apache-2.0)")
+]
 
 TRAIN_HELP = f"""Train a model, or continue one.
 
@@ -45,7 +59,9 @@ Settings and their defaults:
 def train(
     context: typer.Context,
     config: Annotated[str | None, typer.Option(help="YAML file with the settings")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint, if there is one")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue from the newest checkpoint, if there is one")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop; needs no data")] = False,
 ):
     settings = load_run_config(config, context.args)
@@ -69,10 +85,16 @@ def prepare(
     out: Annotated[str, typer.Option(help="token folder to create; a killed preparation of it is continued")],
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name; default: train a BPE")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257)] = None,
-    validation: Annotated[str, typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes")] = "content",
-    validation_share: Annotated[float | None, typer.Option(help="share of documents for validation (0.05)", min=0, max=1)] = None,
+    validation: Annotated[
+        str, typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes")
+    ] = "content",
+    validation_share: Annotated[
+        float | None, typer.Option(help="share of documents for validation (0.05)", min=0, max=1)
+    ] = None,
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
-    keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")] = False,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
+    ] = False,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
     num_workers: Annotated[int | None, typer.Option(help="threads that tokenise; default: the cores", min=1)] = None,
 ):
@@ -95,7 +117,9 @@ def prepare(
     manifest = open_token_folder(path).manifest
     for name, split in manifest["splits"].items():
         per_byte = split["tokens"] / split["text_bytes"]
-        print(f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {per_byte:.3f} tokens a byte")
+        print(
+            f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {per_byte:.3f} tokens a byte"
+        )
     print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
 
 
@@ -135,7 +159,9 @@ def perplexity(
     ids = stream.read(0, min(len(stream), tokens or len(stream)))
     result = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)
     per_byte = "unknown (the model has no tokenizer)" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
-    print(f"nats a token   {result.nats_per_token:.4f}\nperplexity     {result.perplexity:.3f}\nbits per byte  {per_byte}")
+    print(
+        f"nats a token   {result.nats_per_token:.4f}\nperplexity     {result.perplexity:.3f}\nbits per byte  {per_byte}"
+    )
     print(f"tokens         {result.tokens:,} of {split}, windows of {result.window} every {result.stride}")
 
 
@@ -156,7 +182,9 @@ def sample(
 
     loaded = load_model(model, device)
     print(f"sampling from {loaded.describe()}")
-    texts = draw(loaded, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, count=count, seed=seed)
+    texts = draw(
+        loaded, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, count=count, seed=seed
+    )
     for text in texts:
         print(f"---\n{text}")
 
@@ -164,8 +192,12 @@ def sample(
 @evaluate.command()
 def geometry(
     model: Model,
-    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks (function-vectors JSON); default: built in")] = None,
-    layers: Annotated[str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")] = None,
+    word_pairs: Annotated[
+        str | None, typer.Option(help="folder of relation tasks (function-vectors JSON); default: built in")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
     data: Data = None,
     tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
@@ -185,7 +217,9 @@ def probes(
     task: Task = None,
     layers: Annotated[str | None, typer.Option(help="as in 0,6,12; default: first, middle, last")] = None,
     examples: Annotated[int, typer.Option(help="of a task, at most", min=25)] = 2000,
-    data: Annotated[str | None, typer.Option(help="token folder whose frequencies are probed; default: the run's own, if any")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="token folder whose frequencies are probed; default: the run's own, if any")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="file for the numbers as JSON")] = None,
     device: Device = "cpu",
 ):
@@ -220,24 +254,31 @@ def lens(
     for layer in reversed(range(len(read.words))):
         cells = zip(read.words[layer], read.scores[layer], strict=True)
         table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
-    Console(markup=False, width=max(Console().width, 8 + 16 * len(read.tokens))).print(table)  # words cut apart cannot be read
+    Console(markup=False, width=max(Console().width, 8 + 16 * len(read.tokens))).print(
+        table
+    )  # words cut apart cannot be read
     if out is not None:
         module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
 
 
 @evaluate.command(context_settings={"ignore_unknown_options": True})
 def compare(
-    models: Annotated[list[str], typer.Argument(help="models, each its own arm; or --arm NAME MODEL... --arm NAME MODEL...")],
+    models: Annotated[
+        list[str], typer.Argument(help="models, each its own arm; or --arm NAME MODEL... --arm NAME MODEL...")
+    ],
     out: Annotated[str, typer.Option(help="folder for results.json, figures, report.md and report.html")],
     data: Data = None,
     tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
-    reading_tokens: Annotated[int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)] = 32768,
+    reading_tokens: Annotated[
+        int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)
+    ] = 32768,
     probe_task: Task = None,
     words: Words = None,
     device: Device = "cpu",
 ):
-    """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out report/"""
+    """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out
+    report/"""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -248,7 +289,9 @@ def compare(
 
     arms = parse_arms(models)
     chosen = {"probe_files": probe_task, "words": words.split(",") if words else None}
-    results = comparison.compare(arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens, **chosen)
+    results = comparison.compare(
+        arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens, **chosen
+    )
     header, rows = model_table(results)
     table = Table(*header, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
@@ -277,7 +320,9 @@ def toy(
 
 @studies.command()
 def algorithmic(
-    out: Annotated[str, typer.Option(help="folder of the results; what is there is not run again")] = "runs/algorithmic",
+    out: Annotated[
+        str, typer.Option(help="folder of the results; what is there is not run again")
+    ] = "runs/algorithmic",
     tasks: Annotated[list[str] | None, typer.Option(help="default: all; may be repeated")] = None,
     models: Annotated[list[str] | None, typer.Option(help="default: all; may be repeated")] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="clean or paper; default: both")] = None,
@@ -294,7 +339,9 @@ def algorithmic(
 @studies.command()
 def digits(
     out: Annotated[str, typer.Option(help="folder for the figure and claims.md")] = "runs/digits",
-    data: Annotated[str, typer.Option(help="digits (scikit-learn's), mnist (the hub), or a local folder of images")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits (scikit-learn's), mnist (the hub), or a local folder of images")
+    ] = "digits",
     seeds: Annotated[int, typer.Option(min=2)] = 10,
     epochs: Annotated[int | None, typer.Option(help="default: 200 for digits, 10 for MNIST", min=1)] = None,
 ):
@@ -316,10 +363,16 @@ def report(folder: Annotated[str, typer.Argument(help="--out of `study algorithm
 @evaluate.command("lm-eval")
 def lm_eval(
     model: Model,
-    tasks: Annotated[str, typer.Option(help="comma-separated: validation_text, relations, or any of `lm_eval ls tasks`")],
-    data: Annotated[str | None, typer.Option(help="token folder or text file of validation_text; default: the run's own")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="comma-separated: validation_text, relations, or any of `lm_eval ls tasks`")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="token folder or text file of validation_text; default: the run's own")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="folder whose results.json takes the scores")] = None,
-    few_shot: Annotated[int | None, typer.Option(help="examples before each question; default: the task's", min=0)] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="examples before each question; default: the task's", min=0)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="questions of a task; default: all", min=1)] = None,
     device: Device = "cpu",
 ):
@@ -345,12 +398,17 @@ def _import_group():
 def nanogpt(
     checkpoint: Annotated[str, typer.Argument(help="ckpt.pt of nanoGPT or of the paper's code")],
     out: Annotated[str, typer.Option(help="folder to create")],
-    standard: Annotated[bool, typer.Option("--standard", help="its head is nanoGPT's own: dot products, softmax")] = False,
+    standard: Annotated[
+        bool, typer.Option("--standard", help="its head is nanoGPT's own: dot products, softmax")
+    ] = False,
     exponent: Annotated[float | None, typer.Option(help="its head is harmonic: exponent on the distance")] = None,
     squared_distance_exponent: Annotated[
-        float | None, typer.Option(help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)")
+        float | None,
+        typer.Option(help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)"),
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="rows of the embedding to keep; default: 50257 of 50304, or all", min=1)] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="rows of the embedding to keep; default: 50257 of 50304, or all", min=1)
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name to put beside the model")] = None,
 ):
     """A nanoGPT checkpoint."""
@@ -395,7 +453,9 @@ def export(
 def push(
     model: Model,
     repo: Annotated[str, typer.Option(help="USER/NAME on the Hugging Face Hub")],
-    private: Annotated[bool, typer.Option("--private", help="create a private repository; refuse an existing public one")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="create a private repository; refuse an existing public one")
+    ] = False,
     report: Report = None,
     licence: Licence = None,
 ):

@@ -56,7 +56,17 @@ def test_train_resume_evaluate_sample_compare(cli, config_file, tmp_path):
 
 
 def test_prepare(cli, corpus, tmp_path):
-    arguments = ("prepare", "--source", corpus, "--out", tmp_path / "out", "--vocab-size", 300, "--validation-share", 0.2)
+    arguments = (
+        "prepare",
+        "--source",
+        corpus,
+        "--out",
+        tmp_path / "out",
+        "--vocab-size",
+        300,
+        "--validation-share",
+        0.2,
+    )
     code, out, _ = cli(*arguments)
     assert (code, "vocabulary 300" in out) == (0, True)
     code, _, err = cli(*arguments)
@@ -110,7 +120,9 @@ def test_mistakes_are_one_message_and_code_2(cli, tmp_path, arguments, message):
 
 
 def test_not_finite_is_code_3(cli, config_file):
-    code, _, err = cli("train", "--config", config_file, "--optim.lr=1e30", "--optim.warmup_steps=0", "--train.steps=20")
+    code, _, err = cli(
+        "train", "--config", config_file, "--optim.lr=1e30", "--optim.warmup_steps=0", "--train.steps=20"
+    )
     assert code == 3
     assert "step " in err
     assert "not been updated" in err
@@ -118,7 +130,8 @@ def test_not_finite_is_code_3(cli, config_file):
 
 @pytest.mark.slow
 def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, tmp_path):
-    """torchrun with two gloo ranks, two micro-batches each, against one process; then one process continues what two began."""
+    """torchrun with two gloo ranks, two micro-batches each, against one process; then one process continues what two
+    began."""
     command = [str(ROOT / "train.py"), "--config", str(config_file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -1,4 +1,5 @@
-"""The bench of benchmarks/recipe.py on runs of seconds: what it trains is what the product trains, and a cut-off queue continues."""
+"""The bench of benchmarks/recipe.py on runs of seconds: what it trains is what the product trains, and a cut-off queue
+continues."""
 
 import json
 import math
@@ -30,9 +31,25 @@ def grid(token_folder, tmp_path):
     """A function that writes a grid of the given experiments, at a size of seconds, and returns its path."""
 
     def write(*experiments: dict) -> Path:
-        tiny = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "model.n_positions": 32, "train.steps": 6, "eval.every": 3}
-        tiny |= {"train.batch_tokens": 128, "optim.warmup_steps": 2, "optim.lr": 0.01, "eval.tokens": 512, "train.log_every": 1}
-        heads = {"harmonic": {"model.exponent": 8.0}, "standard": {"model.similarity": "dot", "model.normalization": "softmax"}}
+        tiny = {
+            "model.n_layer": 1,
+            "model.n_head": 2,
+            "model.n_embd": 16,
+            "model.n_positions": 32,
+            "train.steps": 6,
+            "eval.every": 3,
+        }
+        tiny |= {
+            "train.batch_tokens": 128,
+            "optim.warmup_steps": 2,
+            "optim.lr": 0.01,
+            "eval.tokens": 512,
+            "train.log_every": 1,
+        }
+        heads = {
+            "harmonic": {"model.exponent": 8.0},
+            "standard": {"model.similarity": "dot", "model.normalization": "softmax"},
+        }
         path = tmp_path / "grid.yaml"
         entries = [{"question": "q", "size": "tiny", "head": "harmonic"} | e for e in experiments]
         base = {"data.dir": str(token_folder)}
@@ -46,10 +63,21 @@ def test_grid_expands_in_order_and_names_equal_runs_once(grid):
     runs = recipe.read_grid(
         grid(
             {"vary": {"optim.lr": [0.02, 0.01], "trial.head_lr": [0.5]}, "seeds": [0, 1]},
-            {"question": "another", "set": {"optim.lr": 0.01}, "trial": {"head_lr": 0.5}, "seeds": [1, 2]},  # seed 1 is there already
+            {
+                "question": "another",
+                "set": {"optim.lr": 0.01},
+                "trial": {"head_lr": 0.5},
+                "seeds": [1, 2],
+            },  # seed 1 is there already
         )
     )
-    assert [(r["settings"]["optim.lr"], r["seed"]) for r in runs] == [(0.02, 0), (0.02, 1), (0.01, 0), (0.01, 1), (0.01, 2)]
+    assert [(r["settings"]["optim.lr"], r["seed"]) for r in runs] == [
+        (0.02, 0),
+        (0.02, 1),
+        (0.01, 0),
+        (0.01, 1),
+        (0.01, 2),
+    ]
     assert all(r["trial"] == {"head_lr": 0.5} and r["settings"]["model.exponent"] == 8.0 for r in runs)
     assert len({r["key"] for r in runs}) == 5
 
@@ -138,7 +166,9 @@ def test_input_std_is_the_embedding_s(run_config):
 @pytest.mark.parametrize("trial", [{"frequency_start": 0.7}, {"frequency_bias": 1.0}], ids=lambda t: next(iter(t)))
 def test_a_fresh_model_knows_the_frequencies(run_config, head, trial):
     names = {"harmonic": ("euclidean", "harmax"), "standard": ("dot", "softmax")}[head]
-    config = run_config(model__tie_word_embeddings=False, model__similarity=names[0], model__normalization=names[1], model__n_embd=64)
+    config = run_config(
+        model__tie_word_embeddings=False, model__similarity=names[0], model__normalization=names[1], model__n_embd=64
+    )
     run = loop.setup(config, resume=False)
     share = recipe_trials._log_frequencies(run)
     assert share.exp().sum().item() == pytest.approx(1, rel=1e-4)
@@ -174,7 +204,8 @@ def test_stability_counts_rises_after_warmup():
 
 @pytest.mark.slow
 def test_a_queue_continues_where_it_was_cut_off(grid, tmp_path):
-    """Through the command line: a finished run is skipped, a line that was cut short is trained again, a failed run does not stop it."""
+    """Through the command line: a finished run is skipped, a line that was cut short is trained again, a failed run
+    does not stop it."""
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
     bad, good = {"set": {"model.n_head": 3}}, {"set": {"optim.lr": 0.02}}
     path = grid({}, bad, good)
@@ -206,23 +237,38 @@ def test_the_report_puts_seeds_side_by_side(grid, tmp_path):
 def test_heads_are_compared_seed_by_seed():
     losses = {"harmonic": {0: 9.0, 1: 5.1, 2: 5.3, 3: 5.2}, "standard": {1: 5.0, 2: 5.3, 3: 5.1, 4: 1.0}}
     rows = [
-        {"question": "confirmation", "size": "tiny", "head": head, "seed": seed, "val_loss": loss, "set": {}, "trial": {}}
+        {
+            "question": "confirmation",
+            "size": "tiny",
+            "head": head,
+            "seed": seed,
+            "val_loss": loss,
+            "set": {},
+            "trial": {},
+        }
         for head, seeds in losses.items()
         for seed, loss in seeds.items()
     ]
     rows += [row | {"question": "one seed"} for row in rows[:1]]
     # A setting with fewer seeds, however good, is not what is compared; another corpus is another comparison
-    rows += [row | {"set": {"optim.lr": 1.0}, "val_loss": 1.0} for row in rows if row["seed"] in (1, 2) and row["head"] == "standard"]
+    rows += [
+        row | {"set": {"optim.lr": 1.0}, "val_loss": 1.0}
+        for row in rows
+        if row["seed"] in (1, 2) and row["head"] == "standard"
+    ]
     rows += [row | {"set": {"data.dir": "a/corpus-4"}, "val_loss": 2.0} for row in rows if row["seed"] == 3]
     line = recipe_report.heads_compared(rows).splitlines()[2:]
     # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
-    assert line == ["| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+    assert line == [
+        "| confirmation | tiny | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"
+    ]
 
 
 def test_the_trend_over_width_is_a_line_with_its_interval():
     gaps = {"2x64": [0.06, 0.08], "2x128": [0.05, 0.05], "4x192-gpt2": [0.04, 0.05]}
     rows = [
-        {"question": "c", "size": size, "head": head, "seed": seed, "val_loss": 5.0 + gap * (head == "harmonic")} | {"set": {}, "trial": {}}
+        {"question": "c", "size": size, "head": head, "seed": seed, "val_loss": 5.0 + gap * (head == "harmonic")}
+        | {"set": {}, "trial": {}}
         for size, both in gaps.items()
         for seed, gap in enumerate(both)
         for head in ("harmonic", "standard")
@@ -238,11 +284,16 @@ def test_the_trend_over_width_is_a_line_with_its_interval():
     variance = (y - design @ beta).square().sum() / 4 * (at @ torch.linalg.inv(design.T @ design) @ at)
     half = 2.7764451 * variance.sqrt()  # t of 0.975 with 4 degrees of freedom
     value = at @ beta
-    assert gap == f"| c | 64, 128, 192 | harmonic - standard | {beta[1]:+.4f} | {value:.4f} | [{value - half:.4f}, {value + half:.4f}] |"
+    assert (
+        gap
+        == f"| c | 64, 128, 192 | harmonic - standard | {beta[1]:+.4f} | {value:.4f} | [{value - half:.4f}, {value + half:.4f}] |"
+    )
 
 
 def test_losses_by_frequency_add_up():
-    model = HarmonicGPT2ForCausalLM(HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
+    model = HarmonicGPT2ForCausalLM(
+        HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    ).eval()
     blocks = torch.randint(30, (5, 17))
     classes = torch.arange(30) % 5  # of the six classes one is empty
     found = rare_tokens.by_frequency(model, blocks, classes)

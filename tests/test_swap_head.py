@@ -47,7 +47,9 @@ def test_logits_and_loss_are_the_formulas(make):
     assert output.loss.item() == pytest.approx(nats.item(), rel=1e-5)
     hidden = model.model(IDS[:, :-1]).last_hidden_state
     assert head(hidden, IDS[:, 1:]).item() == pytest.approx(nats.item(), rel=1e-5)
-    assert harmonic_cross_entropy(0.3 * hidden, head.weight, IDS[:, 1:], exponent=7.0).item() == pytest.approx(nats.item(), rel=1e-5)
+    assert harmonic_cross_entropy(0.3 * hidden, head.weight, IDS[:, 1:], exponent=7.0).item() == pytest.approx(
+        nats.item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("make", [llama, qwen])

@@ -28,9 +28,13 @@ class Reader:
 
     def __init__(self, sources: list[Source], validation: str, validation_share: float, drop_duplicates: bool):
         self.sources, self.share, self.drop_duplicates = sources, validation_share, drop_duplicates
-        self.membership = [nanogpt_validation(source.count_rows()) for source in sources] if validation == "nanogpt" else None
+        self.membership = (
+            [nanogpt_validation(source.count_rows()) for source in sources] if validation == "nanogpt" else None
+        )
 
-    def batches(self, position: list[int] = [0, 0, 0], row: int = 0, seen: SeenDocuments | None = None) -> Iterator[Batch]:  # noqa: B006
+    def batches(
+        self, position: list[int] = [0, 0, 0], row: int = 0, seen: SeenDocuments | None = None
+    ) -> Iterator[Batch]:  # noqa: B006
         """Batches from a position on, which is `row` documents into its source; `seen` are those kept before."""
         seen = seen or SeenDocuments()
         first_source, first_part, first_batch = position
@@ -55,7 +59,9 @@ class Reader:
         keys = SeenDocuments.keys(digests)
         new = seen.add(keys) if self.drop_duplicates else np.ones(len(keys), bool)
         kept = keys[new] if self.drop_duplicates else keys[:0]
-        batch = Batch(source, position, {"train": [], "val": []}, kept, len(texts), int((~new).sum()), len(texts) - len(filled))
+        batch = Batch(
+            source, position, {"train": [], "val": []}, kept, len(texts), int((~new).sum()), len(texts) - len(filled)
+        )
         for i, digest, keep in zip(filled, digests, new, strict=True):
             if keep:
                 batch.texts["val" if self._is_validation(source, row + i, digest) else "train"].append(texts[i])

@@ -79,7 +79,9 @@ class ShardWriter:
         self.flush()
         self.file.close()
         self._unfinished.rename(self.folder / self.name)
-        self.finished.append({"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()})
+        self.finished.append(
+            {"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()}
+        )
         self._begin()
 
     def state(self) -> dict:
@@ -89,7 +91,8 @@ class ShardWriter:
 class Progress:
     """A preparation in its folder: finished shards, how far the open ones go, where the reader stands.
 
-    `save` puts all of it on the disk; it is called when a shard is finished. Until then a kill costs the work since the last one.
+    `save` puts all of it on the disk; it is called when a shard is finished. Until then a kill costs the work since the
+    last one.
     """
 
     def __init__(self, folder: Path, header: dict, sources: list[str], dtype: np.dtype, shard_tokens: int):
@@ -113,7 +116,9 @@ class Progress:
     def _remove_what_is_newer(self) -> None:
         known = set()
         for writer in self.writers.values():
-            known |= {entry["name"] for entry in writer.finished} | ({writer.name + UNFINISHED} if writer.file else set())
+            known |= {entry["name"] for entry in writer.finished} | (
+                {writer.name + UNFINISHED} if writer.file else set()
+            )
             for entry in writer.finished:
                 file = self.folder / entry["name"]
                 if not file.is_file() or file.stat().st_size != entry["tokens"] * writer.dtype.itemsize:
@@ -164,7 +169,13 @@ class Progress:
         self._seen_file.flush()
         os.fsync(self._seen_file.fileno())
         writers = {split: writer.state() for split, writer in self.writers.items()}
-        state = {"position": self.position, "source": self.source, "counts": self.counts, "seen": self.seen, "writers": writers}
+        state = {
+            "position": self.position,
+            "source": self.source,
+            "counts": self.counts,
+            "seen": self.seen,
+            "writers": writers,
+        }
         write_json(self.folder / PROGRESS, self.header | state)
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""Token files to batches. Which tokens go where is a pure function of (seed, step): nothing to save, nothing to replay."""
+"""Token files to batches. Which tokens go where is a pure function of (seed, step): nothing to save, nothing to
+replay."""
 
 import hashlib
 import json
@@ -21,7 +22,8 @@ NANOGPT_VOCAB_SIZE = 50257  # nanoGPT's .bin files say nothing of themselves: ui
 class Tokens:
     """One split of a token folder: a long line of ids over one or several files.
 
-    A read opens the file, takes its window and closes it. A memory map would be a little shorter, but every page that it touched
+    A read opens the file, takes its window and closes it. A memory map would be a little shorter, but every page that
+    it touched
     counts as resident memory: over an epoch, the whole corpus.
     """
 
@@ -58,12 +60,19 @@ class Tokens:
             start += count
 
     def check(self, sha256: list[str]) -> None:
-        """Read all of it. Raises InputError if an id is outside the vocabulary, with file and position, or a file is not as it was
+        """Read all of it. Raises InputError if an id is outside the vocabulary, with file and position, or a file is
+        not as it was
         written: its SHA-256, in the order of `files`; an empty list where they are not known."""
         if self.vocab_size > np.iinfo(self.dtype).max and not sha256:
             return
         hashes, place = [hashlib.sha256() for _ in sha256], 0
-        bar = tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=None if len(self) > 10**9 else True)
+        bar = tqdm(
+            desc="checking tokens",
+            total=len(self),
+            unit=" tokens",
+            unit_scale=True,
+            disable=None if len(self) > 10**9 else True,
+        )
         with bar:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self._windows(start, CHECK_TOKENS):
@@ -73,7 +82,9 @@ class Tokens:
                     bar.update(len(window))
         for file, computed, expected in zip(self.files, hashes, sha256, strict=bool(sha256)):
             if computed.hexdigest() != expected:
-                raise InputError(f"{file}: its SHA-256 is not the one in the manifest; it is damaged: prepare the folder again")
+                raise InputError(
+                    f"{file}: its SHA-256 is not the one in the manifest; it is damaged: prepare the folder again"
+                )
 
 
 @dataclass
@@ -92,14 +103,17 @@ class TokenFolder:
         return path if path.is_dir() else None
 
     def tokens(self, split: str) -> Tokens:
-        """A split. The first time all of it is read: its ids must be of the vocabulary, its files those of the manifest.
+        """A split. The first time all of it is read: its ids must be of the vocabulary, its files those of the
+        manifest.
 
         About a second a GB (docs/data.md).
         """
         if split not in self.splits:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
         if split not in self._checked:
-            self.splits[split].check([file["sha256"] for file in self.manifest["splits"][split]["files"]] if self.manifest else [])
+            self.splits[split].check(
+                [file["sha256"] for file in self.manifest["splits"][split]["files"]] if self.manifest else []
+            )
             self._checked.add(split)
         return self.splits[split]
 
@@ -107,11 +121,14 @@ class TokenFolder:
         """The split's tokens by source. Empty for nanoGPT's files, which do not say."""
         tokens = self.tokens(split)
         names = [file["source"] for file in self.manifest["splits"][split]["files"]] if self.manifest else []
-        files = {name: [file for file, source in zip(tokens.files, names, strict=True) if source == name] for name in names}
+        files = {
+            name: [file for file, source in zip(tokens.files, names, strict=True) if source == name] for name in names
+        }
         return {name: Tokens(paths, tokens.dtype, tokens.vocab_size) for name, paths in files.items()}
 
     def fingerprint(self) -> dict:
-        """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no manifest."""
+        """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no
+        manifest."""
         if self.manifest is None:
             files = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
             return {"vocab_size": self.vocab_size, "tokenizer": None, "files": files}
@@ -123,7 +140,11 @@ class TokenFolder:
         if self.manifest is None:
             return
         made = self.manifest["request"]
-        differing = [f"{key}: {made.get(key)!r} there, {value!r} asked for" for key, value in request.items() if made.get(key) != value]
+        differing = [
+            f"{key}: {made.get(key)!r} there, {value!r} asked for"
+            for key, value in request.items()
+            if made.get(key) != value
+        ]
         if differing:
             raise InputError(
                 f"{self.path} was prepared from something else ({'; '.join(differing)}); choose another data.dir, or remove that folder"
@@ -133,7 +154,9 @@ class TokenFolder:
         """Raises InputError unless this tokenizer can have made these files (nanoGPT's do not say which one did)."""
         if self.manifest is None:
             if len(tokenizer) > self.vocab_size:
-                raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the vocabulary of {self.path} only {self.vocab_size}")
+                raise InputError(
+                    f"the tokenizer has {len(tokenizer)} tokens, the vocabulary of {self.path} only {self.vocab_size}"
+                )
             return
         made, given = self.manifest["tokenizer"], tokenizer_hash(tokenizer)
         if made["sha256"] != given:
@@ -146,12 +169,14 @@ class TokenFolder:
 def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenFolder:
     """Open what `prepare` wrote, or a folder with nanoGPT's train.bin and val.bin (vocab_size: default GPT-2's 50257).
 
-    Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says. The ids of a
-    split are checked when it is taken (`TokenFolder.tokens`).
+    Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says. The
+    ids of a split are checked when it is taken (`TokenFolder.tokens`).
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}")
+        raise InputError(
+            f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}"
+        )
     if (path / MANIFEST).exists():
         return _open_manifest(path)
     files = {name: path / f"{name}.bin" for name in SPLITS if (path / f"{name}.bin").is_file()}
@@ -169,7 +194,9 @@ def _open_manifest(path: Path) -> TokenFolder:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != MANIFEST_VERSION:
-            raise InputError(f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}; prepare it again")
+            raise InputError(
+                f"{path / MANIFEST}: version {manifest['version']}, this program reads {MANIFEST_VERSION}; prepare it again"
+            )
         dtype: np.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
         vocab_size = int(manifest["vocab_size"])
         for section, key in (("tokenizer", "sha256"), ("tokenizer", "name"), ("request", "source")):
@@ -195,8 +222,9 @@ def _open_manifest(path: Path) -> TokenFolder:
 
 
 class Permutation:
-    """A pseudo-random permutation of range(n) by formula, in O(1) memory: a Feistel network over the next power of four,
-    walked until it lands inside (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains")."""
+    """A pseudo-random permutation of range(n) by formula, in O(1) memory: a Feistel network over the next power of
+    four, walked until it lands inside (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary Finite
+    Domains")."""
 
     ROUNDS = 6
 
@@ -231,8 +259,9 @@ def _mix(value: np.ndarray) -> np.ndarray:
 class Sampler:
     """Global batches of training blocks, without replacement within an epoch.
 
-    The tokens are cut into blocks at an offset that changes with the epoch, so that block boundaries move; an epoch visits every
-    block once, in an order that is a permutation by formula. Batch `step` of `batch_size` blocks is the same whatever the
+    The tokens are cut into blocks at an offset that changes with the epoch, so that block boundaries move; an epoch
+    visits every block once, in an order that is a permutation by formula. Batch `step` of `batch_size` blocks is the
+    same whatever the
     number of ranks: they take slices of it.
     """
 
@@ -258,7 +287,8 @@ class Sampler:
         return starts
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """This rank's share of batch `step`: (batch_size / world_size, block_size + 1) int64; targets are shifted by one."""
+        """This rank's share of batch `step`: (batch_size / world_size, block_size + 1) int64; targets are shifted by
+        one."""
         return self.read(_share_of_batch(step, self.batch_size, rank, world_size))
 
     def read(self, samples: np.ndarray) -> np.ndarray:
@@ -269,8 +299,8 @@ class Sampler:
 class MixtureSampler:
     """Batches from several sources in given shares, each without replacement within its own epochs.
 
-    Which source sample k comes from is read off a cycle of SLOTS slots, in which each source has its share, evenly spread. So the
-    shares are exact to 1 / SLOTS, and nothing has to be saved.
+    Which source sample k comes from is read off a cycle of SLOTS slots, in which each source has its share, evenly
+    spread. So the shares are exact to 1 / SLOTS, and nothing has to be saved.
     """
 
     SLOTS = 2**14
@@ -278,7 +308,9 @@ class MixtureSampler:
     def __init__(self, folder: TokenFolder, weights: dict[str, float], block_size: int, batch_size: int, seed: int):
         sources = folder.sources("train")
         if set(weights) != set(sources):
-            raise InputError(f"data.weights must name the sources of {folder.path}: {sorted(sources)}, got {sorted(weights)}")
+            raise InputError(
+                f"data.weights must name the sources of {folder.path}: {sorted(sources)}, got {sorted(weights)}"
+            )
         self.tokens, self.batch_size = folder.tokens("train"), batch_size
         self.samplers = [Sampler(tokens, block_size, batch_size, seed) for tokens in sources.values()]
         shares = np.array([weights[name] for name in sources]) / sum(weights.values())

@@ -12,9 +12,11 @@ MOST_QUERIES = 200  # of a task
 def analogy_ranks(embedding: Tensor, tasks: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     """For each task and method: rank (0 is best) of the right answers among all rows of `embedding` (V, D). (Q,) int64.
 
-    Each pair of a task's ids (P, 2) is asked once, with another pair, chosen by the seed, as its example; P >= 2. The three inputs are
-    excluded. "cosine" is 3CosAdd (Mikolov et al. 2013) on unit rows, "distance" the nearest row to b - a + c; "no offset" the rows
-    nearest c alone: what finds the answer without any analogy (Linzen 2016). Ties count against: rows that are all alike answer nothing.
+    Each pair of a task's ids (P, 2) is asked once, with another pair, chosen by the seed, as its example; P >= 2. The
+    three inputs are excluded. "cosine" is 3CosAdd (Mikolov et al. 2013) on unit rows, "distance" the nearest row to b -
+    a + c; "no offset" the rows
+    nearest c alone: what finds the answer without any analogy (Linzen 2016). Ties count against: rows that are all
+        alike answer nothing.
     """
     rows = embedding.detach().cpu().float()
     rows = rows - rows.mean(0)  # a common offset is no structure, and cosine would see nothing else

@@ -5,7 +5,8 @@ import numpy as np
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, sign_test, spread
 
-# key -> (label, higher is better). None of these can be won by collapse; measures of compression can, so they are not here.
+# key -> (label, higher is better). None of these can be won by collapse; measures of compression can, so they are not
+# here.
 HEADLINES = {
     "nats": ("validation nats a token", False),
     "parallelogram": ("parallelogram loss / shuffled pairs, without the first component", False),
@@ -17,7 +18,8 @@ HEADLINES = {
 
 
 def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
-    """{arm: models} from `--arm NAME MODEL... --arm NAME MODEL...`, or from models alone: each its own arm, named by its path.
+    """{arm: models} from `--arm NAME MODEL... --arm NAME MODEL...`, or from models alone: each its own arm, named by
+    its path.
 
     Raises InputError for a model before the first --arm, an arm without models or named twice, an unknown option.
     """
@@ -28,7 +30,9 @@ def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
     else:
         arms, rest = {}, list(arguments)
         if rest[0] != "--arm":
-            raise InputError(f"{rest[0]!r} stands before the first --arm; expected --arm NAME MODEL... --arm NAME MODEL...")
+            raise InputError(
+                f"{rest[0]!r} stands before the first --arm; expected --arm NAME MODEL... --arm NAME MODEL..."
+            )
         while rest:
             rest.pop(0)  # --arm
             end = rest.index("--arm") if "--arm" in rest else len(rest)
@@ -49,11 +53,12 @@ def compare_arms(
     """Every headline of every arm, and the differences of the first arm from each other one.
 
     Args:
-        arms: name -> indices of its models. measures: of each model, {headline: (value, bootstrap replicates)}; empty replicates:
-            nothing is known of the value's uncertainty within one run. ratios: of each model, {task: replicates}.
+        arms: name -> indices of its models. measures: of each model, {headline: (value, bootstrap replicates)}; empty
+            replicates: nothing is known of the value's uncertainty within one run. ratios: of each model, {task:
+            replicates}.
         paper: of each model, {task: (mean loss, the same of shuffled pairs)} in the paper's protocol.
-    Over seeds the interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries, which says
-    nothing of other seeds.
+    Over seeds the interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries,
+    which says nothing of other seeds.
     """
     headlines = {}
     for key, (label, higher) in HEADLINES.items():
@@ -61,11 +66,18 @@ def compare_arms(
         headlines[key] = {
             "label": label,
             "higher_is_better": higher,
-            "arms": {arm: spread([v for v, _ in found]) | {"interval": _interval(found)} if found else None for arm, found in held.items()},
+            "arms": {
+                arm: spread([v for v, _ in found]) | {"interval": _interval(found)} if found else None
+                for arm, found in held.items()
+            },
         }
     first, *others = arms
     differences = [_difference(first, other, arms, measures, ratios, paper) for other in others]
-    return {"arms": {arm: list(members) for arm, members in arms.items()}, "headlines": headlines, "differences": differences}
+    return {
+        "arms": {arm: list(members) for arm, members in arms.items()},
+        "headlines": headlines,
+        "differences": differences,
+    }
 
 
 def _interval(found: list[tuple[float, np.ndarray]]) -> list[float] | None:
@@ -103,7 +115,13 @@ def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[d
         "first": a,
         "second": b,
         "headlines": rows,
-        "tasks": {"compared": len(tasks), "won": won, "lost": lost, "undecided": undecided, "sign_test_p": sign_test(len(won), len(lost))},
+        "tasks": {
+            "compared": len(tasks),
+            "won": won,
+            "lost": lost,
+            "undecided": undecided,
+            "sign_test_p": sign_test(len(won), len(lost)),
+        },
         "paper_tasks": _paper_tasks(arms[a], arms[b], paper),
     }
 
@@ -113,10 +131,13 @@ def _common(members: list[int], tasks: list[dict]) -> list[str]:
 
 
 def _paper_tasks(a: list[int], b: list[int], paper: list[dict[str, tuple]]) -> dict:
-    """In how many tasks an arm has the lower mean loss of equation 3: the paper's claim. If it is lower for shuffled pairs as well, that
-    says nothing of the pairs."""
+    """In how many tasks an arm has the lower mean loss of equation 3: the paper's claim. If it is lower for shuffled
+    pairs as well, that says nothing of the pairs."""
     tasks = _common(a + b, paper)
-    gaps = {task: np.mean([paper[i][task] for i in a], axis=0) - np.mean([paper[i][task] for i in b], axis=0) for task in tasks}
+    gaps = {
+        task: np.mean([paper[i][task] for i in a], axis=0) - np.mean([paper[i][task] for i in b], axis=0)
+        for task in tasks
+    }
     lower, higher = ([task for task, gap in gaps.items() if gap[0] * sign > 0] for sign in (-1, 1))
     shuffled = [task for task, gap in gaps.items() if gap[1] < 0]
     return {

@@ -1,4 +1,5 @@
-"""Are rows of the unembedding the centers of their contexts (Baek et al., theorem 3)? Standard heads are scaled fairly first."""
+"""Are rows of the unembedding the centers of their contexts (Baek et al., theorem 3)? Standard heads are scaled fairly
+first."""
 
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class ClassCenters:
 
 
 def convex_distance(point: Tensor, contexts: Tensor) -> float:
-    """Distance of a point (D,) to the convex hull of contexts (n, D): non-negative least squares, weights summing to one."""
+    """Distance of a point (D,) to the convex hull of contexts (n, D): non-negative least squares, weights summing to
+    one."""
     heavy = 1e3 * float(contexts.norm(dim=1).max().clamp(min=1e-12))  # holds the sum of the weights to one
     system = np.vstack([contexts.double().numpy().T, np.full(len(contexts), heavy)])
     weights, _ = nnls(system, np.append(point.double().numpy(), heavy))
@@ -32,14 +34,16 @@ def convex_distance(point: Tensor, contexts: Tensor) -> float:
 def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: int = 0) -> ClassCenters:
     """Compare the centers of frequent tokens with the hidden states that precede them.
 
-    A standard head fixes neither origin nor scale of its rows, so every head's centers are first moved by the best common scale
-    and shift onto the tokens' mean hidden states (least squares; the same two freedoms for both heads). What is left:
+    A standard head fixes neither origin nor scale of its rows, so every head's centers are first moved by the best
+    common scale and shift onto the tokens' mean hidden states (least squares; the same two freedoms for both heads).
+    What is left:
 
-    - cosine: of center and mean, both centered over tokens; 0 for unrelated ones. `variance_explained`: of the means, by the centers.
-      Collapsed centers get 0 for both. `shuffled_cosine`: centers of other tokens.
-    - own_nearest: share of positions whose own center is the nearest of all (raw: without the fit; a harmonic model's accuracy).
-    - convex: median distance of a center to the convex hull of its own contexts over that to another token's contexts; below 1
-      if the center belongs to its own.
+    - cosine: of center and mean, both centered over tokens; 0 for unrelated ones. `variance_explained`: of the means,
+      by the centers. Collapsed centers get 0 for both. `shuffled_cosine`: centers of other tokens.
+    - own_nearest: share of positions whose own center is the nearest of all (raw: without the fit; a harmonic model's
+    accuracy).
+    - convex: median distance of a center to the convex hull of its own contexts over that to another token's contexts;
+      below 1 if the center belongs to its own.
 
     Args:
         hidden_states: (N, D) as the head sees them. labels: (N,) next tokens. centers: (V, D).
@@ -56,7 +60,9 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     mean_part, center_part = means - means.mean(0), w[tokens] - w[tokens].mean(0)
     power = center_part.square().sum()
     if power <= 1e-10 * w[tokens].square().sum():
-        return ClassCenters({"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}, np.zeros(len(tokens)))
+        return ClassCenters(
+            {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}, np.zeros(len(tokens))
+        )
     scale = (mean_part * center_part).sum() / power
     moved = scale * (w - w[tokens].mean(0)) + means.mean(0)  # (V, D)
     cosines = torch.nn.functional.cosine_similarity(mean_part, center_part, dim=1).numpy()
@@ -66,7 +72,10 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     for k in range(min(len(tokens), 50)):
         own, foreign = (contexts[i][:MOST_CONTEXTS] for i in (k, int(other[k])))
         least = min(len(own), len(foreign))  # hulls of as many points
-        hull.append(convex_distance(moved[tokens[k]], own[:least]) / max(convex_distance(moved[tokens[k]], foreign[:least]), 1e-12))
+        hull.append(
+            convex_distance(moved[tokens[k]], own[:least])
+            / max(convex_distance(moved[tokens[k]], foreign[:least]), 1e-12)
+        )
     frequent = torch.isin(labels, tokens).nonzero().squeeze(1)
     frequent = frequent[torch.from_numpy(rng.permutation(len(frequent))[:MOST_POSITIONS])]
     own, nearest = _distances(x[frequent], labels[frequent], moved)

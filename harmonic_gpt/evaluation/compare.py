@@ -46,14 +46,17 @@ def compare(
     probe_files: list[str] | None = None,
     words: list[str] | None = None,
 ) -> dict:
-    """Measure each model and write `out`: results.json, figures (PNG and SVG), report.md, report.html. Returns the results.
+    """Measure each model and write `out`: results.json, figures (PNG and SVG), report.md, report.html. Returns the
+    results.
 
     Args:
-        names: models, each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name; each must
-            share the tokenizer of the data.
+        names: models, each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name;
+            each must share the tokenizer of the data.
         data: token folder; None: the one each run was trained with, which must be the same.
-        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, a model.
-        word_pairs: folder of relation tasks; None: the built-in ones. probe_files: texts with labels, beside the built-in probes.
+        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, a
+        model.
+        word_pairs: folder of relation tasks; None: the built-in ones. probe_files: texts with labels, beside the
+        built-in probes.
         words: to list the neighbours of; None: a few common ones.
     """
     arms = names if isinstance(names, dict) else parse_arms(names)
@@ -97,7 +100,11 @@ def compare(
         },
         "models": [m.row for m in measured],
         "comparison": _comparison(measured, members),
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "device": str(device)},
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+        },
         **provenance(),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +116,8 @@ def compare(
 def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict:
     """Headlines and differences of the arms, and the similarity of their first runs' layers."""
     measures = [
-        {"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} | (m.reading.measures if m.reading else {}) for m in measured
+        {"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} | (m.reading.measures if m.reading else {})
+        for m in measured
     ]
     ratios = [m.reading.ratios if m.reading else {} for m in measured]
     paper = [paper_losses(m.reading.row) if m.reading else {} for m in measured]
@@ -117,7 +125,9 @@ def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict
     result["similarity"] = []
     # The first run of each arm with that of the first arm, and two seeds of one arm, which say how alike is alike
     firsts = [indices[0] for indices in members.values()]
-    pairs = [(firsts[0], other) for other in firsts[1:]] + [(indices[0], indices[1]) for indices in members.values() if len(indices) > 1]
+    pairs = [(firsts[0], other) for other in firsts[1:]] + [
+        (indices[0], indices[1]) for indices in members.values() if len(indices) > 1
+    ]
     for i, j in pairs:
         a, b = measured[i].reading, measured[j].reading
         if a and b and a.sample and b.sample and np.array_equal(a.positions, b.positions):

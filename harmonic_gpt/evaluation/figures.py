@@ -13,7 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 
-def draw_all(measured: list[Measured], arms: dict[str, list[int]], comparison: dict, unigram: float, out: Path) -> list[tuple[str, str]]:
+def draw_all(
+    measured: list[Measured], arms: dict[str, list[int]], comparison: dict, unigram: float, out: Path
+) -> list[tuple[str, str]]:
     """Draw what there are numbers for. Returns (file, caption) of each figure, in the order of the report."""
     runs = [(f"C{k}", arm, measured[i]) for k, (arm, members) in enumerate(arms.items()) for i in members]
     relative = "parallelogram loss / mean loss of shuffled pairs  (left is better; dotted: no structure)"
@@ -64,14 +66,18 @@ def _losses(runs: list, unigram: float):
         if train:
             axes.plot(*zip(*train, strict=True), color=color, alpha=0.3, linewidth=1)
         if validation:
-            axes.plot(*zip(*validation, strict=True), color=color, marker="o", markersize=3, label=f"{arm} (validation)")
+            axes.plot(
+                *zip(*validation, strict=True), color=color, marker="o", markersize=3, label=f"{arm} (validation)"
+            )
         lowest += [loss for _, loss in train + validation]
     if not lowest:
         plt.close(figure)
         return None
     axes.axhline(unigram, color="grey", linestyle=":", label="token frequencies alone")
     axes.set(xlabel="training tokens", ylabel="nats a token", title="Loss (faint: training batches)")
-    axes.set_ylim(min(lowest) - 0.05, max(unigram + 0.5, min(lowest) + 0.5))  # the first steps, far above, would flatten the rest
+    axes.set_ylim(
+        min(lowest) - 0.05, max(unigram + 0.5, min(lowest) + 0.5)
+    )  # the first steps, far above, would flatten the rest
     axes.xaxis.set_major_formatter(EngFormatter())
     _legend(axes)
     return figure
@@ -81,7 +87,13 @@ def _explained_variance(runs: list):
     figure, axes = _axes()
     for color, arm, m in runs:
         axes.plot(np.arange(1, len(m.explained_variance) + 1), m.explained_variance, color=color, label=arm)
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="principal components", ylabel="cumulative explained variance", title="Class centers")
+    axes.set(
+        xscale="log",
+        ylim=(0, 1.02),
+        xlabel="principal components",
+        ylabel="cumulative explained variance",
+        title="Class centers",
+    )
     _legend(axes)
     return figure
 
@@ -110,7 +122,9 @@ def _distributions(runs: list, losses_of: Callable, label: str, control: float |
     size = (max(3 * columns + 0.6, 6.5), 2.2 * rows + 0.9)
     ends = [np.quantile(values, (0.005, 0.99)) for _, _, losses in held for values in losses.values() if len(values)]
     left, right = min(low for low, _ in ends), max([high for _, high in ends] + ([1.2 * control] if control else []))
-    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     handles = {}
@@ -138,7 +152,11 @@ def _layers(runs: list):
         return None
     figure, left, right = _axes(2, 9.5, 3.8)
     for color, arm, layers in held:
-        ranks = [(row["layer"], row["compression"]["effective_rank"]) for row in layers if not row["compression"]["collapsed"]]
+        ranks = [
+            (row["layer"], row["compression"]["effective_rank"])
+            for row in layers
+            if not row["compression"]["collapsed"]
+        ]
         axes_points = [(row["layer"], [r["ratio"] for r in row.get("tasks", ()) if r.get("ratio")]) for row in layers]
         ratios = [(layer, float(np.mean(values))) for layer, values in axes_points if values]
         for axes, points in ((left, ranks), (right, ratios)):
@@ -146,7 +164,9 @@ def _layers(runs: list):
                 axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=arm)
     right.axhline(1, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="layer (0: embeddings)", ylabel="effective rank of hidden states", title="Text")
-    right.set(xlabel="layer (0: embeddings)", ylabel="parallelogram loss / shuffled pairs", title="Words that stand alone")
+    right.set(
+        xlabel="layer (0: embeddings)", ylabel="parallelogram loss / shuffled pairs", title="Words that stand alone"
+    )
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
@@ -155,7 +175,11 @@ def _layers(runs: list):
 
 def _probes(runs: list):
     """A panel a task, an F1 a layer: solid the multilayer perceptron, dashed logistic regression."""
-    held = [(color, arm, [r for r in m.reading.row.get("probes", ()) if r["flag"] is None]) for color, arm, m in runs if m.reading]
+    held = [
+        (color, arm, [r for r in m.reading.row.get("probes", ()) if r["flag"] is None])
+        for color, arm, m in runs
+        if m.reading
+    ]
     tasks = list(dict.fromkeys(row["task"] for _, _, rows in held for row in rows))
     if not tasks:
         return None
@@ -166,7 +190,9 @@ def _probes(runs: list):
             x = np.array([row["layer"] for row in rows]) + 0.04 * (k - (len(held) - 1) / 2)
             for name, style in (("mlp", "-"), ("logistic", "--")):
                 f1, sd = ([row[name][key] for row in rows] for key in ("f1", "sd"))
-                axes.errorbar(x, f1, sd, color=color, linestyle=style, marker="o", markersize=3, capsize=2, label=f"{arm}, {name}")
+                axes.errorbar(
+                    x, f1, sd, color=color, linestyle=style, marker="o", markersize=3, capsize=2, label=f"{arm}, {name}"
+                )
             axes.plot(x, [row["shuffled"]["f1"] for row in rows], color="grey", linestyle=":", label="shuffled labels")
         axes.set(title=task, xlabel="layer (0: embeddings)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -182,16 +208,28 @@ def _similarity(comparison: dict):
     pairs = comparison.get("similarity", [])
     if not pairs:
         return None
-    figure, grid = plt.subplots(len(pairs), 2, figsize=(8.4, 3.6 * len(pairs) + 0.2), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        len(pairs), 2, figsize=(8.4, 3.6 * len(pairs) + 0.2), layout="constrained", squeeze=False
+    )
     for line, pair in zip(grid, pairs, strict=True):
         for axes, key, label in zip(line, ("cka", "rsa"), ("linear CKA", "RSA"), strict=True):
             values = np.array([[np.nan if v is None else v for v in row] for row in pair[key]])
             image = axes.imshow(values, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto")
             for (i, j), value in np.ndenumerate(values) if values.size <= 64 else ():
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white")
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if value > 0.6 else "white",
+                )
             shuffled = pair[f"{key}_shuffled"]
             axes.set(xlabel=f"layer of {pair['second']}", ylabel=f"layer of {pair['first']}")
-            axes.set_title(label + ("" if shuffled is None else f" (shuffled positions: at most {shuffled:.2f})"), fontsize=9)
+            axes.set_title(
+                label + ("" if shuffled is None else f" (shuffled positions: at most {shuffled:.2f})"), fontsize=9
+            )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=line, shrink=0.9)

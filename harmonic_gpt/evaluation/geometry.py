@@ -1,6 +1,7 @@
 """Geometry of a matrix of vectors: pure functions of tensors. V rows (tokens or positions), D dimensions.
 
-All in float64. No measure of compression here is a merit by itself: a matrix whose rows are all alike is the most compressed one.
+All in float64. No measure of compression here is a merit by itself: a matrix whose rows are all alike is the most
+compressed one.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 CHUNK = 8192  # rows that are widened to float64 at a time
 # A spread below this share of the rows' mean squared norm is float32's rounding, not structure
 COLLAPSED = 1e-10
-# All of space but the first principal component, which in dot-product heads is how frequent a token is (docs/interpretability.md)
+# All of space but the first principal component, which in dot-product heads is how frequent a token is
+# (docs/interpretability.md)
 WITHOUT_FIRST = "without the first"
 
 
@@ -35,7 +37,8 @@ class Spectrum:
         return self.total <= COLLAPSED * max(self.mean_squared_norm, np.finfo(np.float64).tiny)
 
     def coordinates(self, rows: Tensor, components: int | str | None = None) -> Tensor:
-        """Centered rows (N, D) in the first `components` principal directions (N, k), or WITHOUT_FIRST; None: in all of space (N, D)."""
+        """Centered rows (N, D) in the first `components` principal directions (N, k), or WITHOUT_FIRST; None: in all of
+        space (N, D)."""
         centered = rows.double() - self.mean
         return centered if components is None else centered @ self.directions[:, _kept(components)]
 
@@ -53,7 +56,8 @@ def _kept(components: int | str | None) -> slice:
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """Mean and principal components (population covariance) of the rows of (V, D). Raises FloatingPointError if they are not finite."""
+    """Mean and principal components (population covariance) of the rows of (V, D). Raises FloatingPointError if they
+    are not finite."""
     matrix = matrix.detach().cpu()
     mean = sum(rows.double().sum(0) for rows in matrix.split(CHUNK)) / len(matrix)
     squared = sum(rows.double().square().sum().item() for rows in matrix.split(CHUNK)) / len(matrix)
@@ -72,7 +76,8 @@ def spectrum(matrix: Tensor) -> Spectrum:
 def cumulative_explained_variance(matrix: Tensor | Spectrum) -> np.ndarray:
     """Share of the variance of the rows of (V, D) in the first k principal components, for k = 1..min(V, D).
 
-    The paper's measure of compression (Baek et al., section 2). Float64; the last entry is 1. NaN for a collapsed matrix.
+    The paper's measure of compression (Baek et al., section 2). Float64; the last entry is 1. NaN for a collapsed
+    matrix.
     """
     found = matrix if isinstance(matrix, Spectrum) else spectrum(matrix)
     if found.collapsed:
@@ -98,7 +103,8 @@ def participation_ratio(variances: np.ndarray) -> float:
 
 
 def mean_cosine(matrix: Tensor) -> float:
-    """Mean cosine of all pairs of different rows, not centered: 0 isotropic, 1 all one direction (Ethayarajh 2019). Exact."""
+    """Mean cosine of all pairs of different rows, not centered: 0 isotropic, 1 all one direction (Ethayarajh 2019).
+    Exact."""
     count, total = 0, torch.zeros(matrix.shape[1], dtype=torch.float64)
     for rows in matrix.detach().cpu().split(CHUNK):
         norms = rows.double().norm(dim=1, keepdim=True)
@@ -112,7 +118,13 @@ def compression(matrix: Tensor, found: Spectrum | None = None) -> dict:
     """How few dimensions the rows of (V, D) live in. `collapsed` rows have no shape: every other value is None."""
     found = found or spectrum(matrix)
     result = {"rows": len(matrix), "dimensions": matrix.shape[1], "collapsed": found.collapsed}
-    keys = ("components_for_90_percent", "explained_variance_2", "explained_variance_50", "effective_rank", "participation_ratio")
+    keys = (
+        "components_for_90_percent",
+        "explained_variance_2",
+        "explained_variance_50",
+        "effective_rank",
+        "participation_ratio",
+    )
     if found.collapsed:
         return result | dict.fromkeys((*keys, "mean_cosine"))
     curve = cumulative_explained_variance(found)
@@ -129,11 +141,17 @@ def compression(matrix: Tensor, found: Spectrum | None = None) -> dict:
 def norm_statistics(embedding: Tensor) -> dict[str, float]:
     """Mean, standard deviation, smallest and largest L2 norm of the rows of (V, D)."""
     norms = embedding.detach().double().norm(dim=1)
-    return {"mean": norms.mean().item(), "std": norms.std().item(), "min": norms.min().item(), "max": norms.max().item()}
+    return {
+        "mean": norms.mean().item(),
+        "std": norms.std().item(),
+        "min": norms.min().item(),
+        "max": norms.max().item(),
+    }
 
 
 def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distance") -> tuple[Tensor, Tensor]:
-    """The `count` rows of (V, D) nearest to each query (Q, D): indices (Q, count) and their distances (dot products, cosines), best first.
+    """The `count` rows of (V, D) nearest to each query (Q, D): indices (Q, count) and their distances (dot products,
+    cosines), best first.
 
     Args:
         by: "distance" (Euclidean), "dot", or "cosine".
@@ -143,7 +161,9 @@ def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distanc
         matrix, queries = (torch.nn.functional.normalize(m, dim=1) for m in (matrix, queries))
     if by == "distance":
         scores = -torch.cdist(
-            queries, matrix, compute_mode="donot_use_mm_for_euclid_dist" if len(queries) <= 16 else "use_mm_for_euclid_dist"
+            queries,
+            matrix,
+            compute_mode="donot_use_mm_for_euclid_dist" if len(queries) <= 16 else "use_mm_for_euclid_dist",
         )
     else:
         scores = queries @ matrix.T

@@ -27,7 +27,8 @@ def run_geometry(
     model: str, word_pairs: str | None, layers: str | None, protocol: str, data: str | None, tokens: int, words: str | None,
     out: str | None, device: str,
 ) -> dict:  # fmt: skip
-    """Measure, print tables, write `out` as JSON. Returns the numbers. Raises InputError before any work for wrong options."""
+    """Measure, print tables, write `out` as JSON. Returns the numbers. Raises InputError before any work for wrong
+    options."""
     if protocol not in ("paper", "strict", "both"):
         raise InputError(f"--protocol: expected paper, strict or both, got {protocol!r}")
     chosen = layer_numbers(layers)
@@ -41,9 +42,25 @@ def run_geometry(
         stream = data_of(loaded, data).tokens("val")
         text = stream.read(0, min(len(stream), tokens))
     elif tokens:
-        print(f"{loaded.name} does not say what text it was trained on: matrices only. --data FOLDER adds layers and class centers.")
-    row = measure_interpretability(loaded, tasks, text, tokens, chosen, protocol, words=words.split(",") if words else None).row
-    header = ["where", "task", "protocol", "space", "pairs", "single", "unknown", "used", "trivial", "loss", "/ shuffled [95 %]"]
+        print(
+            f"{loaded.name} does not say what text it was trained on: matrices only. --data FOLDER adds layers and class centers."
+        )
+    row = measure_interpretability(
+        loaded, tasks, text, tokens, chosen, protocol, words=words.split(",") if words else None
+    ).row
+    header = [
+        "where",
+        "task",
+        "protocol",
+        "space",
+        "pairs",
+        "single",
+        "unknown",
+        "used",
+        "trivial",
+        "loss",
+        "/ shuffled [95 %]",
+    ]
     table = Table(*header, "offset cosine", box=SIMPLE_HEAD)
     for r in geometry_rows(row):
         ratio = r.get("flag") or ("-" if r.get("ratio") is None else f"{r['ratio']:.3f} {limits(r['ratio_interval'])}")
@@ -51,11 +68,15 @@ def run_geometry(
         cosine = "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f}"
         loss = "-" if r["loss"] is None else f"{r['loss']:.3f}"
         counts = [str(r[key]) for key in ("pairs", "single_token_pairs", "unknown", "used")]
-        table.add_row(r["where"], r["task"], r["protocol"], str(r["components"]), *counts, str(out_of), loss, ratio, cosine)
+        table.add_row(
+            r["where"], r["task"], r["protocol"], str(r["components"]), *counts, str(out_of), loss, ratio, cosine
+        )
     Console(width=max(Console().width, 160)).print(table)  # numbers cut off would be worse than lines that wrap
     near = row["neighbours"]
     for found in near["words"]:
-        nearest = ", ".join(f"{word!r} {score:.3g}" for word, score in zip(found["nearest"], found["scores"], strict=True))
+        nearest = ", ".join(
+            f"{word!r} {score:.3g}" for word, score in zip(found["nearest"], found["scores"], strict=True)
+        )
         print(f"nearest to {found['word']!r} by {near['by']}: {nearest}")
     for name, matrix in row["matrices"].items():
         print(f"{name}: {shape_line(matrix['compression'])}")
@@ -63,7 +84,9 @@ def run_geometry(
         print(f"FLAG {flag}")
     if found := row.get("class_centers"):
         cosine = (
-            "" if found["flag"] else f"{found['cosine']:.3f} {limits(found['cosine_interval'])}, shuffled {found['shuffled_cosine']:.3f}"
+            ""
+            if found["flag"]
+            else f"{found['cosine']:.3f} {limits(found['cosine_interval'])}, shuffled {found['shuffled_cosine']:.3f}"
         )
         print(f"class centers ({found['tokens']} tokens), cosine with mean context: {found['flag'] or cosine}")
     if out is not None:

@@ -30,7 +30,8 @@ class Measured:
 
 
 def data_of(loaded: LoadedModel, data: str | None) -> TokenFolder:
-    """The token folder to evaluate on: `data`, or the one that the run trained with. Raises InputError if neither is there."""
+    """The token folder to evaluate on: `data`, or the one that the run trained with. Raises InputError if neither is
+    there."""
     if data is None:
         if loaded.state is None:
             raise InputError(f"{loaded.path} does not say what it was trained on; give --data FOLDER")
@@ -39,7 +40,9 @@ def data_of(loaded: LoadedModel, data: str | None) -> TokenFolder:
     if loaded.tokenizer is not None:
         folder.check_tokenizer(loaded.tokenizer)
     elif folder.vocab_size != loaded.model.config.vocab_size:
-        raise InputError(f"{folder.path} has a vocabulary of {folder.vocab_size}, {loaded.path} one of {loaded.model.config.vocab_size}")
+        raise InputError(
+            f"{folder.path} has a vocabulary of {folder.vocab_size}, {loaded.path} one of {loaded.model.config.vocab_size}"
+        )
     return folder
 
 
@@ -68,7 +71,9 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
         "validation": scored.to_dict(),
         "centers": {
             "norm": norm_statistics(centers),
-            "norm_over_training": [[row["step"], row["center_norm_mean"]] for row in metrics if "center_norm_mean" in row],
+            "norm_over_training": [
+                [row["step"], row["center_norm_mean"]] for row in metrics if "center_norm_mean" in row
+            ],
             "components_for_90_percent": components_for(curve, 0.9),
             "explained_variance_2": float(curve[min(1, len(curve) - 1)]),
             "explained_variance_50": float(curve[min(49, len(curve) - 1)]),

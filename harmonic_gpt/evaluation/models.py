@@ -50,7 +50,11 @@ def resolve(name: str) -> str:
     """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
     path = Path(name).expanduser()
     if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or (path.parent.is_dir() and path.parent != Path(".")):
+        if (
+            name.startswith((".", "/", "~"))
+            or name.count("/") > 1
+            or (path.parent.is_dir() and path.parent != Path("."))
+        ):
             raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
         return name
     if (path / "config.json").is_file():
@@ -78,7 +82,9 @@ def load_model(name: str, device: str | torch.device = "cpu", trust_remote_code:
         raise InputError(f"cannot load a causal language model from {path}: {reason}") from None
     if info.get("missing_keys") or info.get("mismatched_keys"):
         broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
-        raise InputError(f"{path}: its weights do not fit its config.json; missing or of another shape: {', '.join(broken[:5])}")
+        raise InputError(
+            f"{path}: its weights do not fit its config.json; missing or of another shape: {', '.join(broken[:5])}"
+        )
     if hasattr(model.config, STORED):
         swap_head(model)
     folder = Path(path)

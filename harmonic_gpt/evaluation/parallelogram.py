@@ -1,15 +1,16 @@
 """Do pairs of words that stand in one relation form parallelograms? Baek et al., equation 3, and a test that can fail.
 
-    loss = ||E_i + E_n - E_j - E_m|| / sigma      for two pairs i -> j and m -> n; sigma: root mean squared norm over the vocabulary
+    loss = ||E_i + E_n - E_j - E_m|| / sigma      for two pairs i -> j and m -> n; sigma: root mean squared norm over
+    the vocabulary
 
-The raw loss falls when the embedding collapses, whatever the pairs are. So the strict test divides it by a control: the same words,
-paired at random. The ratio is 1 for words without structure, in any embedding, and 0 for perfect parallelograms.
-Words that merely lie near their partner (synonyms) lower that ratio too, without any common direction; `offset_cosine`, the mean
-cosine of the offsets of two pairs, is 0 for those.
+The raw loss falls when the embedding collapses, whatever the pairs are. So the strict test divides it by a control: the
+same words, paired at random. The ratio is 1 for words without structure, in any embedding, and 0 for perfect
+parallelograms. Words that merely lie near their partner (synonyms) lower that ratio too, without any common direction;
+`offset_cosine`, the mean cosine of the offsets of two pairs, is 0 for those.
 
-Both are judged without the first principal component. In a dot-product head that component can be little else than how frequent a token
-is; base and derived words then lie parallel along it (so do a country and its capital), which no random pairing shares: the ratio fell
-to 0.81 in a model whose other components gave 0.97 (docs/interpretability.md).
+Both are judged without the first principal component. In a dot-product head that component can be little else than how
+frequent a token is; base and derived words then lie parallel along it (so do a country and its capital), which no
+random pairing shares: the ratio fell to 0.81 in a model whose other components gave 0.97 (docs/interpretability.md).
 """
 
 from dataclasses import dataclass
@@ -43,13 +44,15 @@ class ParallelogramTest:
 
 
 def parallelogram_losses(points: Tensor, ids: np.ndarray, quadruples: np.ndarray, sigma: float) -> np.ndarray:
-    """Equation 3 for pairs `ids` (P, 2), which index the rows of `points` (V, D), and quadruples (Q, 2) of pairs. (Q,) float64."""
+    """Equation 3 for pairs `ids` (P, 2), which index the rows of `points` (V, D), and quadruples (Q, 2) of pairs. (Q,)
+    float64."""
     offsets = points[ids[:, 0]].double() - points[ids[:, 1]].double()  # (P, D)
     return ((offsets[quadruples[:, 0]] - offsets[quadruples[:, 1]]).norm(dim=1) / sigma).numpy()
 
 
 def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0) -> ParallelogramTest:
-    """The published protocol: centered, two principal components, 10,000 quadruples; trivial ones stay in, and are counted.
+    """The published protocol: centered, two principal components, 10,000 quadruples; trivial ones stay in, and are
+    counted.
 
     Ours beside it: the same quadruples of the same words paired at random, `shuffled_loss`.
 
@@ -85,13 +88,18 @@ def strict_test(
 ) -> ParallelogramTest:
     """All quadruples of four different tokens, against the same words paired at random.
 
-    ratio = mean loss / mean loss of SHUFFLES random pairings; both with a bootstrap over pairs (not quadruples, which share pairs).
+    ratio = mean loss / mean loss of SHUFFLES random pairings; both with a bootstrap over pairs (not quadruples, which
+    share pairs).
 
     Args:
         components: principal components to look at, or geometry.WITHOUT_FIRST; None: the full space.
     """
     rng = np.random.default_rng(seed)
-    ids = pairs.ids if len(pairs.ids) <= MOST_PAIRS else pairs.ids[np.sort(rng.choice(len(pairs.ids), MOST_PAIRS, replace=False))]
+    ids = (
+        pairs.ids
+        if len(pairs.ids) <= MOST_PAIRS
+        else pairs.ids[np.sort(rng.choice(len(pairs.ids), MOST_PAIRS, replace=False))]
+    )
     n = len(ids)
     if n < FEWEST_PAIRS or found.collapsed_in(components):
         return _nothing("strict", components, pairs, found)
@@ -135,13 +143,22 @@ def strict_test(
         "flag": "the words lie on one point" if on_a_point else None,
     }
     none = np.empty(0)
-    return ParallelogramTest(row, losses[np.triu(valid, 1) > 0], np.concatenate(control_losses), none if on_a_point else ratios, cosines)
+    return ParallelogramTest(
+        row, losses[np.triu(valid, 1) > 0], np.concatenate(control_losses), none if on_a_point else ratios, cosines
+    )
 
 
 def _nothing(protocol: str, components: int | str | None, pairs: TokenPairs, found: Spectrum) -> ParallelogramTest:
     reason = "the embedding is collapsed" if found.collapsed_in(components) else "too few pairs"
     none = np.empty(0)
-    row = {"protocol": protocol, "components": components or "all", **pairs.coverage, "loss": None, "ratio": None, "flag": reason}
+    row = {
+        "protocol": protocol,
+        "components": components or "all",
+        **pairs.coverage,
+        "loss": None,
+        "ratio": None,
+        "flag": reason,
+    }
     return ParallelogramTest(row, none, none, none, none)
 
 
@@ -149,7 +166,9 @@ def _loss_matrix(offsets: Tensor, ids: np.ndarray, sigma: float) -> tuple[np.nda
     """Losses of all pairs of pairs (P, P), and which of them have four different tokens (P, P) float."""
     losses = torch.cdist(offsets, offsets).numpy() / sigma
     a, b = ids[:, 0], ids[:, 1]
-    distinct = (a[:, None] != a) & (b[:, None] != b) & (a[:, None] != b) & (b[:, None] != a) & ((a != b)[:, None] & (a != b))
+    distinct = (
+        (a[:, None] != a) & (b[:, None] != b) & (a[:, None] != b) & (b[:, None] != a) & ((a != b)[:, None] & (a != b))
+    )
     return losses, distinct.astype(np.float64)
 
 

@@ -54,7 +54,9 @@ def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> 
     targets = ids[:, 1:].clone()
     targets[:, :ignore_leading] = -100
     if isinstance(model, HarmonicGPT2ForCausalLM):  # its loss never builds the (B T, V) logits
-        return model(input_ids=ids[:, :-1], shift_labels=targets, num_items_in_batch=1, skip_logits=True, use_cache=False).loss
+        return model(
+            input_ids=ids[:, :-1], shift_labels=targets, num_items_in_batch=1, skip_logits=True, use_cache=False
+        ).loss
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
@@ -90,7 +92,8 @@ def perplexity(
         ids: (N,) token ids, N >= 2.
         tokenizer: decodes the targets to count their bytes (end-of-text tokens count none); None: no bits per byte.
         window: tokens of context at most, default the model's.
-        stride: targets of a window, default window / 2: each has at least window - stride tokens of context, where there are any.
+        stride: targets of a window, default window / 2: each has at least window - stride tokens of context, where
+            there are any.
     Raises InputError for too few tokens, ids beyond the vocabulary, or a stride beyond the window.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -103,7 +106,9 @@ def perplexity(
     if len(ids) < 2:
         raise InputError(f"perplexity needs at least 2 tokens, got {len(ids)}")
     if ids.max() >= model.config.vocab_size:
-        raise InputError(f"token id {ids.max()} is beyond the model's vocabulary of {model.config.vocab_size}: another tokenizer?")
+        raise InputError(
+            f"token id {ids.max()} is beyond the model's vocabulary of {model.config.vocab_size}: another tokenizer?"
+        )
 
     stream = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     # Targets are stream[1:]. The first window scores all of its targets, each further one its last `stride`.

@@ -41,8 +41,8 @@ def _thinned(texts: list[str], labels: list[str], count: int, seed: int) -> tupl
 def load_probe_file(path: str | Path) -> tuple[list[str], list[str]]:
     """(texts, labels) of a .csv, .tsv or .jsonl file.
 
-    Columns "sentence" or "text", and "label" (GLUE's SST-2); or a .tsv without header and with four columns: source, label, mark,
-    sentence (CoLA as published). Raises InputError.
+    Columns "sentence" or "text", and "label" (GLUE's SST-2); or a .tsv without header and with four columns: source,
+    label, mark, sentence (CoLA as published). Raises InputError.
     """
     path = Path(path).expanduser()
     expected = 'columns "text" (or "sentence") and "label", or CoLA\'s four columns without header'
@@ -74,7 +74,8 @@ def file_task(path: str | Path, tokenizer: PreTrainedTokenizerBase, most: int, s
 
 
 def part_of_speech(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
-    """Noun, verb, adjective or adverb, of a word that stands alone. Suffixes may give it away: a word can be several tokens."""
+    """Noun, verb, adjective or adverb, of a word that stands alone. Suffixes may give it away: a word can be several
+    tokens."""
     words = json.loads(WORDS.read_text(encoding="utf-8"))
     pairs = [(" " + word, kind) for kind, listed in words.items() for word in listed.split()]
     return _task("part of speech", tokenizer, *_thinned([w for w, _ in pairs], [k for _, k in pairs], most, seed))
@@ -114,7 +115,9 @@ def _sentences(text: str) -> list[str]:
     return [s for s in found if 40 <= len(s) <= 120 and re.fullmatch(r"[A-Z][A-Za-z ,;'-]+\.", s)]
 
 
-def built_in_tasks(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray | None, most: int, seed: int = 0) -> list[ProbeTask]:
+def built_in_tasks(
+    tokenizer: PreTrainedTokenizerBase, counts: np.ndarray | None, most: int, seed: int = 0
+) -> list[ProbeTask]:
     """The tasks that need no file; frequency only where `counts` of tokens in a text are known."""
     tasks = [part_of_speech(tokenizer, most, seed), two_sources(tokenizer, most, seed)]
     return tasks if counts is None else [*tasks, frequency_band(counts, most, seed)]

@@ -23,11 +23,13 @@ ITERATIONS = 200
 
 
 def probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict:
-    """k-fold macro F1 of a multilayer perceptron (one hidden layer of 16) and of logistic regression, with two baselines.
+    """k-fold macro F1 of a multilayer perceptron (one hidden layer of 16) and of logistic regression, with two
+    baselines.
 
     Args:
         features: (N, D), standardised within each training fold. labels: (N,), each class at least FOLDS times.
-    Returns {"mlp", "logistic", "majority", "shuffled"}: each {"f1", "sd" over folds, "folds"}. "shuffled" is logistic regression on
+    Returns {"mlp", "logistic", "majority", "shuffled"}: each {"f1", "sd" over folds, "folds"}. "shuffled" is logistic
+    regression on
     labels in random order: what the features score by chance. "majority" always answers the commonest class.
     """
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
@@ -44,22 +46,31 @@ def probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict:
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping after ITERATIONS is part of the protocol
         for name, classifier in classifiers.items():
             target = mixed if name == "shuffled" else labels
-            scores = cross_val_score(make_pipeline(StandardScaler(), classifier), features, target, scoring="f1_macro", cv=folds)
+            scores = cross_val_score(
+                make_pipeline(StandardScaler(), classifier), features, target, scoring="f1_macro", cv=folds
+            )
             result[name] = {"f1": float(scores.mean()), "sd": float(scores.std(ddof=1)), "folds": scores.tolist()}
     return result
 
 
 def run_probes(loaded: LoadedModel, tasks: list[ProbeTask], layers: list[int], seed: int = 0) -> list[dict]:
-    """One row a task and layer: {"task", "layer", "examples", "classes", ...probe()}. A task with too few examples has a "flag"."""
+    """One row a task and layer: {"task", "layer", "examples", "classes", ...probe()}. A task with too few examples has
+    a "flag"."""
     rows = []
     start = loaded.tokenizer.eos_token_id
     for task in tqdm(tasks, desc="probes", disable=None, leave=False):
         classes, counts = np.unique(task.labels, return_counts=True)
-        about = {"task": task.name, "examples": len(task.labels), "classes": {str(c): int(n) for c, n in zip(classes, counts, strict=True)}}
+        about = {
+            "task": task.name,
+            "examples": len(task.labels),
+            "classes": {str(c): int(n) for c, n in zip(classes, counts, strict=True)},
+        }
         if len(classes) < 2 or counts.min() < FOLDS:
             rows.append(about | {"layer": None, "flag": f"needs two classes of at least {FOLDS} examples"})
             continue
         states: list[Tensor] = mean_states(loaded.model, task.examples, start)
         for layer in layers:
-            rows.append(about | {"layer": layer, "seed": seed, "flag": None} | probe(states[layer].numpy(), task.labels, seed))
+            rows.append(
+                about | {"layer": layer, "seed": seed, "flag": None} | probe(states[layer].numpy(), task.labels, seed)
+            )
     return rows

@@ -18,9 +18,16 @@ from harmonic_gpt.evaluation.probes import run_probes
 
 
 def run_probes_command(
-    model: str, files: list[str] | None, layers: str | None, examples: int, data: str | None, out: str | None, device: str
+    model: str,
+    files: list[str] | None,
+    layers: str | None,
+    examples: int,
+    data: str | None,
+    out: str | None,
+    device: str,
 ) -> list[dict]:
-    """Probe the tasks of `files`, without any the built-in ones; print a table, write `out`. Raises InputError before any work."""
+    """Probe the tasks of `files`, without any the built-in ones; print a table, write `out`. Raises InputError before
+    any work."""
     wanted = layer_numbers(layers)
     if out is not None and Path(out).exists():
         raise InputError(f"--out {out}: exists already; choose another name")
@@ -32,16 +39,24 @@ def run_probes_command(
     if files:
         tasks = [file_task(path, loaded.tokenizer, examples) for path in files]
     else:
-        counts = token_counts(data_of(loaded, data).tokens("train")) if data is not None or loaded.state is not None else None
+        counts = (
+            token_counts(data_of(loaded, data).tokens("train"))
+            if data is not None or loaded.state is not None
+            else None
+        )
         tasks = built_in_tasks(loaded.tokenizer, counts, examples)
     rows = run_probes(loaded, tasks, chosen)
-    table = Table("task", "layer", "examples", "classes", "perceptron", "logistic", "shuffled labels", "majority", box=SIMPLE_HEAD)
+    table = Table(
+        "task", "layer", "examples", "classes", "perceptron", "logistic", "shuffled labels", "majority", box=SIMPLE_HEAD
+    )
     for row in rows:
         about = (row["task"], str(row["layer"]), str(row["examples"]), str(len(row["classes"])))
         if row["flag"]:
             table.add_row(*about, row["flag"])
         else:
-            scores = (f"{row[kind]['f1']:.3f} ± {row[kind]['sd']:.3f}" for kind in ("mlp", "logistic", "shuffled", "majority"))
+            scores = (
+                f"{row[kind]['f1']:.3f} ± {row[kind]['sd']:.3f}" for kind in ("mlp", "logistic", "shuffled", "majority")
+            )
             table.add_row(*about, *scores)
     Console(width=max(Console().width, 120)).print(table)
     print("macro F1 over five folds, ± standard deviation over folds")

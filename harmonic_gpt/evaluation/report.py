@@ -24,7 +24,8 @@ def write(results: dict, figures: list[tuple[str, str]], folder: Path) -> None:
 
 
 def write_html(text: str, folder: Path, name: str = "report.html") -> None:
-    """Markdown as one page: local PNG files become part of it, nothing else is loaded. Raw HTML in the text stays text."""
+    """Markdown as one page: local PNG files become part of it, nothing else is loaded. Raw HTML in the text stays
+    text."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def embed(match: re.Match) -> str:
@@ -112,7 +113,9 @@ def first_screen(comparison: dict) -> list[str]:
             start = "neither model is clearly easier to read"
         else:
             start = f"{a if len(won) > len(lost) else b} is easier to read by {max(len(won), len(lost))} of {len(reading)} measures"
-        lines.append(f"**Reading**: {start}. {a} leads in {_names(won)}; {b} leads in {_names(lost)}; undecided: {_names(open_)}.")
+        lines.append(
+            f"**Reading**: {start}. {a} leads in {_names(won)}; {b} leads in {_names(lost)}; undecided: {_names(open_)}."
+        )
         tasks, paper = difference["tasks"], difference["paper_tasks"]
         lines.append(
             f"**Word-pair tasks** ({tasks['compared']} compared): {a} has the lower parallelogram ratio in {len(tasks['won'])}, {b} in "
@@ -125,10 +128,14 @@ def first_screen(comparison: dict) -> list[str]:
             if nats["difference"] and better != arm and "nats" not in worse:
                 worse.insert(0, "nats")
             even = [k for k in open_ if k not in worse]
-            lines.append(f"**Where {arm} is not better**: worse in {_names(worse)}; no difference shown in {_names(even)}.")
+            lines.append(
+                f"**Where {arm} is not better**: worse in {_names(worse)}; no difference shown in {_names(even)}."
+            )
     if any(count < 2 for count in runs.values()) and len(arms) > 1:
         counts = ", ".join(f"{arm} {count}" for arm, count in runs.items())
-        lines.append(f"Runs: {counts}. Intervals of single runs cover the words and tokens measured, **not** other seeds.")
+        lines.append(
+            f"Runs: {counts}. Intervals of single runs cover the words and tokens measured, **not** other seeds."
+        )
     return lines
 
 
@@ -149,7 +156,9 @@ def _unequal_training(models: list[dict]) -> list[str]:
     tokens = {m["trained_tokens"] for m in models}
     if len(tokens) == 1 and None not in tokens:
         return []
-    seen = ", ".join(f"{m['name']} {m['trained_tokens']:,}" if m["trained_tokens"] else f"{m['name']} unknown" for m in models)
+    seen = ", ".join(
+        f"{m['name']} {m['trained_tokens']:,}" if m["trained_tokens"] else f"{m['name']} unknown" for m in models
+    )
     return [f"**Not a fair pair**: the models have not been trained on the same number of tokens ({seen})."]
 
 
@@ -174,7 +183,11 @@ def headline_table(comparison: dict) -> tuple[list[str], list[list[str]]]:
             cells.append(f"{value['mean']:{form}}{sd}" + (f" {limits(value['interval'])}" if value["interval"] else ""))
         for difference in comparison["differences"]:
             row = difference["headlines"][key]
-            gap = "-" if row["difference"] is None else f"{row['difference']:+{form}} {limits(row['interval']) if row['interval'] else ''}"
+            gap = (
+                "-"
+                if row["difference"] is None
+                else f"{row['difference']:+{form}} {limits(row['interval']) if row['interval'] else ''}"
+            )
             cells.append(gap.strip() + (f" **{row['better']}**" if row["better"] else ""))
         rows.append(cells)
     return header, rows

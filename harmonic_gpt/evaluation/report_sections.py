@@ -16,7 +16,12 @@ def plain(text: str) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
 
 
 def side_by_side(first: str, keys: list[str], models: list[dict], cell: Callable[[dict, str], str]) -> list[str]:
@@ -43,7 +48,9 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
 
     def cosine(model: dict, task: str) -> str:
         r = strict(model, task)
-        shown = "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f} {limits(r['offset_cosine_interval'])}"
+        shown = (
+            "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f} {limits(r['offset_cosine_interval'])}"
+        )
         return shown + in_full_space(model, task, "offset_cosine")
 
     def paper(model: dict, task: str) -> str:
@@ -67,7 +74,10 @@ def word_pairs(comparison: dict, models: list[dict], figure: Callable) -> list[s
     flags = [f"{plain(m['name'])}: **{flag}**" for m in models for flag in m["interpretability"]["flags"]]
     lines = ["## Word pairs", "", *(line for flag in flags for line in (flag, ""))]
     if usable:
-        lines += ["Parallelogram loss over that of the same words paired at random, without the first component; in the full space:", ""]
+        lines += [
+            "Parallelogram loss over that of the same words paired at random, without the first component; in the full space:",
+            "",
+        ]
         lines += [*side_by_side("task", usable, models, ratio), *figure("parallelograms")]
         lines += [
             "Cosine of the offsets of two pairs, without the first component; in the full space:",
@@ -130,13 +140,27 @@ def shape_line(shape: dict) -> str:
 
 
 def layers(models: list[dict]) -> list[str]:
-    lines = ["Hidden states on held-out text; the last layer after the final norm. Few dimensions are no merit by themselves.", ""]
-    header = ["", "components for 90 %", "effective rank", "participation ratio", "mean cosine", "parallelogram / shuffled"]
+    lines = [
+        "Hidden states on held-out text; the last layer after the final norm. Few dimensions are no merit by themselves.",
+        "",
+    ]
+    header = [
+        "",
+        "components for 90 %",
+        "effective rank",
+        "participation ratio",
+        "mean cosine",
+        "parallelogram / shuffled",
+    ]
     for model in models:
         reading, rows = model["interpretability"], []
-        named = [("centers", reading["matrices"]["centers"])] + [(f"layer {row['layer']}", row) for row in reading.get("layers", ())]
+        named = [("centers", reading["matrices"]["centers"])] + [
+            (f"layer {row['layer']}", row) for row in reading.get("layers", ())
+        ]
         for name, row in named:
-            ratios = [r["ratio"] for r in row.get("tasks", ()) if r["components"] == "all" and r.get("ratio") is not None]
+            ratios = [
+                r["ratio"] for r in row.get("tasks", ()) if r["components"] == "all" and r.get("ratio") is not None
+            ]
             shape = row["compression"]
             cells = ["collapsed", "-", "-", "-"] if shape["collapsed"] else [
                 str(shape["components_for_90_percent"]), f"{shape['effective_rank']:.1f}",

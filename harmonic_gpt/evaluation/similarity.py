@@ -19,7 +19,8 @@ def kernel(x: Tensor) -> Tensor:
 
 
 def distance_ranks(x: Tensor) -> Tensor:
-    """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if all are alike."""
+    """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if
+    all are alike."""
     unit = torch.nn.functional.normalize(x.double() - x.double().mean(0), dim=1)
     distances = 1 - (unit @ unit.T)[*torch.triu_indices(len(x), len(x), 1)]
     if distances.max() - distances.min() < 1e-12:
@@ -29,16 +30,19 @@ def distance_ranks(x: Tensor) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centered kernel alignment of two sets of vectors of the same N things (N, D1), (N, D2): 0 to 1 (Kornblith et al. 2019).
+    """Linear centered kernel alignment of two sets of vectors of the same N things (N, D1), (N, D2): 0 to 1 (Kornblith
+    et al. 2019).
 
-    Unchanged by rotation, translation and scale of either. NaN if one of them is collapsed. With N near D or below, even
+    Unchanged by rotation, translation and scale of either. NaN if one of them is collapsed. With N near D or below,
+    even
     unrelated sets score well above 0: compare with a shuffled control.
     """
     return float((kernel(x) * kernel(y)).sum())
 
 
 def rsa(x: Tensor, y: Tensor) -> float:
-    """Representational similarity (Kriegeskorte et al. 2008): Spearman correlation of the two sets' pairwise cosine distances.
+    """Representational similarity (Kriegeskorte et al. 2008): Spearman correlation of the two sets' pairwise cosine
+    distances.
 
     x (N, D1), y (N, D2) are centered first. -1 to 1; NaN if all distances of one are alike.
     """
@@ -49,7 +53,8 @@ def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
     """CKA and RSA of every layer of one model with every layer of another, at the same N positions of the same text.
 
     Args:
-        a, b: (N, D) a layer. `shuffled` values: the largest over layers when the positions of b are permuted: no similarity.
+        a, b: (N, D) a layer. `shuffled` values: the largest over layers when the positions of b are permuted: no
+            similarity.
     Values of collapsed layers are None.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))

@@ -8,8 +8,9 @@ CONFIDENCE = 0.95
 
 
 def resample_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, n) float64: how often each of n things occurs in a bootstrap sample of n. A function of (n, seed) alone, so that
-    two models that are measured on the same things are resampled alike, and their difference is a paired one."""
+    """(resamples, n) float64: how often each of n things occurs in a bootstrap sample of n. A function of (n, seed)
+    alone, so that two models that are measured on the same things are resampled alike, and their difference is a paired
+    one."""
     return np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 

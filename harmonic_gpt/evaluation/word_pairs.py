@@ -1,6 +1,8 @@
-"""Relation tasks: pairs of words that stand in one relation, such as present and past; which tokens stand for the words.
+"""Relation tasks: pairs of words that stand in one relation, such as present and past; which tokens stand for the
+words.
 
-Files are in the function-vectors format (Todd et al. 2023, arXiv 2310.15213): one JSON list of {"input", "output"} a task.
+Files are in the function-vectors format (Todd et al. 2023, arXiv 2310.15213): one JSON list of {"input", "output"} a
+task.
 """
 
 import json
@@ -17,11 +19,14 @@ Pairs = list[tuple[str, str]]
 
 
 def load_tasks(folder: str | Path | None = None) -> dict[str, Pairs]:
-    """Every task of a folder of JSON files, by file name; None: the built-in ones. Raises InputError for a file of another format."""
+    """Every task of a folder of JSON files, by file name; None: the built-in ones. Raises InputError for a file of
+    another format."""
     folder = Path(folder).expanduser() if folder else BUILT_IN
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not files:
-        raise InputError(f'{folder}: no word pairs; expected a folder of .json files, each a list of {{"input": ..., "output": ...}}')
+        raise InputError(
+            f'{folder}: no word pairs; expected a folder of .json files, each a list of {{"input": ..., "output": ...}}'
+        )
     tasks = {}
     for file in files:
         try:
@@ -63,9 +68,9 @@ def token_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, protocol: str)
     """Tokens of the words.
 
     Args:
-        protocol: "paper": every pair, a word stands as its last token, without a leading space (PAPER: the published code);
-            "strict": pairs whose words are both single tokens after a space, each pair of tokens once, words that share
-            their token left out.
+        protocol: "paper": every pair, a word stands as its last token, without a leading space (PAPER: the published
+            code); "strict": pairs whose words are both single tokens after a space, each pair of tokens once, words
+            that share their token left out.
     """
     unknown, kept, words, seen = 0, [], [], set()
     single = [(spaced_token(tokenizer, a), spaced_token(tokenizer, b)) for a, b in pairs]
@@ -99,7 +104,8 @@ def token_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, protocol: str)
 
 
 def draw_quadruples(pairs: int, count: int, seed: int) -> np.ndarray:
-    """(count, 2) indices of two different pairs each, drawn with replacement between quadruples: the paper's protocol."""
+    """(count, 2) indices of two different pairs each, drawn with replacement between quadruples: the paper's
+    protocol."""
     rng = np.random.default_rng(seed)
     first = rng.integers(pairs, size=count)
     second = (first + rng.integers(1, pairs, size=count)) % pairs

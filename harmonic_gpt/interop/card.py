@@ -1,4 +1,5 @@
-"""The model card of a published model: metadata by huggingface_hub's card tools, and what a reader needs to know before using it."""
+"""The model card of a published model: metadata by huggingface_hub's card tools, and what a reader needs to know before
+using it."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,12 +12,24 @@ from harmonic_gpt.evaluation.models import LoadedModel
 
 PAPER = "2502.01628"
 HEADS = {
-    ("euclidean", "harmax"): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
+    (
+        "euclidean",
+        "harmax",
+    ): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
     "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, n = {n:.6g}, "
     "x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities",
-    ("dot", "softmax"): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
-    ("euclidean", "softmax"): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
-    ("dot", "harmax"): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
+    (
+        "dot",
+        "softmax",
+    ): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
+    (
+        "euclidean",
+        "softmax",
+    ): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
+    (
+        "dot",
+        "harmax",
+    ): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
 }
 CITATION = """```bibtex
 @article{baek2025harmonic,
@@ -79,7 +92,9 @@ def _start(init_from: str) -> str:
 def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None) -> ModelCardData:
     sources = _sources(loaded.state["config"]) if loaded.state else []
     datasets = sorted({dataset for source in sources if (dataset := _hub_dataset(source))})
-    english = bool(sources) and all(source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources)
+    english = bool(sources) and all(
+        source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources
+    )
     results = [
         EvalResult(
             task_type="text-generation",
@@ -109,7 +124,10 @@ def _training(loaded: LoadedModel) -> str:
     state, config = loaded.state, loaded.state["config"]
     versions = ", ".join(f"{name} {version}" for name, version in state.get("versions", {}).items())
     start = config["model"].get("init_from")
-    data = " and ".join(dict.fromkeys(map(_data_sentence, _sources(config)))) or "token files whose source the run does not record"
+    data = (
+        " and ".join(dict.fromkeys(map(_data_sentence, _sources(config))))
+        or "token files whose source the run does not record"
+    )
     return f"""Trained on {data}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
 {f", starting from the weights of `{_start(start)}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
 
@@ -129,7 +147,9 @@ def _results(measured: Measurements) -> str:
     return "\n".join([measured.protocol, "", *table, *figures])
 
 
-def model_card(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None = None, repo: str | None = None) -> ModelCard:
+def model_card(
+    loaded: LoadedModel, name: str, measured: Measurements, licence: str | None = None, repo: str | None = None
+) -> ModelCard:
     """The card of one model.
 
     Args:
@@ -149,7 +169,10 @@ def model_card(loaded: LoadedModel, name: str, measured: Measurements, licence: 
         "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes things up.",
     ]
     if loaded.state is not None and loaded.state["tokens"] < 1e9:
-        limits.insert(0, f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.")
+        limits.insert(
+            0,
+            f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.",
+        )
     if own_code and pair != ("dot", "softmax"):
         limits += [
             "Its head is not a matrix product. `GPT2LMHeadModel.from_pretrained` only warns and then computes dot products, and so may any "

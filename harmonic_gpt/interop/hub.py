@@ -20,8 +20,10 @@ REFUSED = {
 def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool = True, progress: bool = False) -> str:
     """Commit every file of `folder` to the branch `revision` of a model repository; creates either where it is missing.
 
-    Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short, calling again
-    continues: what the Hub has already is not sent twice. The token is huggingface_hub's own: `hf auth login` or HF_TOKEN.
+    Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short,
+    calling again
+    continues: what the Hub has already is not sent twice. The token is huggingface_hub's own: `hf auth login` or
+        HF_TOKEN.
 
     Args:
         repo: USER/NAME.
@@ -29,19 +31,27 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
         private: a new repository is private. An existing public one is refused: nothing meant to be private is shown.
     Returns: address of the commit.
     Raises:
-        InputError: the Hub refuses the name, token or files, or the repository is public where a private one was asked for.
-        ConnectionError: no connection, 5xx, upload cut short. Says whether anything was published. No message holds the token.
+        InputError: the Hub refuses the name, token or files, or the repository is public where a private one was asked
+        for.
+        ConnectionError: no connection, 5xx, upload cut short. Says whether anything was published. No message holds the
+            token.
     """
     if repo.count("/") != 1:
         raise InputError(f"expected a repository USER/NAME, got {repo!r}")
     (enable_progress_bars if progress else disable_progress_bars)()
     api = HfApi()
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    operations = [
+        CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
     outcome = "nothing was published"
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
-            raise InputError(f"{repo} is public on the Hub, and this upload is to be private; name another repository, or publish openly")
+            raise InputError(
+                f"{repo} is public on the Hub, and this upload is to be private; name another repository, or publish openly"
+            )
         if revision != MAIN:
             api.create_branch(repo, branch=revision, exist_ok=True)
         api.preupload_lfs_files(repo, operations, revision=revision)
@@ -49,7 +59,9 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
         return api.create_commit(repo, operations, commit_message=f"Upload {folder.name}", revision=revision).commit_url
     except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:  # its HTTP library, the xet client and huggingface_hub itself raise many kinds, not all of them public
+    except (
+        Exception
+    ) as error:  # its HTTP library, the xet client and huggingface_hub itself raise many kinds, not all of them public
         cause: BaseException = error
         while not isinstance(cause, HfHubHTTPError) and cause.__cause__ is not None:
             cause = cause.__cause__

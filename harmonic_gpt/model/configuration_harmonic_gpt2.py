@@ -12,8 +12,8 @@ NORMALIZATIONS = ("harmax", "softmax")
 def matched_scales(similarity: str, normalization: str, n_embd: int) -> tuple[float, float]:
     """(hidden_scale, center_std) that make hidden states and centers meet at the start of training.
 
-    After a layer norm of gain 1 a hidden state has norm sqrt(D); a center has norm center_std * sqrt(D). A Euclidean head
-    first spends its steps making the two meet unless they start equal. For dot products the same center
+    After a layer norm of gain 1 a hidden state has norm sqrt(D); a center has norm center_std * sqrt(D). A Euclidean
+    head first spends its steps making the two meet unless they start equal. For dot products the same center
     std gives logits of unit variance, which helps the standard head as well: both heads get the same care.
     """
     rsqrt = 1 / math.sqrt(n_embd)
@@ -31,14 +31,17 @@ class HarmonicGPT2Config(GPT2Config):
         similarity: "euclidean" (squared distance to each center) or "dot" (inner product).
         normalization: "harmax" (p proportional to distance^-n) or "softmax".
             euclidean + harmax is the harmonic head of Baek et al. (arXiv 2502.01628); dot + softmax is GPT-2's own.
-        exponent: harmonic exponent n, on the distance (the paper's convention), or "sqrt" for sqrt(n_embd). Softmax ignores it.
-        hidden_scale: constant factor on the hidden states before the head; part of the model. None: matched (see matched_scales).
-        center_std: standard deviation of the centers (and of the tied token embedding) at initialisation. None: matched.
+        exponent: harmonic exponent n, on the distance (the paper's convention), or "sqrt" for sqrt(n_embd). Softmax
+        ignores it.
+        hidden_scale: constant factor on the hidden states before the head; part of the model. None: matched (see
+        matched_scales).
+        center_std: standard deviation of the centers (and of the tied token embedding) at initialisation. None:
+            matched.
 
-    `hidden_scale=None` and `center_std=None` are replaced by their numbers at construction, so that a saved config is explicit.
-    Differences from GPT2Config's defaults: no dropout; activation "gelu_pytorch_tanh", the same function as "gelu_new" in one
-    kernel (on the CPU the trunk takes a quarter less time).
-    Raises ValueError for values that no head has.
+    `hidden_scale=None` and `center_std=None` are replaced by their numbers at construction, so that a saved config is
+    explicit. Differences from GPT2Config's defaults: no dropout; activation "gelu_pytorch_tanh", the same function as
+    "gelu_new" in one kernel (on the CPU the trunk takes a quarter less time). Raises ValueError for values that no head
+    has.
     """
 
     model_type = "harmonic_gpt2"

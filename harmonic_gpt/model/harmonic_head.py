@@ -4,8 +4,8 @@ Symbols of the shape comments: N tokens, D hidden size, V classes, C tokens of o
 
     harmonic (euclidean + harmax):  z_j = -n log ||x - w_j||,  p = softmax(z),  loss = -log p_y
 
-Baek et al., "Harmonic Loss Trains Interpretable AI Models", arXiv 2502.01628, section 2. n acts on the distance, not its square.
-This file needs only torch (and harmonic_kernels.py beside it on CUDA): it can be copied into any project.
+Baek et al., "Harmonic Loss Trains Interpretable AI Models", arXiv 2502.01628, section 2. n acts on the distance, not
+its square. This file needs only torch (and harmonic_kernels.py beside it on CUDA): it can be copied into any project.
 """
 
 import math
@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Distances are formed as ||x||^2 + ||w||^2 - 2 x.w in float32, whose rounding error is about this share of ||x||^2 + ||w||^2.
-# Below it a distance is noise; it is raised to the floor, and its gradient is zero.
+# Distances are formed as ||x||^2 + ||w||^2 - 2 x.w in float32, whose rounding error is about this share of ||x||^2 +
+# ||w||^2. Below it a distance is noise; it is raised to the floor, and its gradient is zero.
 RELATIVE_FLOOR = 4e-6
 # The smallest floor: both norms may be zero
 TINY = torch.finfo(torch.float32).tiny
 LOG2_E = math.log2(math.e)
-# Bytes of the one (C, V) buffer of the chunked loss. Every chunk reads and writes all of grad_w once: shorter chunks cost time.
+# Bytes of the one (C, V) buffer of the chunked loss. Every chunk reads and writes all of grad_w once: shorter chunks
+# cost time.
 CHUNK_BYTES = 104 * 2**20
 # A GPU's grad_w traffic is as costly, and its memory larger
 CUDA_CHUNK_BYTES = 512 * 2**20
@@ -48,7 +49,8 @@ class HeadSpec(NamedTuple):
 def _operand_dtype(hidden_states: Tensor, centers: Tensor) -> torch.dtype:
     """The dtype that both operands are rounded to: autocast's where it is on, otherwise the wider of the two.
 
-    Everything after this rounding (norms, products, distances) uses the same values, so that it moves points and does not break
+    Everything after this rounding (norms, products, distances) uses the same values, so that it moves points and does
+    not break
     ||x||^2 + ||w||^2 - 2 x.w = ||x - w||^2.
     """
     dtype = torch.promote_types(hidden_states.dtype, centers.dtype)
@@ -73,7 +75,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    """||row||^2 over the last dimension. vector_norm makes no temporary of the size of `rows`, which costs more than the sum."""
+    """||row||^2 over the last dimension. vector_norm makes no temporary of the size of `rows`, which costs more than
+    the sum."""
     return torch.linalg.vector_norm(rows, dim=-1).square()
 
 
@@ -154,8 +157,8 @@ def _form(spec: HeadSpec) -> _Form:
 
 
 def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor | None]:
-    """Raise u (C, V) to its floor, in place. Returns the extreme of each row (C, 1) that has the largest logit (of |s| for
-    dot + harmax), and where the floor acted (None: nowhere)."""
+    """Raise u (C, V) to its floor, in place. Returns the extreme of each row (C, 1) that has the largest logit (of |s|
+    for dot + harmax), and where the floor acted (None: nowhere)."""
     if spec.similarity == "dot":
         if spec.normalization == "softmax":
             return u.amax(1, keepdim=True), None
@@ -164,8 +167,8 @@ def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, spec: HeadSpec) ->
         u.copy_(torch.where(floored, floor, u))
         return u.abs().amax(1, keepdim=True), floored
     smallest = u.amin(1, keepdim=True)
-    # No floor of a row exceeds that of the largest center. Usually no distance comes near it, and the minimum proves it.
-    # (Written so that a NaN takes the long way, and stays a NaN.)
+    # No floor of a row exceeds that of the largest center. Usually no distance comes near it, and the minimum proves
+    # it. (Written so that a NaN takes the long way, and stays a NaN.)
     if (smallest > (RELATIVE_FLOOR * (x2 + w2_max) + TINY)[:, None]).all():
         return smallest, None
     floor = (x2[:, None] + w2).mul_(RELATIVE_FLOOR).add_(TINY)
@@ -184,7 +187,8 @@ def _transform(u: Tensor, spec: HeadSpec, out: Tensor | None = None) -> Tensor:
 
 
 def _kernels(x: Tensor):
-    """The Triton twin of `_element_pass` for CUDA tensors, where Triton is installed; None: the torch version serves."""
+    """The Triton twin of `_element_pass` for CUDA tensors, where Triton is installed; None: the torch version
+    serves."""
     if not x.is_cuda or x.dtype == torch.float64:
         return None
     from .harmonic_kernels import element_pass, triton
@@ -193,16 +197,23 @@ def _kernels(x: Tensor):
 
 
 def _element_pass(
-    u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec: HeadSpec, gradient_dtype: torch.dtype | None
+    u: Tensor,
+    x2: Tensor,
+    w2: Tensor,
+    labels: Tensor,
+    row_weight: Tensor,
+    spec: HeadSpec,
+    gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Everything between the products of one chunk: from u to the losses, and to g with row_factor g = row_weight (p - onehot) dz/du.
+    """Everything between the products of one chunk: from u to the losses, and to g with row_factor g = row_weight (p -
+    onehot) dz/du.
 
     Args:
         u: (C, V), overwritten: w2 - 2 x.w if euclidean, else x.w.
         x2 (C,), w2 (V,): squared norms. labels, row_weight: (C,).
         gradient_dtype: dtype that g is rounded to; None: losses only.
-    Returns: losses (C,); g (C, V) in gradient_dtype; row_factor (C,), kept apart because x costs less to multiply by it than g;
-        sums of the rounded g over its rows (C,), in u's dtype, for euclidean heads.
+    Returns: losses (C,); g (C, V) in gradient_dtype; row_factor (C,), kept apart because x costs less to multiply by it
+        than g; sums of the rounded g over its rows (C,), in u's dtype, for euclidean heads.
     """
     n_rows, n_classes = u.shape
     # As many rows at a time as stay in the processor's cache; a GPU wants few, large launches
@@ -223,7 +234,8 @@ def _element_pass(
         if form.divisor == "t":
             v.copy_(t)  # the divisor is needed after t is overwritten
         e = torch.add(-top, t, alpha=form.rate, out=t).exp2_()
-        # The label is kept out of the sum: 1 - p_y = others / total and loss = log1p(others / e_y) stay exact as p_y nears 1
+        # The label is kept out of the sum: 1 - p_y = others / total and loss = log1p(others / e_y) stay exact as p_y
+        # nears 1
         e_label = e.gather(1, y)
         others = e.scatter_(1, y, 0).sum(1, keepdim=True)
         total = others + e_label
@@ -278,7 +290,9 @@ def _chunked(
     grad_w = (x2.new_empty if n_tokens else x2.new_zeros)(w.shape) if with_gradients else None
     column_sums = x2.new_zeros(n_classes) if with_gradients else None  # sum_i g_ij
     most = max(16, (CUDA_CHUNK_BYTES if x.is_cuda else CHUNK_BYTES) // (n_classes * wide.itemsize))
-    chunk = max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))  # of equal length: a short one at the end is slow
+    chunk = max(
+        1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most)))
+    )  # of equal length: a short one at the end is slow
     buffer = x2.new_empty(chunk, n_classes)
     sign = -2 if euclidean else 1  # of g^T x and g w in the gradients
 
@@ -314,8 +328,8 @@ def _chunked(
 
 
 def _refuse_double_backward() -> None:
-    # Gradient mode is on inside backward exactly when create_graph=True asked for it. Without this check the gradients would be
-    # constants, and a penalty on them would silently do nothing.
+    # Gradient mode is on inside backward exactly when create_graph=True asked for it. Without this check the gradients
+    # would be constants, and a penalty on them would silently do nothing.
     if torch.is_grad_enabled():
         raise RuntimeError(
             "double backward (create_graph=True) through harmonic_cross_entropy is not supported; "
@@ -324,11 +338,14 @@ def _refuse_double_backward() -> None:
 
 
 class _ReducedLoss(torch.autograd.Function):
-    """Sum of row_weight * loss. Gradients are formed in forward and scaled in backward: three GEMMs in all, like a linear head."""
+    """Sum of row_weight * loss. Gradients are formed in forward and scaled in backward: three GEMMs in all, like a
+    linear head."""
 
     @staticmethod
     def forward(ctx, hidden_states, centers, labels, row_weight, spec, dtype):
-        losses, *ctx.gradients = _losses_and_gradients(hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=True)
+        losses, *ctx.gradients = _losses_and_gradients(
+            hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=True
+        )
         return (losses * row_weight).sum()
 
     @staticmethod
@@ -344,13 +361,16 @@ class _ReducedLoss(torch.autograd.Function):
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Every token's loss. Backward needs the upstream vector and recomputes, so it costs one more GEMM than `_ReducedLoss`."""
+    """Every token's loss. Backward needs the upstream vector and recomputes, so it costs one more GEMM than
+    `_ReducedLoss`."""
 
     @staticmethod
     def forward(ctx, hidden_states, centers, labels, row_weight, spec, dtype):
         ctx.save_for_backward(hidden_states, centers, labels, row_weight)
         ctx.spec, ctx.dtype = spec, dtype
-        losses, _, _ = _losses_and_gradients(hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=False)
+        losses, _, _ = _losses_and_gradients(
+            hidden_states, centers, labels, row_weight, spec, dtype, with_gradients=False
+        )
         return losses * row_weight
 
     @staticmethod
@@ -358,7 +378,9 @@ class _TokenLosses(torch.autograd.Function):
         _refuse_double_backward()
         hidden_states, centers, labels, row_weight = ctx.saved_tensors
         upstream = row_weight * grad_output
-        _, grad_x, grad_w = _losses_and_gradients(hidden_states, centers, labels, upstream, ctx.spec, ctx.dtype, with_gradients=True)
+        _, grad_x, grad_w = _losses_and_gradients(
+            hidden_states, centers, labels, upstream, ctx.spec, ctx.dtype, with_gradients=True
+        )
         return grad_x, grad_w, None, None, None, None
 
 
@@ -376,8 +398,8 @@ def harmonic_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of a harmonic (or any of the four) head, in nats, without building the (N, V) logits.
 
-    Equal to `F.cross_entropy(head_logits(hidden_states, centers, ...), labels)`; memory is one chunk of CHUNK_BYTES and the
-    gradients themselves.
+    Equal to `F.cross_entropy(head_logits(hidden_states, centers, ...), labels)`; memory is one chunk of CHUNK_BYTES and
+    the gradients themselves.
 
     Args:
         hidden_states: (..., D) float32, bfloat16 or float64, already multiplied by hidden_scale.
@@ -385,7 +407,8 @@ def harmonic_cross_entropy(
         labels: (...,) int64 class ids in [0, V), or ignore_index.
         exponent: harmonic exponent n on the distance (arXiv 2502.01628, section 2); softmax heads ignore it.
         similarity: "euclidean" or "dot". normalization: "harmax" or "softmax".
-        reduction: "mean" over targets that are not ignored (0 if there are none), "sum", or "none" (shape of labels, 0 where ignored).
+        reduction: "mean" over targets that are not ignored (0 if there are none), "sum", or "none" (shape of labels, 0
+            where ignored).
 
     Returns: float32 loss (float64 for float64 inputs). Under autocast the operands are rounded to autocast's dtype, and
         distances are formed in float32 from the rounded operands.
@@ -449,16 +472,21 @@ class HarmonicHead(nn.Module):
         self.hidden_scale = hidden_scale
         self._norms: Tensor | None = None  # squared norms of the centers, kept within one generation
 
-    def forward(self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean", decoding: bool = False) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean", decoding: bool = False
+    ) -> Tensor:
         """Logits (..., V), or with labels (...) the loss in nats (see `harmonic_cross_entropy`).
 
-        The standard head returns raw dot products, as GPT-2 does. The others return log-probabilities: their z is defined up to
-        a constant a row, and processors that look at the sign of a logit (repetition penalty) need all of one sign.
-        `decoding` says that these tokens continue a sequence whose start passed here before: the centers' norms are reused.
+        The standard head returns raw dot products, as GPT-2 does. The others return log-probabilities: their z is
+        defined up to a constant a row, and processors that look at the sign of a logit (repetition penalty) need all of
+        one sign. `decoding` says that these tokens continue a sequence whose start passed here before: the centers'
+        norms are reused.
         """
         hidden_states = hidden_states * self.hidden_scale  # (..., D)
         if labels is not None:
-            return harmonic_cross_entropy(hidden_states, self.weight, labels, reduction=reduction, **self.spec._asdict())
+            return harmonic_cross_entropy(
+                hidden_states, self.weight, labels, reduction=reduction, **self.spec._asdict()
+            )
         if torch.is_grad_enabled() or self.spec.similarity == "dot":
             self._norms = None
         elif not (decoding and self._norms is not None and self._norms.device == self.weight.device):

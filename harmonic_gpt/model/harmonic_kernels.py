@@ -1,7 +1,8 @@
-"""Triton twin of `harmonic_head._element_pass` for CUDA. The torch version is its oracle (tests/model/test_harmonic_kernels.py).
+"""Triton twin of `harmonic_head._element_pass` for CUDA. The torch version is its oracle
+(tests/model/test_harmonic_kernels.py).
 
-One program a row: it reads the row's dot products once for the normalizer and once for g, and writes g, where the torch version makes
-about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
+One program a row: it reads the row's dot products once for the normalizer and once for g, and writes g, where the torch
+version makes about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
 """
 
 from contextlib import nullcontext
@@ -46,10 +47,12 @@ if triton is not None:
         u_row = u_ptr + row.to(tl.int64) * n_classes
         x2 = tl.load(x2_ptr + row)
         label = tl.load(labels_ptr + row)
-        # Before the reductions below: g may overwrite u, and only they keep one warp from storing before another has read this
+        # Before the reductions below: g may overwrite u, and only they keep one warp from storing before another has
+        # read this
         s_label, w2_label = tl.load(u_row + label), tl.load(w2_ptr + label)
         z_label, _, _ = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
-        # Running maximum and sum of exponentials of all classes but the label, by column of the block; joined after the loop
+        # Running maximum and sum of exponentials of all classes but the label, by column of the block; joined after the
+        # loop
         peak = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, n_classes, BLOCK):
@@ -69,7 +72,9 @@ if triton is not None:
         # log1p(r) = r log(1 + r) / ((1 + r) - 1) in floating point (Kahan), for a label that is likely
         ratio = others / tl.where(e_label > 0.5, e_label, 1.0)
         one_more = 1.0 + ratio
-        log1p = tl.where(one_more == 1.0, ratio, tl.log(one_more) * (ratio / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
+        log1p = tl.where(
+            one_more == 1.0, ratio, tl.log(one_more) * (ratio / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
+        )
         tl.store(losses_ptr + row, tl.where(e_label > 0.5, log1p, (log_normalizer - z_label) / log2_e))
         if GRADIENT:
             scale = slope * tl.load(weight_ptr + row)
@@ -94,10 +99,11 @@ if triton is not None:
 def element_pass(
     u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec, gradient_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `harmonic_head._element_pass`, in float32, but from plain dot products u = x.w and with the row factor in g already.
+    """As `harmonic_head._element_pass`, in float32, but from plain dot products u = x.w and with the row factor in g
+    already.
 
-    Both would cost a pass in torch and cost nothing here. u (C, V) contiguous; overwritten by g if gradient_dtype is float32.
-    Returns losses (C,), g (C, V), sums of the rounded g over its rows (C,).
+    Both would cost a pass in torch and cost nothing here. u (C, V) contiguous; overwritten by g if gradient_dtype is
+    float32. Returns losses (C,), g (C, V), sums of the rounded g over its rows (C,).
     """
     from .harmonic_head import LOG2_E, RELATIVE_FLOOR, TINY, _form
 

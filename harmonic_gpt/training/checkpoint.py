@@ -1,7 +1,7 @@
 """Checkpoints: `RUN/step-N/`, each a ready Hugging Face folder plus what resuming needs. Written whole or not at all.
 
-A checkpoint is written under a temporary name, every file is hashed and flushed to disk, and only then renamed; older ones are
-removed only after it has been read back. `RUN/latest` is a link to the newest.
+A checkpoint is written under a temporary name, every file is hashed and flushed to disk, and only then renamed; older
+ones are removed only after it has been read back. `RUN/latest` is a link to the newest.
 """
 
 import hashlib
@@ -112,7 +112,8 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
 
 
 def prune(run_dir: Path, keep: int, keep_every: int | None, spared: set[Path]) -> None:
-    """Remove all but the newest `keep` checkpoints, those of steps that are multiples of `keep_every`, and `spared` ones."""
+    """Remove all but the newest `keep` checkpoints, those of steps that are multiples of `keep_every`, and `spared`
+    ones."""
     for old in checkpoints(run_dir)[:-keep]:
         if old not in spared and not (keep_every and step_of(old) % keep_every == 0):
             old.rename(run_dir / f".removing-{old.name}")  # a folder called step-N is whole
@@ -162,7 +163,13 @@ def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint of ours. Raises InputError."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        counts = (state["step"], state["tokens"], state["world_size"] - 1, state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0))
+        counts = (
+            state["step"],
+            state["tokens"],
+            state["world_size"] - 1,
+            state.get("skipped_steps", 0),
+            state.get("skipped_in_a_row", 0),
+        )
         texts = (state["config"]["data"]["dir"], state.get("wandb_id") or "")
         if all(type(count) is int and count >= 0 for count in counts) and all(isinstance(text, str) for text in texts):
             return state
@@ -173,7 +180,8 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def load_state(path: Path) -> dict:
-    """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds anything else."""
+    """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds
+    anything else."""
     if not path.is_file():
         raise InputError(f"{path} is missing; resuming needs it")
     try:
@@ -183,7 +191,8 @@ def load_state(path: Path) -> dict:
 
 
 def rng_state() -> dict:
-    """State of every generator that training may draw from, as tensors and plain values (loads with weights_only=True)."""
+    """State of every generator that training may draw from, as tensors and plain values (loads with
+    weights_only=True)."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     kind, words, gauss = random.getstate()
     state = {

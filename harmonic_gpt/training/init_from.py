@@ -1,10 +1,12 @@
-"""Start from the weights of another GPT-2: the same head as it is, a Euclidean head fitted to the trunk before the first step.
+"""Start from the weights of another GPT-2: the same head as it is, a Euclidean head fitted to the trunk before the
+first step.
 
-A standard model scores a token by h.w, a harmonic one by the distance of s (h + c) from w. Trunk and centers w stay; the scale s
-(`hidden_scale`), the shift c (into the bias of the final layer norm, which the head alone reads) and, if asked, the exponent n are
-chosen so that the loss on a few training batches is as low as can be. One bound is needed: as s grows with n = s |h|^2, the harmonic
-head becomes the standard one (-n log ||s h - w|| -> h.w + const) and its rows stop being centers of anything. So n goes up to
-2 n_embd, the largest exponent that has been published (the code of arXiv 2502.01628).
+A standard model scores a token by h.w, a harmonic one by the distance of s (h + c) from w. Trunk and centers w stay;
+the scale s (`hidden_scale`), the shift c (into the bias of the final layer norm, which the head alone reads) and, if
+asked, the exponent n are chosen so that the loss on a few training batches is as low as can be. One bound is needed: as
+s grows with n = s |h|^2, the harmonic head becomes the standard one (-n log ||s h - w|| -> h.w + const) and its rows
+stop being centers of anything. So n goes up to 2 n_embd, the largest exponent that has been published (the code of
+arXiv 2502.01628).
 """
 
 import math
@@ -39,7 +41,9 @@ class HeadStart:
     tried: dict[str, float]
 
 
-def new_model(config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, accelerator: Accelerator) -> HarmonicGPT2ForCausalLM:
+def new_model(
+    config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, accelerator: Accelerator
+) -> HarmonicGPT2ForCausalLM:
     """The model that a fresh run starts with: random weights, or those of `model.init_from`."""
     if config.model.init_from is None:
         return HarmonicGPT2ForCausalLM(target)
@@ -52,7 +56,8 @@ def new_model(config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder
 def start_from(
     config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, device: torch.device
 ) -> tuple[HarmonicGPT2ForCausalLM, str]:
-    """(a model with `target`'s head and the weights of `config.model.init_from`, what was done). Deterministic; completes `target`.
+    """(a model with `target`'s head and the weights of `config.model.init_from`, what was done). Deterministic;
+    completes `target`.
 
     Raises InputError: the weights are no GPT-2, or of another size or vocabulary than the run's.
     """
@@ -73,24 +78,35 @@ def start_from(
             )
         target.exponent = getattr(source.config, "head_exponent", target.exponent)
         target.hidden_scale = getattr(source.config, "hidden_scale", 1.0)
-        return _with_weights(source, target), f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
+        return _with_weights(
+            source, target
+        ), f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
     if target.similarity == "dot":
-        raise InputError("model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit")
+        raise InputError(
+            "model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit"
+        )
     blocks = math.ceil(FIT_TOKENS / target.n_positions)
-    ids = torch.from_numpy(Sampler(folder.tokens("train"), target.n_positions, blocks, config.seed).batch(0)).to(device)  # (B, T + 1)
+    ids = torch.from_numpy(Sampler(folder.tokens("train"), target.n_positions, blocks, config.seed).batch(0)).to(
+        device
+    )  # (B, T + 1)
     start = fit_head(source.to(device), ids, target, fit_exponent=config.model.exponent == "fit")
     target.hidden_scale, target.exponent = start.hidden_scale, start.exponent
     model = _with_weights(source, target)
     with torch.no_grad():
         model.transformer.ln_f.bias += start.shift.cpu()
     tried = ", ".join(f"{attempt} {loss:.3f}" for attempt, loss in start.tried.items())
-    return model, f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats a token: {tried}"
+    return (
+        model,
+        f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats a token: {tried}",
+    )
 
 
 def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
     """Take over what the weights imply and no setting can change; refuse settings that contradict them."""
     needed = [
-        f"--model.{key}={getattr(source, key)}" for key in ("n_layer", "n_head", "n_embd") if getattr(source, key) != getattr(target, key)
+        f"--model.{key}={getattr(source, key)}"
+        for key in ("n_layer", "n_head", "n_embd")
+        if getattr(source, key) != getattr(target, key)
     ]
     if source.n_positions < target.n_positions:
         needed.append(f"--model.n_positions={source.n_positions}")
@@ -99,11 +115,15 @@ def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
     if needed:
         raise InputError(f"model.init_from: {name} needs {' '.join(needed)}")
     if source.vocab_size != target.vocab_size:
-        raise InputError(f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer")
+        raise InputError(
+            f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer"
+        )
     target.layer_norm_epsilon = source.layer_norm_epsilon
     target.scale_attn_by_inverse_layer_idx = source.scale_attn_by_inverse_layer_idx
     # gelu_new is the same function as gelu_pytorch_tanh, in more passes
-    target.activation_function = {"gelu_new": "gelu_pytorch_tanh"}.get(source.activation_function, source.activation_function)
+    target.activation_function = {"gelu_new": "gelu_pytorch_tanh"}.get(
+        source.activation_function, source.activation_function
+    )
 
 
 @torch.no_grad()
@@ -162,7 +182,10 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
     log_s, log_n, shift = tensor(s).requires_grad_(), tensor(n), zero.clone()
     if fit_exponent and not softmax:
         log_n.requires_grad_()
-    for attempt, shifted in (("scale" if not log_n.requires_grad else "scale and exponent", False), ("and shift", True)):
+    for attempt, shifted in (
+        ("scale" if not log_n.requires_grad else "scale and exponent", False),
+        ("and shift", True),
+    ):
         shift.requires_grad_(shifted)
         free = [p for p in (log_s, log_n, shift) if p.requires_grad]
         optimizer = torch.optim.LBFGS(free, max_iter=40, line_search_fn="strong_wolfe")

@@ -1,4 +1,5 @@
-"""Training: setup, then fit. Losses are sums of nats over tokens, divided once by the number of target tokens of the global batch."""
+"""Training: setup, then fit. Losses are sums of nats over tokens, divided once by the number of target tokens of the
+global batch."""
 
 import math
 import signal
@@ -21,7 +22,8 @@ from harmonic_gpt.training.tracking import peak_flops
 
 
 class Step(NamedTuple):
-    """What a step reports, the same on every rank. loss: nats a token. stop: some rank was told to stop. skipped: no update."""
+    """What a step reports, the same on every rank. loss: nats a token. stop: some rank was told to stop. skipped: no
+    update."""
 
     loss: float
     grad_norm: float
@@ -32,11 +34,13 @@ class Step(NamedTuple):
 def train_step(run: Run) -> Step:
     """One optimizer update, of all ranks together.
 
-    If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more than
-    `train.max_skipped_steps` of these in a row it raises FloatingPointError.
+    If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more
+    than `train.max_skipped_steps` of these in a row it raises FloatingPointError.
     """
     config, accelerator = run.config, run.accelerator
-    batch = torch.from_numpy(run.sampler.batch(run.step, accelerator.process_index, accelerator.num_processes))  # (B, T + 1)
+    batch = torch.from_numpy(
+        run.sampler.batch(run.step, accelerator.process_index, accelerator.num_processes)
+    )  # (B, T + 1)
     batch = batch.to(accelerator.device, non_blocking=True)
     micro_batches = batch.split(config.train.micro_batch_size)
     loss_sum = torch.zeros((), device=accelerator.device)
@@ -50,7 +54,8 @@ def train_step(run: Run) -> Step:
                     shift_labels=ids[:, 1:],
                     num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
                 ).loss
-            # accelerate divides by its own accumulation setting (which its environment may set); ours is these micro-batches
+            # accelerate divides by its own accumulation setting (which its environment may set); ours is these
+            # micro-batches
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)
         loss_sum += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip)
@@ -60,7 +65,9 @@ def train_step(run: Run) -> Step:
     loss_value, norm_value, stop = accelerator.reduce(totals, "mean").tolist()
     run.skipped_in_a_row = 0 if math.isfinite(loss_value) and math.isfinite(norm_value) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row > config.train.max_skipped_steps:
-        raise FloatingPointError(f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated")
+        raise FloatingPointError(
+            f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated"
+        )
     if run.skipped_in_a_row == 0:
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
@@ -81,10 +88,13 @@ def evaluate(run: Run) -> dict:
     run.model.eval()
     size = run.config.train.micro_batch_size
     nats = torch.zeros((), dtype=torch.float64)
-    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without targets
+    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without
+    # targets
     for i in range(0, math.ceil(n_blocks / accelerator.num_processes), size):
         blocks = mine[i : i + size]
-        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])  # (B, T + 1)
+        ids = torch.stack(
+            [torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]]
+        )  # (B, T + 1)
         with accelerator.autocast():
             part = block_nats(run.bare_model, ids.to(accelerator.device), ignore_leading=0 if blocks else block)
         nats += part.double().cpu()
@@ -111,7 +121,11 @@ def fit(run: Run) -> int:
         run.stop_signal = number
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    peak = peak_flops(torch.cuda.get_device_name()) if accelerator.device.type == "cuda" and config.train.precision == "bf16" else None
+    peak = (
+        peak_flops(torch.cuda.get_device_name())
+        if accelerator.device.type == "cuda" and config.train.precision == "bf16"
+        else None
+    )
     exit_code, window_start, window_step = 0, time.perf_counter(), run.step
     run.model.train()
     try:
@@ -143,11 +157,15 @@ def fit(run: Run) -> int:
                     tracker.progress(step, **shown)
                 window_start, window_step = time.perf_counter(), step
             paused = time.perf_counter()
-            if (step % config.eval.every == 0 or last) and not (stop and not last):  # who is told to stop has little time
+            if (step % config.eval.every == 0 or last) and not (
+                stop and not last
+            ):  # who is told to stop has little time
                 result = evaluate(run)
                 if tracker:
                     tracker.log(step, **result)
-                    tracker.say(f"step {step}: validation {result['val_loss']:.4f} nats a token over {result['val_tokens']:,} tokens")
+                    tracker.say(
+                        f"step {step}: validation {result['val_loss']:.4f} nats a token over {result['val_tokens']:,} tokens"
+                    )
             if step % config.checkpoint.every == 0 or last or stop:
                 save(run, background=config.checkpoint.background)
             window_start += time.perf_counter() - paused  # evaluation and saving are not training speed
@@ -185,8 +203,9 @@ def train(config: RunConfig, resume: bool = False) -> int:
         run = setup(config, resume)
         if run.step >= config.train.steps:
             print(f"{run.run_dir} is finished: step {run.step} of {config.train.steps}", file=sys.stderr)
-        # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and one of these may
-        # still want the GIL to drop a tensor. Called through Python's reference it releases the GIL; through DDP's it would hang.
+        # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and
+        # one of these may still want the GIL to drop a tensor. Called through Python's reference it releases the GIL;
+        # through DDP's it would hang.
         group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
         try:
             return fit(run)

@@ -16,7 +16,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], **adamw: Any):
-        # match_rms_adamw: an update as long as AdamW's, by the longer side, so GPT-2's matrices may lie transposed (Conv1D)
+        # match_rms_adamw: an update as long as AdamW's, by the longer side, so GPT-2's matrices may lie transposed
+        # (Conv1D)
         muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(adamw_groups, **adamw))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -42,7 +43,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0) -> list[dict]:
-    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight comes once.
+    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight
+    comes once.
 
     With another `head_lr` than 1 the head's centers are a third group, whose `lr_scale` it is.
     """
@@ -59,7 +61,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0
 
 
 def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optimizer:
-    """The optimizer of a run. Muon (torch.optim.Muon) is for the blocks' matrices; embeddings, centers and vectors stay with AdamW."""
+    """The optimizer of a run. Muon (torch.optim.Muon) is for the blocks' matrices; embeddings, centers and vectors stay
+    with AdamW."""
     groups = parameter_groups(model, config.weight_decay, config.head_lr)
     adamw: dict = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.optimizer == "adamw":
@@ -71,7 +74,8 @@ def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optim
 
 
 def learning_rate(step: int, steps: int, config: OptimSection) -> float:
-    """Of update `step` in [0, steps): linear warmup to `lr`, then a cosine to `lr * min_lr_ratio` at the last update."""
+    """Of update `step` in [0, steps): linear warmup to `lr`, then a cosine to `lr * min_lr_ratio` at the last
+    update."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)

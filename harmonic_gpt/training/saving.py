@@ -1,4 +1,5 @@
-"""Saving a run: all ranks make a snapshot in memory while training waits; the main process writes it in the background."""
+"""Saving a run: all ranks make a snapshot in memory while training waits; the main process writes it in the
+background."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,8 @@ def write(run: "Run", taken: Snapshot) -> Path:
     """A checkpoint folder from a snapshot; then older ones go, and the push to the Hub begins if one is due."""
 
     def write_files(folder: Path) -> None:
-        # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of ours
+        # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of
+        # ours
         with torch.device("meta"):
             model = HarmonicGPT2ForCausalLM(run.bare_model.config)
         model.save_pretrained(folder, state_dict=taken.weights)

@@ -1,4 +1,5 @@
-"""From a configuration to a run that is ready to train: everything that can be wrong is checked before anything is written."""
+"""From a configuration to a run that is ready to train: everything that can be wrong is checked before anything is
+written."""
 
 import ctypes
 import hashlib
@@ -43,9 +44,9 @@ FREE_ON_RESUME = (
     "run_dir", "data.dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size", "train.compile",
     "train.max_skipped_steps",
 )  # fmt: skip
-# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection; this is for a
-# rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate drops that value, as equal to
-# NCCL's default, and gloo would wait for 30.
+# A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection;
+# this is for a rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate
+# drops that value, as equal to NCCL's default, and gloo would wait for 30.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 
@@ -99,17 +100,23 @@ def _start_accelerator(config: RunConfig, log_with: list) -> Accelerator:
         )
     kind = accelerator.distributed_type
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and launched > 1 and kind != DistributedType.FSDP:
-        raise InputError("FSDP was asked for, but accelerate shards on GPUs only; on CPU use `torchrun --nproc_per_node N train.py ...`")
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise InputError(
+            "FSDP was asked for, but accelerate shards on GPUs only; on CPU use `torchrun --nproc_per_node N train.py ...`"
+        )
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
         raise InputError("expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)")
     if accelerator.is_fsdp2:
-        # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without sharding
+        # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without
+        # sharding
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
 
 def _check_ranks_agree(accelerator: Accelerator, facts: dict[str, object]) -> None:
-    """Each machine reads its own files: another config, checkpoint or data on one of them would train something else, silently."""
+    """Each machine reads its own files: another config, checkpoint or data on one of them would train something else,
+    silently."""
     everyone = gather_object([facts])
     for name, first in everyone[0].items():
         for rank, other in enumerate(everyone):
@@ -153,7 +160,8 @@ def _open_data(config: RunConfig, accelerator: Accelerator) -> tuple[TokenFolder
 
 @contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder: a second program that wants it is refused. The operating system lets go of it when the holder dies."""
+    """Hold the run folder: a second program that wants it is refused. The operating system lets go of it when the
+    holder dies."""
     if os.environ.get("RANK", "0") != "0":  # the first rank holds it for all
         yield
         return
@@ -165,7 +173,9 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"another process is training in {run_dir}; wait for it, stop it, or choose another --run_dir") from None
+        raise InputError(
+            f"another process is training in {run_dir}; wait for it, stop it, or choose another --run_dir"
+        ) from None
     try:
         yield
     finally:
@@ -179,7 +189,9 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None for a fresh run. Raises InputError rather than overwrite a run."""
     run_dir = Path(config.run_dir).expanduser()
-    if not run_dir.exists() or all(path.name.startswith(".") for path in run_dir.iterdir()):  # beginnings of one that was killed
+    if not run_dir.exists() or all(
+        path.name.startswith(".") for path in run_dir.iterdir()
+    ):  # beginnings of one that was killed
         return None
     saved = ckpt.checkpoints(run_dir)
     if not saved and not (run_dir / CONFIG_FILE).is_file():
@@ -188,7 +200,9 @@ def _claim_run_dir(config: RunConfig, resume: bool) -> Path | None:
         raise InputError(f"{run_dir} holds a run already; add --resume to continue it, or choose another --run_dir")
     found = ckpt.latest_checkpoint(run_dir, lambda text: print(f"warning: {text}", file=sys.stderr))
     if found is None and saved:
-        raise InputError(f"{run_dir}: every checkpoint is damaged; they are left for inspection. Start anew with another --run_dir")
+        raise InputError(
+            f"{run_dir}: every checkpoint is damaged; they are left for inspection. Start anew with another --run_dir"
+        )
     if found is not None and (step := ckpt.read_state(found)["step"]) != ckpt.step_of(found):
         raise InputError(f"{found} holds step {step}; give it back the name {ckpt.name_of(step)}")
     if (run_dir / CONFIG_FILE).is_file():
@@ -207,16 +221,22 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 def _check_same_run(stored: RunConfig, config: RunConfig) -> None:
     before, now = _flat(stored.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    bad = [f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key] and not key.startswith(FREE_ON_RESUME)]
+    bad = [
+        f"{key}: {before[key]} -> {now[key]}"
+        for key in before
+        if before[key] != now[key] and not key.startswith(FREE_ON_RESUME)
+    ]
     if bad:
-        raise InputError("the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(bad))
+        raise InputError(
+            "the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(bad)
+        )
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
 
-    A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in anew took
-    10 to 25 % of a quickstart step (docs/LOG.md).
+    A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in
+    anew took 10 to 25 % of a quickstart step (docs/LOG.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -243,17 +263,23 @@ def setup(config: RunConfig, resume: bool) -> Run:
         )
     folder, tokenizer = _open_data(config, accelerator)
     if state and state.get("data") != folder.fingerprint():
-        raise InputError(f"{folder.path} is not the data that {resume_from} was trained on: its files or its tokenizer differ")
+        raise InputError(
+            f"{folder.path} is not the data that {resume_from} was trained on: its files or its tokenizer differ"
+        )
     facts = {
         "step to go on from": state.get("step", 0),
         "checkpoint": ckpt.file_sha256(resume_from / ckpt.CHECKSUMS) if resume_from else None,
         "data": hashlib.sha256(repr(folder.fingerprint()).encode()).hexdigest(),
     }
-    _check_ranks_agree(accelerator, facts | _flat(config.model_dump(mode="json", exclude={"run_dir": True, "data": {"dir"}})))
+    _check_ranks_agree(
+        accelerator, facts | _flat(config.model_dump(mode="json", exclude={"run_dir": True, "data": {"dir"}}))
+    )
     sampler = training_sampler(folder, config.data.weights, block, config.train.batch_tokens // block, config.seed)
     validation = folder.tokens("val")
     if len(validation) < block + 1:
-        raise InputError(f"{folder.path}: {len(validation)} validation tokens are less than one block of {block} and its last target")
+        raise InputError(
+            f"{folder.path}: {len(validation)} validation tokens are less than one block of {block} and its last target"
+        )
 
     set_seed(config.seed)  # every rank draws the same initial weights
     end_of_text = tokenizer.eos_token_id if tokenizer is not None else None
@@ -265,7 +291,10 @@ def setup(config: RunConfig, resume: bool) -> Run:
     if accelerator.is_main_process:
         print(plan(config, folder.vocab_size, world_size, len(sampler.tokens)), file=sys.stderr)
         unigram = unigram_nats(folder.tokens("train"), validation, config.eval.tokens)
-        print(f"{'baseline:':<12}predicting by token frequency alone costs {unigram:.3f} nats a validation token", file=sys.stderr)
+        print(
+            f"{'baseline:':<12}predicting by token frequency alone costs {unigram:.3f} nats a validation token",
+            file=sys.stderr,
+        )
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
@@ -301,11 +330,14 @@ def setup(config: RunConfig, resume: bool) -> Run:
 
 
 def _saved_model(path: Path) -> HarmonicGPT2ForCausalLM:
-    """Raises InputError unless the weights are just those that config.json asks for; transformers alone would make up the rest."""
+    """Raises InputError unless the weights are just those that config.json asks for; transformers alone would make up
+    the rest."""
     try:
         model, found = HarmonicGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise InputError(f"{path}: its model cannot be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: its model cannot be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        ) from None
     wrong = sorted({str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind]})
     if wrong:
         raise InputError(f"{path}: weights and config.json do not fit: {', '.join(wrong[:5])}")

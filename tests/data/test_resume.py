@@ -1,7 +1,7 @@
 """A preparation that is killed, or that the system or its input stops, continues and ends with the same bytes.
 
-The program below prepares in forked children and kills them for real: SIGKILL to themselves just before they put something on the
-disk. It starts once, because loading torch and datasets takes seconds, and forking does not.
+The program below prepares in forked children and kills them for real: SIGKILL to themselves just before they put
+something on the disk. It starts once, because loading torch and datasets takes seconds, and forking does not.
 """
 
 import json
@@ -109,13 +109,18 @@ def run():
 def folder(tmp_path):
     """Two sources: a folder of three files, and one file; duplicates and empty documents among them."""
     rng = random.Random(0)
-    texts = [" ".join(rng.choices(["a", "few", "words", "to", "learn", "from", "é"], k=rng.randrange(5, 60))) for _ in range(240)]
+    texts = [
+        " ".join(rng.choices(["a", "few", "words", "to", "learn", "from", "é"], k=rng.randrange(5, 60)))
+        for _ in range(240)
+    ]
     texts[50] = texts[3]
     texts[200] = texts[5]
     texts[77] = ""
     (tmp_path / "first").mkdir()
     for i in range(3):
-        (tmp_path / f"first/{i}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[60 * i : 60 * i + 60]))
+        (tmp_path / f"first/{i}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts[60 * i : 60 * i + 60])
+        )
     (tmp_path / "second.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[180:]))
     return tmp_path
 
@@ -166,7 +171,8 @@ result["chain"] = contents(out) == expected
 
 
 def test_the_disk_fills_up(run, folder):
-    """A limit on the size of files stands for the disk: the system refuses the same write calls, with another number."""
+    """A limit on the size of files stands for the disk: the system refuses the same write calls, with another
+    number."""
     result = run(
         folder,
         r"""

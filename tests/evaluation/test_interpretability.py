@@ -30,7 +30,9 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     assert plain.row["flags"] == []
     measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
     paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
-    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)["differences"][0]
+    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)[
+        "differences"
+    ][0]
     assert found["paper_tasks"]["lower"] == ["made up"]
     assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}
     assert found["tasks"]["won"] == []

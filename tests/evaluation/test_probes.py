@@ -1,4 +1,5 @@
-"""Probes on planted features, where the answer is known; mean hidden states against a direct loop; files that users bring."""
+"""Probes on planted features, where the answer is known; mean hidden states against a direct loop; files that users
+bring."""
 
 import json
 
@@ -40,7 +41,9 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     nothing = probe(features, rng.integers(3, size=300))
     assert max(nothing[kind]["f1"] for kind in ("mlp", "logistic", "shuffled")) < 0.45
     rare = np.arange(300) % 10 == 0
-    assert probe(features, rare)["majority"]["f1"] == pytest.approx(f1_score(rare, np.zeros(300, bool), average="macro"))
+    assert probe(features, rare)["majority"]["f1"] == pytest.approx(
+        f1_score(rare, np.zeros(300, bool), average="macro")
+    )
 
 
 def test_features_are_standardised():
@@ -143,6 +146,10 @@ def test_the_verb_prints_and_writes_and_refuses(loaded, tmp_path, capsys):
     assert json.loads(out.read_text()) == rows
     assert rows[0]["logistic"]["f1"] > 0.9
     assert "mine" in capsys.readouterr().out
-    for layers, target, message in (("a", None, "expected numbers"), ("0,9", None, "asked for"), ("0", str(out), "exists already")):
+    for layers, target, message in (
+        ("a", None, "expected numbers"),
+        ("0,9", None, "asked for"),
+        ("0", str(out), "exists already"),
+    ):
         with pytest.raises(InputError, match=message):
             run_probes_command(model, [str(texts)], layers, 100, None, target, "cpu")

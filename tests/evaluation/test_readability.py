@@ -1,4 +1,5 @@
-"""Planted geometry, where the truth is known; degenerate embeddings, which must not win; independent implementations."""
+"""Planted geometry, where the truth is known; degenerate embeddings, which must not win; independent
+implementations."""
 
 import json
 import re
@@ -116,7 +117,8 @@ def test_collapse_is_flagged_and_does_not_win():
 
 
 def test_a_frequency_axis_does_not_win():
-    """Partners that differ along one large common direction, and in nothing else: as rare words from their frequent base."""
+    """Partners that differ along one large common direction, and in nothing else: as rare words from their frequent
+    base."""
     rows = planted("random")
     rows[:, 0] = 8 * torch.randn(len(rows))
     rows[1 : 2 * P : 2, 0] = rows[0 : 2 * P : 2, 0] - 8
@@ -148,7 +150,9 @@ def test_trivial_quadruples_are_counted_and_left_out():
 
 def test_spectrum_measures_agree_with_scikit_learn_and_formulas():
     rows = torch.randn(500, 12) * torch.linspace(0.1, 3, 12) + 4
-    np.testing.assert_allclose(spectrum(rows).variances, PCA().fit(rows.double().numpy()).explained_variance_ * 499 / 500, rtol=1e-9)
+    np.testing.assert_allclose(
+        spectrum(rows).variances, PCA().fit(rows.double().numpy()).explained_variance_ * 499 / 500, rtol=1e-9
+    )
     assert effective_rank(np.ones(7)) == pytest.approx(7)
     assert participation_ratio(np.array([1.0, 0, 0])) == pytest.approx(1)
     unit = torch.nn.functional.normalize(rows.double(), dim=1).numpy()
@@ -259,7 +263,10 @@ def measured(nats, ratio):
 def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     tasks = [{"t": np.full(100, 0.9)}, {"t": np.full(100, 0.8)}]
     comparison = compare_arms(
-        {"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks, [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}]
+        {"harmonic": [0], "standard": [1]},
+        [measured(5.2, 0.9), measured(5.1, 0.8)],
+        tasks,
+        [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}],
     )
     text = "\n".join(first_screen(comparison))
     assert "standard is better by 0.1000 nats" in text
@@ -268,8 +275,13 @@ def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
     assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
     assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
-    assert "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1." in text
-    seeds = compare_arms({"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4)
+    assert (
+        "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1."
+        in text
+    )
+    seeds = compare_arms(
+        {"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4
+    )
     row = seeds["differences"][0]["headlines"]["nats"]
     assert (row["over"], row["better"]) == ("seeds", "harmonic")
     json.dumps(seeds, allow_nan=False)

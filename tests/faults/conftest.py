@@ -1,4 +1,5 @@
-"""Runs that are hurt. Each test records (fault, expected, seen); HARMONIC_GPT_WRITE_TABLE=1 puts the rows into docs/reliability.md."""
+"""Runs that are hurt. Each test records (fault, expected, seen); HARMONIC_GPT_WRITE_TABLE=1 puts the rows into
+docs/reliability.md."""
 
 import json
 import os
@@ -31,7 +32,9 @@ class Victims:
     def __init__(self, folder: Path):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.victim"]
-        self.program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        self.program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
         self.log = folder / "log"
 
     def ask(self, **request):

@@ -1,4 +1,5 @@
-"""Whatever happens, the last good checkpoint is intact, the run continues exactly, and no wrong result comes silently."""
+"""Whatever happens, the last good checkpoint is intact, the run continues exactly, and no wrong result comes
+silently."""
 
 import io
 import json
@@ -35,7 +36,11 @@ def test_killed_at_every_write(victims, config, undisturbed, tmp_path, record, e
         assert outcome(run_dir) == undisturbed, number
         assert not list(run_dir.glob(".writing*"))
         shutil.rmtree(run_dir)
-    record(f"SIGKILL before each of {writes} changes of the file system (keep 1)", SAME, f"{len(tried)} of {len(tried)} tried did")
+    record(
+        f"SIGKILL before each of {writes} changes of the file system (keep 1)",
+        SAME,
+        f"{len(tried)} of {len(tried)} tried did",
+    )
 
 
 def test_killed_at_steps_again_and_again(victims, config, undisturbed, tmp_path, record):
@@ -55,7 +60,11 @@ def test_terminated_within_accumulation_and_again_while_saving(victims, config, 
     assert ckpt.damage(run_dir / "step-000003") is None
     assert victims.train(config, run_dir).code == 0
     assert outcome(run_dir) == undisturbed
-    record("SIGTERM within accumulation, another during the save", f"finishes the step, one checkpoint, code 143; {SAME}", "as expected")
+    record(
+        "SIGTERM within accumulation, another during the save",
+        f"finishes the step, one checkpoint, code 143; {SAME}",
+        "as expected",
+    )
 
 
 @pytest.fixture
@@ -130,7 +139,11 @@ def test_what_checksums_cannot_see(victims, config, stopped, record):
     torch.save(state, optimizer)
     cases = [
         ("rng-0.pt", None, "rng-0.pt is missing"),
-        ("model.safetensors", save(weights, {"format": "pt"}), "weights and config.json do not fit: transformer.h.0.ln_1.weight"),
+        (
+            "model.safetensors",
+            save(weights, {"format": "pt"}),
+            "weights and config.json do not fit: transformer.h.0.ln_1.weight",
+        ),
         ("optimizer.pt", optimizer.getvalue(), "optimizer or random state is not of this run"),
         ("config.json", b"[]", "its model cannot be loaded"),
         ("state.json", b"{}", "not the state of a training checkpoint"),
@@ -210,14 +223,20 @@ def test_not_finite(victims, config, tmp_path, record):
     assert ended.code == 3, ended.text
     assert "step 5: loss" in ended.text
     assert f"Last good checkpoint: {run_dir}/step-000004" in ended.text
-    record("gradient NaN in step 5", "the optimizer does not move; code 3, the last good checkpoint named", "as expected")
+    record(
+        "gradient NaN in step 5", "the optimizer does not move; code 3, the last good checkpoint named", "as expected"
+    )
     ended = victims.train(config, run_dir, "--train.max_skipped_steps=1", nan_at_forward=1)
     assert ended.code == 0, ended.text
     assert "warning: step 5: loss" in ended.text
     assert json.loads((run_dir / "latest/state.json").read_text())["skipped_steps"] == 1
     steps = [step for step, _ in outcome(run_dir)[0]]
     assert steps == [1, 2, 3, 4, 6]
-    record("the same with train.max_skipped_steps 1", "the step is skipped, said and counted; the run goes on", "as expected")
+    record(
+        "the same with train.max_skipped_steps 1",
+        "the step is skipped, said and counted; the run goes on",
+        "as expected",
+    )
 
 
 def test_two_runs_in_one_folder(victims, config, undisturbed, tmp_path, record):
@@ -231,21 +250,32 @@ def test_two_runs_in_one_folder(victims, config, undisturbed, tmp_path, record):
     os.write(pipe, b"x")
     assert victims.end(first) == 0
     assert outcome(run_dir) == undisturbed
-    record("a second run started on the same folder", "refused in one line, code 2; the first is not disturbed", "as expected")
+    record(
+        "a second run started on the same folder",
+        "refused in one line, code 2; the first is not disturbed",
+        "as expected",
+    )
 
 
 def test_damaged_tokens(victims, config, token_folder, tmp_path, record):
     data = tmp_path / "data"
     shutil.copytree(token_folder, data)
     shard = next(data.glob("train-*.bin"))
-    for how, message in ((flip_low_bit, "its SHA-256 is not the one in the manifest"), (cut_short, "the manifest says")):
+    for how, message in (
+        (flip_low_bit, "its SHA-256 is not the one in the manifest"),
+        (cut_short, "the manifest says"),
+    ):
         how(shard)
         ended = victims.train(config, tmp_path / "run", f"--data.dir={data}")
         assert ended.code == 2, ended.text
         assert shard.name in ended.text
         assert message in ended.text
         assert not (tmp_path / "run").exists()
-    record("a token file with one id changed to another, or cut short", "named in one line, code 2, nothing written", "as expected")
+    record(
+        "a token file with one id changed to another, or cut short",
+        "named in one line, code 2, nothing written",
+        "as expected",
+    )
 
 
 def flip_low_bit(path):

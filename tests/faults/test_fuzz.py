@@ -1,4 +1,5 @@
-"""Whatever stands in a config, a manifest or a checkpoint's JSON: it is read, or refused in words. Never a traceback."""
+"""Whatever stands in a config, a manifest or a checkpoint's JSON: it is read, or refused in words. Never a
+traceback."""
 
 import json
 import shutil
@@ -17,14 +18,25 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
 from harmonic_gpt.training import checkpoint as ckpt
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([-1, 0, 2**70, "sqrt", "1e-3", "/"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([-1, 0, 2**70, "sqrt", "1e-3", "/"])
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
 )
-NAMES = st.sampled_from([path for path, _ in fields()] + ["model", "data", "train", "nonsense", "model.nonsense"]) | st.text(max_size=10)
+NAMES = st.sampled_from(
+    [path for path, _ in fields()] + ["model", "data", "train", "nonsense", "model.nonsense"]
+) | st.text(max_size=10)
 
 
 @SETTINGS
@@ -59,7 +71,9 @@ def test_configs(tmp_path, values):
 @example({"model.hidden_scale": 5e-324})
 def test_the_command(capsys, values):
     """`train --dry-run`: 0 or 2, and on 2 one message."""
-    overrides = [f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()]
+    overrides = [
+        f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()
+    ]
     with pytest.raises(SystemExit) as ended:
         main(["train", *overrides, "--model.n_layer=1", "--dry-run"])
     text = capsys.readouterr().err
@@ -92,9 +106,21 @@ def test_overrides(overrides):
 def checkpoint(token_folder, tmp_path_factory):
     from harmonic_gpt.training.loop import train
 
-    sizes = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=8", "--model.n_positions=16", "--optim.warmup_steps=0"]
+    sizes = [
+        "--model.n_layer=1",
+        "--model.n_head=1",
+        "--model.n_embd=8",
+        "--model.n_positions=16",
+        "--optim.warmup_steps=0",
+    ]
     run_dir = tmp_path_factory.mktemp("fuzz") / "run"
-    short = ["--train.steps=1", "--train.batch_tokens=64", "--eval.tokens=16", f"--run_dir={run_dir}", f"--data.dir={token_folder}"]
+    short = [
+        "--train.steps=1",
+        "--train.batch_tokens=64",
+        "--eval.tokens=16",
+        f"--run_dir={run_dir}",
+        f"--data.dir={token_folder}",
+    ]
     assert train(load_run_config(None, sizes + short)) == 0
     return run_dir / "step-000001"
 

@@ -39,7 +39,10 @@ def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_r
     card = ModelCard.load(exported / "README.md")
     last = read_metrics(harmonic_run)[-1]
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert values == {"loss": pytest.approx(last["val_loss"], rel=1e-5), "perplexity": pytest.approx(last["val_perplexity"], rel=1e-5)}
+    assert values == {
+        "loss": pytest.approx(last["val_loss"], rel=1e-5),
+        "perplexity": pytest.approx(last["val_perplexity"], rel=1e-5),
+    }
     assert card.data.library_name == "transformers"
     assert "30 steps, 15,360 tokens" in card.text
     assert "batch_tokens: 512" in card.text
@@ -61,7 +64,9 @@ def test_card_names_public_sources_and_no_local_path(harmonic_run):
 
 def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):
     results = compare([str(harmonic_run), str(standard_run)], tmp_path / "report", tokens=500)
-    out = export(str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), licence="apache-2.0", repo="ann/tiny")
+    out = export(
+        str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), licence="apache-2.0", repo="ann/tiny"
+    )
     card = ModelCard.load(out / "README.md")
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
     validation = results["models"][0]["validation"]
@@ -69,7 +74,9 @@ def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmoni
     assert values["loss"] == pytest.approx(validation["nats_per_token"], rel=1e-5)
     assert card.data.license == "apache-2.0"
     assert 'model="ann/tiny"' in card.text
-    assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        path.name for path in (tmp_path / "report").glob("*.png")
+    }
     results["models"] = results["models"][1:]
     (tmp_path / "report/results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match="no model with the weights"):
@@ -83,7 +90,9 @@ def test_export_never_overwrites(exported, harmonic_run):
 
 
 def test_a_plain_gpt2_can_be_exported(tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     out = export(str(tmp_path / "gpt2"), tmp_path / "out")
     text = (out / "README.md").read_text()
     assert "Nothing has been measured" in text

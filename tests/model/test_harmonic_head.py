@@ -1,4 +1,5 @@
-"""The loss against its oracle. Truth is float64; tolerances follow from n * eps * (||x||^2 + ||w||^2) / d^2, they are not chosen."""
+"""The loss against its oracle. Truth is float64; tolerances follow from n * eps * (||x||^2 + ||w||^2) / d^2, they are
+not chosen."""
 
 import pytest
 import torch
@@ -87,7 +88,9 @@ def test_logits_take_leading_batch_dimensions():
 def test_float64_equals_autograd_through_materialised_logits(head, n, reduction):
     x, w, y = hard_inputs()
     upstream = torch.randn(N, dtype=torch.float64) if reduction == "none" else None
-    results = zip(run(ours(head, n, reduction), x, w, y, upstream), run(naive(head, n, reduction), x, w, y, upstream), strict=True)
+    results = zip(
+        run(ours(head, n, reduction), x, w, y, upstream), run(naive(head, n, reduction), x, w, y, upstream), strict=True
+    )
     # the row 1e-2 from a center has (||x||^2 + ||w||^2) / d^2 of about 1e4
     tolerance = max(n, 1) * torch.finfo(torch.float64).eps * 1e5
     for got, expected in results:
@@ -160,7 +163,8 @@ def test_no_targets_at_all_is_zero_not_nan():
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_bfloat16_operands_give_float32_distances(head, reduction):
-    """bf16 inputs, and float32 ones under autocast, are the float64 loss of the rounded operands, not of bf16 distances."""
+    """bf16 inputs, and float32 ones under autocast, are the float64 loss of the rounded operands, not of bf16
+    distances."""
     x, w, y = inputs(torch.float32)
     rounded = [t.bfloat16() for t in (x, w)]
     upstream = torch.rand(N) if reduction == "none" else None
@@ -179,7 +183,8 @@ def test_bfloat16_operands_give_float32_distances(head, reduction):
 
 
 def test_a_likely_label_loses_no_digits():
-    """p_y = 1 - 2e-7 and less: 1 - p_y and the loss come from the other classes, not from a difference to 1 (float32's epsilon is 6e-8)."""
+    """p_y = 1 - 2e-7 and less: 1 - p_y and the loss come from the other classes, not from a difference to 1 (float32's
+    epsilon is 6e-8)."""
     x, w, y = inputs(torch.float32, n=9)
     x = w[y] + 0.08 * torch.randn(9, D)
     truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)

@@ -68,8 +68,8 @@ def test_bfloat16_gradients_and_losses_without_gradients(interpreted, monkeypatc
         patch.setattr(module, "_kernels", lambda x: None)
         torch_ = run(ours(head, 28), x, w, y)
     torch.testing.assert_close(kernel[0], torch_[0], rtol=1e-5, atol=1e-5)
-    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and the
-    # gradient, itself bfloat16, by as much again
+    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and
+    # the gradient, itself bfloat16, by as much again
     for a, b in zip(kernel[1:], torch_[1:], strict=True):
         assert (a.float() - b.float()).abs().max() <= 2**-6 * b.float().abs().max()
 

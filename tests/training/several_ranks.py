@@ -1,6 +1,8 @@
-"""What the ranks of test_several_processes.py run: `torchrun several_ranks.py CHECK FOLDER`, with FOLDER/*.yaml the runs' configs.
+"""What the ranks of test_several_processes.py run: `torchrun several_ranks.py CHECK FOLDER`, with FOLDER/*.yaml the
+runs' configs.
 
-Each rank writes what it saw to FOLDER/CHECK-RANK.json; the test looks at it. An assertion that fails here fails the launch.
+Each rank writes what it saw to FOLDER/CHECK-RANK.json; the test looks at it. An assertion that fails here fails the
+launch.
 """
 
 import json
@@ -161,7 +163,9 @@ def sharded(folder: Path) -> dict:
     parameters = dict(run.model.named_parameters())
     assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters.values())
     assert run.bare_model.lm_head.weight is run.bare_model.transformer.wte.weight
-    assert {id(p) for group in run.optimizer.param_groups for p in group["params"]} == {id(p) for p in parameters.values()}
+    assert {id(p) for group in run.optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in parameters.values()
+    }
     assert loop.fit(run) == 0
     dist.barrier()
 

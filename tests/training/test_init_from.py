@@ -25,7 +25,9 @@ def _few_tokens(monkeypatch):
 def gpt2(token_folder, tmp_path_factory):
     """A plain GPT-2 of another program, a little trained: tied, 48 positions, gelu_new."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
     model = GPT2LMHeadModel(config)
     tokens = open_token_folder(token_folder).tokens("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -137,6 +139,8 @@ def test_settings_that_mean_nothing(run_config):
 
 
 def test_another_vocabulary_is_refused(run_config, token_folder, tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=32)).save_pretrained(tmp_path / "other")
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=32)).save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(InputError, match="knows 400 tokens, the data has 300"):
         start(run_config, tmp_path / "other", token_folder)

@@ -51,12 +51,16 @@ def test_it_learns_and_leaves_a_ready_hugging_face_folder(run_config, tmp_path, 
     tokenizer = AutoTokenizer.from_pretrained(latest)
     assert isinstance(model, HarmonicGPT2ForCausalLM)
     assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
-    text = tokenizer.decode(model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=12, do_sample=False)[0])
+    text = tokenizer.decode(
+        model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=12, do_sample=False)[0]
+    )
     assert text.startswith("The cat")
     state = json.loads((latest / "state.json").read_text())
     assert (state["step"], state["tokens"], state["world_size"]) == (80, 80 * 256, 1)
     assert state["config"]["model"]["n_embd"] == 32
-    assert {"modeling_harmonic_gpt2.py", "harmonic_head.py", "configuration_harmonic_gpt2.py"} <= {p.name for p in latest.iterdir()}
+    assert {"modeling_harmonic_gpt2.py", "harmonic_head.py", "configuration_harmonic_gpt2.py"} <= {
+        p.name for p in latest.iterdir()
+    }
     assert (run_dir / "config.yaml").exists()
 
 
@@ -79,7 +83,8 @@ def test_micro_batches_do_not_change_the_losses(run_config, tmp_path):
 
 @pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr": 2.0}])
 def test_resume_is_exact(run_config, tmp_path, optimizer):
-    """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and accumulation on."""
+    """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and
+    accumulation on."""
     options = {"model__dropout": 0.1, "train__micro_batch_size": 3, **optimizer}
     loop.train(run_config(run_dir=tmp_path / "whole", **options))
     stopped = run_config(run_dir=tmp_path / "parts", **options)
@@ -164,7 +169,9 @@ def test_other_data_under_the_same_name_is_refused(run_config, tmp_path, token_f
     loop.save(run)
     run.tracker.close()
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert loop.setup(run_config(data__dir=tmp_path / "moved"), resume=True).step == 1  # a moved folder is the same data
+    assert (
+        loop.setup(run_config(data__dir=tmp_path / "moved"), resume=True).step == 1
+    )  # a moved folder is the same data
     prepare(str(corpus), tmp_path / "data", vocab_size=300, validation_share=0.3)
     with pytest.raises(InputError, match="is not the data that"):
         loop.train(config, resume=True)

@@ -1,4 +1,5 @@
-"""Two real processes against one: the same losses, exact resume, sharding, faults. several_ranks.py is what they run."""
+"""Two real processes against one: the same losses, exact resume, sharding, faults. several_ranks.py is what they
+run."""
 
 import json
 import os
@@ -33,7 +34,9 @@ PATIENCE = 300  # seconds that a launch may take on a busy machine; each is to t
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *arguments]
-    return subprocess.run(command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def ranks(check: str, folder: Path, **environment: str) -> list[dict]:
@@ -135,7 +138,11 @@ def launcher_environment(name: str) -> dict[str, str]:
     arguments, _, _ = _validate_launch_command(arguments)
     before = dict(os.environ)
     environment = prepare_multi_gpu_env(arguments)
-    return {key: value for key, value in environment.items() if before.get(key) != value and key.startswith(("FSDP_", "ACCELERATE_"))}
+    return {
+        key: value
+        for key, value in environment.items()
+        if before.get(key) != value and key.startswith(("FSDP_", "ACCELERATE_"))
+    }
 
 
 @pytest.mark.slow
@@ -168,10 +175,14 @@ def test_sharded_weights_train_as_whole_ones_do(settings, tmp_path):
     assert_close_losses(tmp_path / "fsdp-bf16", tmp_path / "ddp-bf16", rel=1e-4)
     # A checkpoint of shards is like any other: the same files, loads and goes on in one process
     latest = tmp_path / "fsdp/latest"
-    assert sorted(p.name for p in latest.iterdir()) == sorted([*(p.name for p in (tmp_path / "one/latest").iterdir()), "rng-1.pt"])
+    assert sorted(p.name for p in latest.iterdir()) == sorted(
+        [*(p.name for p in (tmp_path / "one/latest").iterdir()), "rng-1.pt"]
+    )
     assert (latest / "config.json").read_text() == (tmp_path / "one/latest/config.json").read_text()
     loaded = load_model(str(tmp_path / "fsdp")).model
-    torch.testing.assert_close(loaded.lm_head.weight.detach(), weights(tmp_path / "fsdp")["transformer.wte.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.lm_head.weight.detach(), weights(tmp_path / "fsdp")["transformer.wte.weight"], rtol=0, atol=0
+    )
     begun_as(tmp_path / "fsdp", tmp_path / "shrunk")
     assert loop.train(settings("shrunk"), resume=True) == 0
     assert_close_runs(tmp_path / "shrunk", tmp_path / "one")
@@ -205,7 +216,15 @@ def test_a_rank_that_hangs_ends_the_others(settings, tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
     settings("stopped", train__steps=10**6, eval__every=10**6, checkpoint__every=10**6)
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "train.py", "--config", str(tmp_path / "stopped.yaml")]
+    command = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "train.py",
+        "--config",
+        str(tmp_path / "stopped.yaml"),
+    ]
     launcher = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     output = iter(launcher.stderr)
     next(line for line in output if line.startswith("step 5/"))
@@ -221,7 +240,8 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_machines(settings, tmp_path, launcher):
-    """Two launchers on this machine that meet over loopback, one rank each, by the commands of docs/several_processes.md."""
+    """Two launchers on this machine that meet over loopback, one rank each, by the commands of
+    docs/several_processes.md."""
     assert loop.train(settings("one")) == 0
     settings("nodes")
     with socket.socket() as probe:
@@ -230,10 +250,26 @@ def test_two_machines(settings, tmp_path, launcher):
     nodes = []
     for node in range(2):
         if launcher == "torchrun":
-            command = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a-run", "--rdzv_backend", "c10d"]
+            command = [
+                *TORCHRUN,
+                "--nnodes",
+                "2",
+                "--nproc_per_node",
+                "1",
+                "--rdzv_id",
+                "a-run",
+                "--rdzv_backend",
+                "c10d",
+            ]
             command += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
         else:
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+            command = [
+                sys.executable,
+                "-m",
+                "accelerate.commands.launch",
+                "--config_file",
+                "configs/accelerate/ddp.yaml",
+            ]
             command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(node)]
             command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         command += ["train.py", "--config", str(tmp_path / "nodes.yaml")]

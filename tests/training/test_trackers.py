@@ -74,7 +74,9 @@ def test_trackio(run_config, tmp_path, report):
 
     rows = SQLiteStorage.get_logs(f"test-{tmp_path.name}", "run")
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    assert losses == pytest.approx({row["step"]: row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row})
+    assert losses == pytest.approx(
+        {row["step"]: row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row}
+    )
     assert any("report/loss_curves" in row for row in rows)
 
 
