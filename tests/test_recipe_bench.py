@@ -14,16 +14,16 @@ import yaml
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import corpus_share  # noqa: E402
-import rare_tokens  # noqa: E402
-import recipe  # noqa: E402
-import recipe_report  # noqa: E402
-import recipe_trials  # noqa: E402
+import corpus_share
+import rare_tokens
+import recipe
+import recipe_report
+import recipe_trials
 
-from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM  # noqa: E402
-from harmonic_gpt.data.split import content_hash, is_validation  # noqa: E402
-from harmonic_gpt.run_config import load_run_config  # noqa: E402
-from harmonic_gpt.training import loop  # noqa: E402
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from harmonic_gpt.data.split import content_hash, is_validation
+from harmonic_gpt.run_config import load_run_config
+from harmonic_gpt.training import loop
 
 
 @pytest.fixture
@@ -62,11 +62,11 @@ def grid(token_folder, tmp_path):
 def test_grid_expands_in_order_and_names_equal_runs_once(grid):
     runs = recipe.read_grid(
         grid(
-            {"vary": {"optim.lr": [0.02, 0.01], "trial.head_lr": [0.5]}, "seeds": [0, 1]},
+            {"vary": {"optim.lr": [0.02, 0.01], "trial.head_lr_scale": [0.5]}, "seeds": [0, 1]},
             {
                 "question": "another",
                 "set": {"optim.lr": 0.01},
-                "trial": {"head_lr": 0.5},
+                "trial": {"head_lr_scale": 0.5},
                 "seeds": [1, 2],
             },  # seed 1 is there already
         )
@@ -78,7 +78,7 @@ def test_grid_expands_in_order_and_names_equal_runs_once(grid):
         (0.01, 1),
         (0.01, 2),
     ]
-    assert all(r["trial"] == {"head_lr": 0.5} and r["settings"]["model.exponent"] == 8.0 for r in runs)
+    assert all(r["trial"] == {"head_lr_scale": 0.5} and r["settings"]["model.exponent"] == 8.0 for r in runs)
     assert len({r["key"] for r in runs}) == 5
 
 
@@ -109,7 +109,7 @@ def _train(grid, tmp_path, experiment: dict) -> tuple[dict, loop.Run]:
 
 @pytest.mark.parametrize(
     "trial",
-    [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr": 1.0}, {"label_smoothing": 0.0}],
+    [{"learn_exponent": 0.0}, {"anneal_exponent": [8.0, 8.0]}, {"head_lr_scale": 1.0}, {"label_smoothing": 0.0}],
     ids=lambda t: next(iter(t)),
 )
 def test_a_trial_that_changes_nothing_trains_the_same(grid, tmp_path, trial):
@@ -132,9 +132,9 @@ def test_trials_do_what_they_say(grid, tmp_path):
     row, _ = _train(grid, tmp_path, {"head": "standard", "trial": {"learn_temperature": 1.0}})
     assert row["measured"]["temperature"] != pytest.approx(1.0, abs=1e-3)
     untied = {"set": {"model.tie_word_embeddings": False}}
-    _, run = _train(grid, tmp_path, untied | {"trial": {"head_lr": 0.0}})  # the centers stay where they started
+    _, run = _train(grid, tmp_path, untied | {"trial": {"head_lr_scale": 0.0}})  # the centers stay where they started
     assert run.bare_model.lm_head.weight.std().item() == pytest.approx(0.25, rel=0.05)
-    norms = [n for _, n, _ in _train(grid, tmp_path, untied | {"trial": {"head_lr": 0.0}})[0]["center_norms"]]
+    norms = [n for _, n, _ in _train(grid, tmp_path, untied | {"trial": {"head_lr_scale": 0.0}})[0]["center_norms"]]
     assert norms[0] == norms[-1]
     _, run = _train(grid, tmp_path, {"trial": {"muon": 0.0}})
     matrix = run.bare_model.transformer.h[0].mlp.c_fc.weight
@@ -148,8 +148,8 @@ def test_trials_do_what_they_say(grid, tmp_path):
 def test_the_trial_that_moved_into_the_product_is_the_products(grid, tmp_path):
     """Rows of docs/results made by the trial are what the settings give today, to the last bit."""
     untied = {"model.tie_word_embeddings": False}
-    tried, _ = _train(grid, tmp_path, {"set": untied, "trial": {"head_lr": 2.0, "muon": 1.0}})
-    settings, _ = _train(grid, tmp_path, {"set": untied | {"optim.optimizer": "muon", "optim.head_lr": 2.0}})
+    tried, _ = _train(grid, tmp_path, {"set": untied, "trial": {"head_lr_scale": 2.0, "muon": 1.0}})
+    settings, _ = _train(grid, tmp_path, {"set": untied | {"optim.optimizer": "muon", "optim.head_lr_scale": 2.0}})
     plain, _ = _train(grid, tmp_path, {"set": untied})
     assert settings["curve"] == tried["curve"] != plain["curve"]
 
