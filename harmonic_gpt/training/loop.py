@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.distributed.tensor import DTensor
 
-from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.likelihood import block_nats, inputs_and_targets
 from harmonic_gpt.run_config import RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.training.optimizer import learning_rate
@@ -48,15 +48,17 @@ def train_step(run: Run) -> Step:
     batch = torch.from_numpy(run.sampler.batch(run.step, rank, ranks))  # (B, T + 1)
     batch = batch.to(accelerator.device, non_blocking=True)
     micro_batches = batch.split(config.train.micro_batch_size)
+    rows = len(micro_batches[0]) if config.train.compile else 0  # a shorter last one would be compiled anew
     loss_sum = torch.zeros((), device=accelerator.device)
     for i, ids in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
+        inputs, targets = inputs_and_targets(ids, rows)
         with accelerator.no_sync(run.model) if not last else nullcontext():
             # Ranks' gradients are averaged: undo it, so that the sum is divided once by the global tokens
             with accelerator.autocast():  # accelerate leaves it out of a sharded model's forward
                 loss = run.model(
-                    input_ids=ids[:, :-1],
-                    shift_labels=ids[:, 1:],
+                    input_ids=inputs,
+                    shift_labels=targets,
                     num_items_in_batch=config.train.batch_tokens / ranks,
                 ).loss
             # accelerate divides by its own accumulation setting (which its environment may set); ours is these
@@ -94,6 +96,7 @@ def evaluate(run: Run, may_stop: bool = False) -> dict | None:
     ranks, size = accelerator.num_processes, run.config.train.micro_batch_size
     n_blocks = max(1, min(run.config.eval.tokens, len(run.validation) - 1) // block)
     mine = list(range(accelerator.process_index, n_blocks, ranks))
+    rows = size if run.config.train.compile else 1  # a shorter last batch would be compiled anew
     run.model.eval()
     nats = torch.zeros((), dtype=torch.float64)
     # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without
@@ -105,7 +108,7 @@ def evaluate(run: Run, may_stop: bool = False) -> dict | None:
         blocks = mine[i : i + size]
         ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])
         with accelerator.autocast():  # ids: (B, T + 1)
-            part = block_nats(run.bare_model, ids.to(accelerator.device), ignore_leading=0 if blocks else block)
+            part = block_nats(run.bare_model, ids[: len(blocks)].to(accelerator.device), rows=rows)
         nats += part.double().cpu()
     run.model.train()
     loss = accelerator.reduce(nats.to(accelerator.device), "sum").item() / (n_blocks * block)

@@ -22,6 +22,7 @@ from harmonic_gpt.likelihood import unigram_nats
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import DataSection, RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.training.attention import compile_blocks, use_causal_attention
 from harmonic_gpt.training.distributed import check_ranks_agree, model_facts, start_ranks
 from harmonic_gpt.training.init_from import start_from
 from harmonic_gpt.training.optimizer import build_optimizer
@@ -56,10 +57,11 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
         _announce(config, data, sampler, accelerator.num_processes)
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    use_causal_attention(model)
     if config.train.compile:
-        model.transformer.compile()
+        compile_blocks(model)
     if accelerator.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
 
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, data, tokenizer)
@@ -191,7 +193,7 @@ def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSa
     )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
 
     A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in
