@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.run_config import RunConfig
 
 # A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection;
 # this is for a rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate
@@ -20,19 +21,23 @@ from harmonic_gpt.errors import InputError
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 
-def start_ranks(precision: str, services: list[GeneralTracker]) -> Accelerator:
+def start_ranks(config: RunConfig, services: list[GeneralTracker]) -> Accelerator:
     """Join the other processes of the launch, if there are any. Raises InputError for a launch that cannot work.
 
     Args:
-        precision: "fp32" or "bf16". services: trackers for accelerate to finish at the end.
+        services: trackers for accelerate to finish at the end.
     """
     AcceleratorState._reset_state()  # a notebook may train twice: the first run's precision would be kept otherwise
     accelerator = Accelerator(
         log_with=services or None,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[config.train.precision],
         # torchrun on a machine without GPUs makes ranks that each believe they are alone, unless this says cpu
         cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            # Gradients lie in the buckets that are reduced, once: saves a copy of them all, and its memory
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -51,6 +56,11 @@ def start_ranks(precision: str, services: list[GeneralTracker]) -> Accelerator:
     if unknown or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise InputError("expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)")
     if accelerator.is_fsdp2:
+        if config.optim.optimizer == "muon":
+            raise InputError(
+                "optim.optimizer: muon works on whole matrices, and FSDP2 cuts them up; use --optim.optimizer=adamw, or "
+                "leave the weights whole (accelerate launch --config_file configs/accelerate/ddp.yaml)"
+            )
         # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without
         # sharding
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()

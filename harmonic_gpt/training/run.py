@@ -13,6 +13,7 @@ from harmonic_gpt.data.sampler import MixtureSampler, Sampler
 from harmonic_gpt.data.tokens import TokenFolder, Tokens
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.tracking import SpikeDetector, Tracker
 
@@ -27,6 +28,7 @@ class Run:
     model: nn.Module  # as prepared by accelerate
     optimizer: torch.optim.Optimizer
     sampler: Sampler | MixtureSampler
+    batches: Prefetch  # of the sampler, by step; this rank's share
     data: TokenFolder
     tokenizer: PreTrainedTokenizerBase | None
     step: int = 0

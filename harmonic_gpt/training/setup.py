@@ -27,6 +27,7 @@ from harmonic_gpt.training.distributed import check_ranks_agree, model_facts, st
 from harmonic_gpt.training.init_from import start_from
 from harmonic_gpt.training.optimizer import build_optimizer
 from harmonic_gpt.training.plan import model_config, plan
+from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.run import Run
 from harmonic_gpt.training.run_dir import Start, find_start, flat
@@ -42,9 +43,7 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     """
     run_dir = Path(config.run_dir).expanduser()
     start = find_start(config, resume)
-    accelerator = start_ranks(
-        config.train.precision, trackers(config, run_dir, start.step, start.state.get("wandb_id"))
-    )
+    accelerator = start_ranks(config, trackers(config, run_dir, start.step, start.state.get("wandb_id")))
     data, tokenizer = _open_data(config.data, accelerator, verify)
     sampler = _batches(config, data, accelerator.num_processes)
     check_ranks_agree(_facts(config, start, data))
@@ -64,7 +63,12 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
         keep_freed_memory()
 
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
-    run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, data, tokenizer)
+    batches = Prefetch(
+        lambda step: sampler.batch(step, accelerator.process_index, accelerator.num_processes),
+        config.train.steps,
+        accelerator.device,
+    )
+    run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, batches, data, tokenizer)
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs by rank
     _restore(run, start)
     if accelerator.is_main_process:

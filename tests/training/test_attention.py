@@ -150,7 +150,7 @@ def test_a_run_compiles_two_graphs_whatever_its_last_batches_hold(run_config, tm
         assert seen == pytest.approx(expected, rel=1e-5), name
 
 
-def test_the_name_of_the_implementation_stays_in_the_process(run_config, tmp_path, masks):
+def test_the_name_of_the_implementation_stays_in_the_process(run_config, masks):
     run = loop.setup(run_config(), resume=False)
     assert run.bare_model.config._attn_implementation == CAUSAL_SDPA
     folder = loop.save(run)
