@@ -31,9 +31,7 @@ def old_run(tmp_path):
 def test_it_loads_and_resumes(old_run):
     loaded = load_model(str(old_run))
     assert (loaded.head, loaded.step) == ("harmonic", 3)
-    config = load_run_config(
-        old_run / "config.yaml", [f"--run_dir={old_run}", f"--data.dir={old_run.parent / 'data'}"]
-    )
+    config = load_run_config(old_run / "config.yaml", [f"--run_dir={old_run}", f"--data.dir={old_run.parent / 'data'}"])
     assert config.optim.head_lr_scale == 2.0  # `head_lr` in that file
     assert loop.train(config, resume=True) == 0
     losses = [row["loss"] for row in read_metrics(old_run) if "loss" in row]
