@@ -1,7 +1,7 @@
 """Time and peak memory of `eval.py geometry` on a random model of GPT-2 small's size.
 
 python benchmarks/readability.py --tokenizer gpt2                              # the embedding matrices alone
-python benchmarks/readability.py --tokenizer gpt2 --data FOLDER --tokens 32768  # with layers, on a token folder of that tokenizer
+python benchmarks/readability.py --tokenizer gpt2 --data FOLDER --tokens 32768  # with layers, on that folder's tokens
 """
 
 import argparse
@@ -28,7 +28,6 @@ if __name__ == "__main__":
         wall, cpu = time.monotonic(), time.process_time()
         run_geometry(folder, None, None, "both", arguments.data, arguments.tokens, None, None, "cpu")
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(
-        f"{arguments.tokens} tokens, {torch.get_num_threads()} threads of {os.cpu_count()} cores: {time.monotonic() - wall:.1f} s, "
-        f"{time.process_time() - cpu:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB"
-    )
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    print(f"{arguments.tokens} tokens, {torch.get_num_threads()} threads of {os.cpu_count()} cores:", end=" ")
+    print(f"{wall:.1f} s, {cpu:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB")
