@@ -162,7 +162,7 @@ def trend_over_width(rows: list[dict], width: int = 768) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Loss over tokens of each head's best setting among those with the most seeds, at every size; the band spans seeds."""
+    """Loss over tokens at every size, of each head's best setting among those with the most seeds. Band: all seeds."""
     sizes = sorted({row["size"] for row in rows})
     figure = Figure(figsize=(5 * len(sizes), 4))
     axes = figure.subplots(1, len(sizes), squeeze=False)
