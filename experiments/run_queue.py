@@ -261,7 +261,8 @@ def main() -> None:
     try:
         if args.list:
             done = {row["key"] for row in read_rows(args.out)}
-            print(*(describe(run) for run in read_queue(args.queue) if run["key"] not in done), sep="\n")
+            left = [describe(run) for run in read_queue(args.queue) if run["key"] not in done]
+            print(f"{len(left)} runs left", *left, sep="\n")
             return
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(args.out.with_suffix(".lock"), blocking=False):

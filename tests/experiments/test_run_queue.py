@@ -222,4 +222,4 @@ def test_a_queue_trains_through_the_command_line(queue, tmp_path):
     assert load_run_config(tmp_path / "runs" / row["key"] / "config.yaml").optim.lr == 0.01
     assert "unknown trial none" in finished.stdout
     left = subprocess.run([*map(str, command), "--list"], capture_output=True, text=True, check=True)
-    assert left.stdout == "tiny harmonic exponent=8.0 lr=0.01 none=1 seed=0\n"
+    assert left.stdout == "1 runs left\ntiny harmonic exponent=8.0 lr=0.01 none=1 seed=0\n"
