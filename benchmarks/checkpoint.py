@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from harmonic_gpt.run_config import load_run_config
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs.checkpoint import find_corruption
 from harmonic_gpt.training import loop
 
 
@@ -49,7 +49,7 @@ def main() -> None:
                 blocked = time.perf_counter() - begin
                 loop.finish_saving(run)
                 seconds[background].append((blocked, time.perf_counter() - begin))
-                assert ckpt.damage(path) is None
+                assert find_corruption(path) is None
         size = sum(p.stat().st_size for p in path.iterdir())
         run.tracker.close()
     print(f"| {size / 2**20:,.0f} MiB | blocked, s | complete, s |\n|---|---|---|")

@@ -27,26 +27,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_head import (
-    HeadSpec,
-    _element_pass,
-    _squared_norms,
-    harmonic_cross_entropy,
-    head_logits,
-)
+from harmonic_gpt.model.harmonic_logits import HeadSpec, head_logits, squared_norms
+from harmonic_gpt.model.harmonic_loss import _element_pass, harmonic_cross_entropy
 
 
-def bare_products(x: Tensor, w: Tensor, y: Tensor, n: float) -> None:
+def bare_products(x: Tensor, w: Tensor, _y: Tensor, _n: float) -> None:
     with torch.no_grad():
         logits = x @ w.T
         x.grad, w.grad = logits @ w, logits.T @ x
 
 
-def linear_cross_entropy(x, w, y, n):
+def linear_cross_entropy(x, w, y, _n):
     F.cross_entropy(F.linear(x, w), y).backward()
 
 
-def chunked_linear_cross_entropy(x, w, y, n):
+def chunked_linear_cross_entropy(x, w, y, _n):
     F.linear_cross_entropy(x, w, y, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512)).backward()
 
 
@@ -164,7 +159,7 @@ def split(shape: tuple[int, int, int], rounds: int) -> None:
     """Milliseconds of the products of one chunk and of the element passes between them, interleaved; medians."""
     x, w, y = inputs(*shape, torch.float32, "cpu")
     x, w = x.detach(), w.detach()
-    x2, w2, weight = _squared_norms(x), _squared_norms(w), torch.full((shape[0],), 1 / shape[0])
+    x2, w2, weight = squared_norms(x), squared_norms(w), torch.full((shape[0],), 1 / shape[0])
     dots = x @ w.T
     start_of = {"harmonic": w2 - 2 * dots, "standard": dots}
     specs = {"harmonic": HeadSpec(24.0), "standard": HeadSpec(1.0, "dot", "softmax")}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_head import RELATIVE_FLOOR, harmonic_cross_entropy, head_logits
+from harmonic_gpt.model.harmonic_logits import RELATIVE_FLOOR, head_logits
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
 
 TOKENS, CLASSES, DIM = 256, 1000, 768
 EXPONENTS = (1, 28, 56, 768, 1536)

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.data.sampler import Sampler
 from harmonic_gpt.data.sources import documents
-from harmonic_gpt.data.tokens import Sampler, open_token_folder
+from harmonic_gpt.data.tokens import open_token_folder
 
 
 def resident_mb() -> float:

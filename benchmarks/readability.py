@@ -13,7 +13,7 @@ import time
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from harmonic_gpt.evaluation.geometry_command import run_geometry
+from harmonic_gpt.cli.geometry import run_geometry
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

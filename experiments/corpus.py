@@ -35,7 +35,7 @@ class _TextCollector(HTMLParser):
         self.pieces: list[str] = []
         self.open_not_text = 0
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag, _attrs):
         if tag in STARTS_A_LINE:
             self.pieces.append("\n")
         elif tag in NOT_TEXT:

@@ -16,14 +16,15 @@ BLOCK, BLOCKS = 256, 4
 SIZES = ((2, 128), (4, 192), (6, 384), (12, 768))
 UNMATCHED = {"hidden_scale": 1.0, "center_std": 0.02}
 STANDARD = {"similarity": "dot", "normalization": "softmax"}
-HEADS = {
-    "harmonic, n = sqrt(D)": lambda width: {},
-    "harmonic, n = 2 sqrt(D)": lambda width: {"exponent": 2 * width**0.5},
-    "harmonic, n = 2 sqrt(D), untied": lambda width: {"exponent": 2 * width**0.5, "tie_word_embeddings": False},
-    "harmonic, n = 2 sqrt(D), norms not matched": lambda width: UNMATCHED | {"exponent": 2 * width**0.5},
-    "standard, std 1/sqrt(D)": lambda width: STANDARD,
-    "standard, std 1/sqrt(D), untied": lambda width: STANDARD | {"tie_word_embeddings": False},
-    "standard, std 0.02": lambda width: STANDARD | {"center_std": 0.02},
+UNTIED = {"tie_word_embeddings": False}
+HEADS = {  # exponent / sqrt(D), and the other fields of the config
+    "harmonic, n = sqrt(D)": (1, {}),
+    "harmonic, n = 2 sqrt(D)": (2, {}),
+    "harmonic, n = 2 sqrt(D), untied": (2, UNTIED),
+    "harmonic, n = 2 sqrt(D), norms not matched": (2, UNMATCHED),
+    "standard, std 1/sqrt(D)": (1, STANDARD),
+    "standard, std 1/sqrt(D), untied": (1, STANDARD | UNTIED),
+    "standard, std 0.02": (1, STANDARD | {"center_std": 0.02}),
 }
 
 
@@ -54,11 +55,11 @@ def main() -> None:
     print("| head | " + " | ".join(f"{layers} x {width}" for layers, width in SIZES) + " |")
     print("|---" * (len(SIZES) + 1) + "|")
     for signs in (False, True):
-        for name, fields in HEADS.items():
+        for name, (exponent, fields) in HEADS.items():
             cells = []
             for layers, width in SIZES:
-                size = {"n_layer": layers, "n_embd": width, "n_head": width // 64}
-                loss, repeats = start(fields(width) | size, folder.vocab_size, ids, signs)
+                size = {"n_layer": layers, "n_embd": width, "n_head": width // 64, "exponent": exponent * width**0.5}
+                loss, repeats = start(fields | size, folder.vocab_size, ids, signs)
                 cells.append(f"{loss:.2f} ({repeats:.1%})")
             print("| " + " | ".join([name + (", signs" if signs else ""), *cells]) + " |", flush=True)
 

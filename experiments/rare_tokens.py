@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from harmonic_gpt.data.tokens import TokenFolder
-from harmonic_gpt.evaluation.measure import data_of
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.measure import data_of
+from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
 NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")

@@ -17,8 +17,9 @@ from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
-from run_queue import read_rows
 from scipy import stats
+
+from harmonic_gpt.files import read_jsonl
 
 
 def own_settings(row: dict) -> tuple[dict, dict]:
@@ -32,7 +33,7 @@ def own_settings(row: dict) -> tuple[dict, dict]:
         chosen["data.dir"] = Path(chosen["data.dir"]).name
     if "optim.weight_decay" not in chosen and trial.get("muon", 1.0) == 1.0:
         if "head_lr" in trial:
-            chosen["optim.head_lr"] = trial.pop("head_lr")
+            chosen["optim.head_lr_scale"] = trial.pop("head_lr")
         if trial.pop("muon", None):
             chosen["optim.optimizer"] = "muon"
     return chosen, trial
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument("--match", default="", help="only rows whose size, head and settings match this pattern")
     parser.add_argument("--figures", type=Path, help="folder for loss.png")
     args = parser.parse_args()
-    rows = read_rows(args.results)
+    rows = read_jsonl(args.results)
     rows = [row for row in rows if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")

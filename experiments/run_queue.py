@@ -27,7 +27,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import read_jsonl
 from harmonic_gpt.run_config import RunConfig, load_run_config
+from harmonic_gpt.runs.metrics import read_metrics
 
 QUEUE = Path(__file__).with_name("queue.yaml")
 RISE_WINDOW = 20  # steps whose median loss a rise is measured against
@@ -136,7 +138,7 @@ def train_one(run: dict, folder: Path) -> dict:
     measured = apply_trial(state, run["trial"])
     if loop.fit(state) != 0:
         raise SystemExit("stopped by a signal: the run will be repeated")
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder)
     validation = [row for row in rows if "val_loss" in row]
     training = [row for row in rows if "grad_norm" in row]
     norms = [(row["step"], row["center_norm_mean"], row["center_norm_std"]) for row in validation]
@@ -163,7 +165,7 @@ def stability(rows: list[dict], warmup: int, clip: float) -> dict:
     largest_rise: training loss above the median of the RISE_WINDOW rows before, in nats per token. spikes: as many as
     training warns of. Norms are of the whole gradient, before clipping.
     """
-    from harmonic_gpt.training.spikes import SpikeDetector
+    from harmonic_gpt.training.tracking import SpikeDetector
 
     losses = [row["loss"] for row in rows]
     calm = next((i for i, row in enumerate(rows) if row["step"] > warmup), len(rows))
@@ -178,17 +180,6 @@ def stability(rows: list[dict], warmup: int, clip: float) -> dict:
         "largest_rise": round(max(rises, default=0.0), 4),
         "spikes": sum(map(SpikeDetector().is_spike, losses[calm:])),
     }
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a file of JSON lines, none if it does not exist; a line cut short by a crash is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
@@ -206,7 +197,7 @@ def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
                 runs = read_queue(queue)
             except InputError as error:  # saved half-way, or a mistake: hours of other runs need not wait for it
                 print(f"warning: {error}; going on with the queue as it was", flush=True)
-            done = {row["key"] for row in read_rows(out)} | taken
+            done = {row["key"] for row in read_jsonl(out)} | taken
             left = [run for run in runs if run["key"] not in done]
             if stopping or not left:
                 return None
@@ -260,7 +251,7 @@ def main() -> None:
         parser.error("--out is missing")
     try:
         if args.list:
-            done = {row["key"] for row in read_rows(args.out)}
+            done = {row["key"] for row in read_jsonl(args.out)}
             left = [describe(run) for run in read_queue(args.queue) if run["key"] not in done]
             print(f"{len(left)} runs left", *left, sep="\n")
             return

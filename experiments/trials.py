@@ -13,9 +13,9 @@ from rare_tokens import token_counts
 from torch import nn
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.training.optimizer import learning_rate
-from harmonic_gpt.training.setup import Run
+from harmonic_gpt.training.run import Run
 
 
 def apply_trial(run: Run, trial: dict) -> Callable[[], dict]:
@@ -64,7 +64,7 @@ def learn_exponent(run: Run, lr_scale: float) -> Callable[[], dict]:
     log_exponent = nn.Parameter(torch.tensor(math.log(head.spec.exponent)))
     _train_apart(run, log_exponent, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         x = hidden_states * head.hidden_scale
         # d z / d n = z / n: take the logits at n = 1, so that the exponent itself is differentiated
         logits = log_exponent.exp() * head_logits(x, head.weight, exponent=1.0)
@@ -80,7 +80,7 @@ def learn_temperature(run: Run, lr_scale: float) -> Callable[[], dict]:
     log_factor = nn.Parameter(torch.zeros(()))
     _train_apart(run, log_factor, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = log_factor.exp() * head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
@@ -123,7 +123,7 @@ def frequency_bias(run: Run, lr_scale: float) -> Callable[[], dict]:
     bias = nn.Parameter(start.clone())
     _train_apart(run, bias, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = bias + head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
@@ -157,7 +157,7 @@ def label_smoothing(run: Run, share: float) -> None:
     """`share` of the target's probability is spread over all tokens, in training alone. Builds all logits."""
     head = run.bare_model.lm_head
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         smoothing = share if head.training else 0.0
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction, label_smoothing=smoothing)

@@ -124,7 +124,7 @@ class OptimSection(Section):
         "adamw", description="muon: for the blocks' matrices; AdamW for everything else"
     )
     lr: Positive = Field(6e-4, description="peak learning rate")
-    head_lr: Positive = Field(
+    head_lr_scale: Positive = Field(
         1.0, description="learning rate of the head's centers (tied: of the embedding), as a multiple of lr"
     )
     warmup_steps: Annotated[int, Ge(0), Le(2**31 - 1)] = Field(100, description="linear warmup")
@@ -260,6 +260,7 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), valu
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
     problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
+    _take_old_names(values)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -285,6 +286,13 @@ def _parse(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _take_old_names(values: dict) -> None:
+    """Files of version 0.1 stay valid."""
+    optim = values.get("optim")
+    if isinstance(optim, dict) and "head_lr" in optim:
+        optim.setdefault("head_lr_scale", optim.pop("head_lr"))
 
 
 def _combination_problems(values: dict, error: ValidationError) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.run_config import fields
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,4 +173,4 @@ def test_compiled_trunk_trains_and_saves_plain_names(config_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with safe_open(tmp_path / "run" / "latest" / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118  a handle, not a dict
+        assert not [name for name in file.keys() if "_orig_mod" in name]

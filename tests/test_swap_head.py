@@ -16,9 +16,9 @@ from transformers import (
 
 from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.interop.export import export
 from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.swap_head import swap_head
 
 SIZE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

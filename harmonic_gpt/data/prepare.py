@@ -5,7 +5,6 @@ parallel. Work proceeds by batches, and every finished shard is a checkpoint (`p
 continues.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -20,23 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from harmonic_gpt.data.encoding import Encode, document_encoder
+from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
 from harmonic_gpt.data.reading import Batch, Reader
-from harmonic_gpt.data.shards import PROGRESS, SEEN, UNFINISHED, Progress, read_progress, sync_folder, write_json
+from harmonic_gpt.data.shards import PROGRESS, SEEN, Progress, read_progress
 from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import sync, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 2
 DEFAULT_VOCAB_SIZE = 4096
 SHARD_TOKENS = 100_000_000
+LOCK = ".lock"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
 
 
@@ -102,41 +103,40 @@ def prepare(
             _same_request(partial, json.loads((partial / MANIFEST).read_text(encoding="utf-8")), {"request": request})
         else:
             _fill(partial, request, num_workers or _cores())
-        (partial / SEEN).unlink(missing_ok=True)
+        for name in (SEEN, LOCK):
+            (partial / name).unlink(missing_ok=True)
         try:
             partial.rename(out)
         except OSError:
             raise InputError(
                 f"{out} was made by another process in the meantime; this one's work is in {partial}"
             ) from None
-    sync_folder(out.parent)
+    sync(out.parent)
     return out
 
 
 @contextmanager
 def _claim(partial: Path) -> Iterator[None]:
-    """The working folder, for this process alone."""
+    """The working folder, for this process alone. A killed process gives it back."""
     partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
+    lock = FileLock(partial / LOCK, blocking=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
-        except OSError:
-            raise InputError(f"another process is preparing {partial}") from None
-        try:
-            yield
-        finally:
-            if partial.is_dir() and not any(partial.iterdir()):
-                partial.rmdir()
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is preparing {partial}") from error
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        if partial.is_dir() and {path.name for path in partial.iterdir()} <= {LOCK}:
+            shutil.rmtree(partial)
+        lock.release()
 
 
 def _fill(partial: Path, request: dict, num_workers: int) -> None:
     """Prepare the token folder `partial`, from the start or from where its record says."""
     stored = read_progress(partial)
     if stored is None and (
-        strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, PROGRESS + UNFINISHED}
+        strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, LOCK, f".{PROGRESS}"}
     ):
         raise InputError(
             f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it"
@@ -167,7 +167,7 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         progress = Progress(partial, header, names, dtype, request["shard_tokens"])
         if stored is None:
             progress.save()
-        _tokenise(reader, encode, progress, num_workers)
+        _tokenize(reader, encode, progress, num_workers)
         _finish(progress, trained, library)
     except BaseException as error:
         if progress is not None:
@@ -234,7 +234,7 @@ def _leading_text(texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _tokenise(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
+def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
     """Read, tokenise and write until the sources end. Threads are enough: both libraries work outside of Python's
     lock."""
     dtype = progress.writers["train"].dtype

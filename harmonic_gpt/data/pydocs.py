@@ -1,4 +1,4 @@
-"""The embedded corpus: English prose that every Python carries. No download, licence settled."""
+"""The embedded corpus: English prose that every Python carries. No download, license settled."""
 
 import ast
 import sysconfig

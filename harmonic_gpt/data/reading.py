@@ -1,6 +1,6 @@
 """Sources to batches of documents: without empty ones and duplicates, each document in its split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,8 @@ class Reader:
         )
 
     def batches(
-        self, position: list[int] = [0, 0, 0], row: int = 0, seen: SeenDocuments | None = None
-    ) -> Iterator[Batch]:  # noqa: B006
+        self, position: Sequence[int] = (0, 0, 0), row: int = 0, seen: SeenDocuments | None = None
+    ) -> Iterator[Batch]:
         """Batches from a position on, which is `row` documents into its source; `seen` are those kept before."""
         seen = seen or SeenDocuments()
         first_source, first_part, first_batch = position
@@ -42,7 +42,7 @@ class Reader:
             source = self.sources[index]
             row = row if index == first_source else 0
             for part in range(first_part if index == first_source else 0, len(source.parts)):
-                skip = first_batch if [index, part] == position[:2] else 0
+                skip = first_batch if (index, part) == tuple(position[:2]) else 0
                 for number, texts in enumerate(source.batches(part)):
                     if number < skip:
                         continue

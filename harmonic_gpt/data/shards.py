@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from harmonic_gpt.data.manifest import SPLITS
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import write_json
 
-SPLITS = ("train", "val")
 PROGRESS = "progress.json"
 SEEN = "seen.bin"
 UNFINISHED = ".tmp"
@@ -194,23 +195,3 @@ def read_progress(folder: Path) -> dict | None:
         return None
     except ValueError:
         raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from None
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Atomically: a reader finds the old file or the new one."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk: a renamed file may not survive a power cut otherwise."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, mean_states, text_states
-from harmonic_gpt.evaluation.analogies import analogy_ranks, analogy_row
-from harmonic_gpt.evaluation.class_centers import class_centers
-from harmonic_gpt.evaluation.geometry import (
+from harmonic_gpt.evaluation.measures.analogies import analogy_ranks, analogy_row
+from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means
+from harmonic_gpt.evaluation.measures.class_centers import class_centers
+from harmonic_gpt.evaluation.measures.geometry import (
     WITHOUT_FIRST,
     Spectrum,
     compression,
@@ -19,14 +20,13 @@ from harmonic_gpt.evaluation.geometry import (
     mean_cosine,
     spectrum,
 )
-from harmonic_gpt.evaluation.models import LoadedModel
-from harmonic_gpt.evaluation.neighbours import neighbours
-from harmonic_gpt.evaluation.parallelogram import FEWEST_PAIRS, ParallelogramTest, paper_test, strict_test
-from harmonic_gpt.evaluation.probe_tasks import ProbeTask
-from harmonic_gpt.evaluation.probes import run_probes
-from harmonic_gpt.evaluation.similarity import POSITIONS
-from harmonic_gpt.evaluation.uncertainty import weighted_means
-from harmonic_gpt.evaluation.word_pairs import Pairs, TokenPairs, token_pairs
+from harmonic_gpt.evaluation.measures.neighbors import neighbours
+from harmonic_gpt.evaluation.measures.parallelogram import MIN_PAIRS, ParallelogramTest, paper_test, strict_test
+from harmonic_gpt.evaluation.measures.probes import run_probes
+from harmonic_gpt.evaluation.measures.similarity import POSITIONS
+from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
+from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, TokenPairs, token_pairs
+from harmonic_gpt.runs.load import LoadedModel
 
 SPACES = (2, 10, WITHOUT_FIRST, None)  # principal components; None: all of space
 REFERENCE_TOKENS = 2000  # stand for the vocabulary where running all of it costs too much: in the layers
@@ -163,11 +163,11 @@ def _keep(tests: list[tuple[str, ParallelogramTest]], result: Interpretability) 
 
 
 def _analogies(centers: Tensor, pairs: dict[str, TokenPairs], result: Interpretability) -> None:
-    asked = {task: found.ids for task, found in pairs.items() if len(found.ids) >= FEWEST_PAIRS}
+    asked = {task: found.ids for task, found in pairs.items() if len(found.ids) >= MIN_PAIRS}
     ranks = analogy_ranks(centers, asked, SEED)
     result.row["analogies"] = [{"task": task} | analogy_row(found) for task, found in ranks.items()]
     if ranks and len(hits := np.concatenate([found["distance"] < 5 for found in ranks.values()])):
-        result.measures["analogies"] = (float(hits.mean()), weighted_means(hits))
+        result.measures["analogies"] = (float(hits.mean()), bootstrap_means(hits))
 
 
 def _words_in_layers(
@@ -208,7 +208,7 @@ def _text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: int, r
     found = class_centers(head_input(loaded.model, states[-1]), labels, centers, SEED)
     result.row["class_centers"] = found.row
     if found.row["cosine"] is not None:
-        result.measures["class_centers"] = (found.row["cosine"], weighted_means(found.cosines))
+        result.measures["class_centers"] = (found.row["cosine"], bootstrap_means(found.cosines))
     result.positions = np.sort(np.random.default_rng(SEED).permutation(len(labels))[:POSITIONS])
     result.sample = [h[torch.from_numpy(result.positions)] for h in states]
 

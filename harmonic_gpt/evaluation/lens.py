@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, hidden_states
-from harmonic_gpt.evaluation.geometry import nearest_rows
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.evaluation.measures.geometry import nearest_rows
+from harmonic_gpt.runs.load import LoadedModel
 
 # The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
 # head

@@ -3,7 +3,7 @@
 import torch
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.runs.load import LoadedModel
 
 
 def sample(

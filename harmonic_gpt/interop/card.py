@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.runs.load import LoadedModel
 
 PAPER = "2502.01628"
 HEADS = {
@@ -89,7 +89,7 @@ def _start(init_from: str) -> str:
     return Path(init_from).name if Path(init_from).expanduser().exists() or init_from.count("/") > 1 else init_from
 
 
-def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None) -> ModelCardData:
+def _metadata(loaded: LoadedModel, name: str, measured: Measurements, license: str | None) -> ModelCardData:
     sources = _sources(loaded.state["config"]) if loaded.state else []
     datasets = sorted({dataset for source in sources if (dataset := _hub_dataset(source))})
     english = bool(sources) and all(
@@ -108,7 +108,7 @@ def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: s
     ]
     return ModelCardData(
         language="en" if english else None,
-        license=licence,
+        license=license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "harmonic-loss", f"arxiv:{PAPER}"],
@@ -148,14 +148,14 @@ def _results(measured: Measurements) -> str:
 
 
 def model_card(
-    loaded: LoadedModel, name: str, measured: Measurements, licence: str | None = None, repo: str | None = None
+    loaded: LoadedModel, name: str, measured: Measurements, license: str | None = None, repo: str | None = None
 ) -> ModelCard:
     """The card of one model.
 
     Args:
         name: what the model is called. repo: USER/NAME on the Hub, if it is known, for the code example.
         measured: results with their protocol; nothing is claimed that is not in here.
-        licence: identifier of the weights' licence; None says that none was stated.
+        license: identifier of the weights' license; None says that none was stated.
     """
     config = loaded.model.config
     pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
@@ -179,9 +179,9 @@ def model_card(
             "program that reads the weights as a plain GPT-2. Load it with `AutoModelForCausalLM` and the code in this repository.",
             "Distances are formed in float32, also where the weights are bfloat16; float16 is refused.",
         ]
-    licence_text = f"Weights: {licence}." if licence else "Weights: their publisher has stated no licence."
+    license_text = f"Weights: {license}." if license else "Weights: their publisher has stated no license."
     text = f"""---
-{_metadata(loaded, name, measured, licence).to_yaml()}
+{_metadata(loaded, name, measured, license).to_yaml()}
 ---
 
 # {name}
@@ -213,9 +213,9 @@ Needs torch and transformers 5{"; the code of the model lies in this repository"
 
 {chr(10).join(f"- {line}" for line in limits)}
 
-## Licence and citation
+## License and citation
 
-{licence_text} {"Code: Apache-2.0." if own_code else ""}
+{license_text} {"Code: Apache-2.0." if own_code else ""}
 
 {CITATION}
 """

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import LoadedModel, load_model
 from harmonic_gpt.interop.card import Measurements, model_card
-from harmonic_gpt.interop.hub import MAIN, upload_checkpoint
+from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
+from harmonic_gpt.runs.load import LoadedModel, load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.swap_head import STORED
-from harmonic_gpt.training.tracking import read_metrics
 
 FIGURES = "figures"
 RESULTS = "results.json"
@@ -26,7 +26,7 @@ VALIDATION_METRICS = {"nats_per_token": "loss", "perplexity": "perplexity", "bit
 
 
 def export(
-    name: str, out: str | Path, *, report: str | None = None, licence: str | None = None, repo: str | None = None
+    name: str, out: str | Path, *, report: str | None = None, license: str | None = None, repo: str | None = None
 ) -> Path:
     """Write model `name` (run folder, Hugging Face folder, hub name) to the new folder `out`, ready for the Hub.
     Returns `out`.
@@ -34,7 +34,7 @@ def export(
     Args:
         report: folder with results.json and figures, as `eval.py compare` and `eval.py lm-eval` write them, that has
             this very model (by the hash of its weights). Default: the validation loss of the run's own metrics.
-        licence: of the weights, an identifier of the Hub such as apache-2.0.
+        license: of the weights, an identifier of the Hub such as apache-2.0.
         repo: USER/NAME, where it will be published; only the card's example needs it.
     Raises InputError: `out` exists, the model does not load, or the report is of another model. Nothing is left behind
         then.
@@ -54,25 +54,25 @@ def export(
         loaded.model.save_pretrained(folder)
         _write_tokenizer(loaded, folder)
         measured = _from_report(loaded, Path(report).expanduser(), folder) if report else _from_metrics(loaded, folder)
-        model_card(loaded, title, measured, licence, repo).save(folder / "README.md")
+        model_card(loaded, title, measured, license, repo).save(folder / "README.md")
         check_folder(folder)
         folder.replace(out)
     return out
 
 
-def push(name: str, repo: str, *, private: bool = False, report: str | None = None, licence: str | None = None) -> str:
+def push(name: str, repo: str, *, private: bool = False, report: str | None = None, license: str | None = None) -> str:
     """Publish on the Hub: what `export` wrote as it is, anything else exported first. Returns the commit's address.
 
     Raises: as `export`, `check_folder` and `upload_checkpoint`.
     """
     given, progress = Path(name).expanduser(), sys.stderr.isatty()
     if (given / "README.md").is_file():
-        if report or licence:
+        if report or license:
             raise InputError(f"{given} has its card already; --report and --license belong to `export`")
         check_folder(given)
         return upload_checkpoint(given, repo, revision=MAIN, private=private, progress=progress)
     with tempfile.TemporaryDirectory(prefix="harmonic-gpt-") as temporary:
-        folder = export(name, Path(temporary) / repo.replace("/", "--"), report=report, licence=licence, repo=repo)
+        folder = export(name, Path(temporary) / repo.replace("/", "--"), report=report, license=license, repo=repo)
         return upload_checkpoint(folder, repo, revision=MAIN, private=private, progress=progress)
 
 

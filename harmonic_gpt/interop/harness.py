@@ -9,8 +9,8 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import RESULTS, SCHEMA_VERSION, data_of
-from harmonic_gpt.evaluation.models import LoadedModel, load_model
+from harmonic_gpt.evaluation.comparison.compare import RESULTS, SCHEMA_VERSION, data_of
+from harmonic_gpt.runs.load import LoadedModel, load_model
 
 TASKS = Path(__file__).parent / "lm_eval_tasks"
 Scores = dict[str, dict[str, float]]

@@ -5,8 +5,7 @@ import math
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
 
-SIMILARITIES = ("euclidean", "dot")
-NORMALIZATIONS = ("harmax", "softmax")
+from .harmonic_logits import HeadSpec
 
 
 def matched_scales(similarity: str, normalization: str, n_embd: int) -> tuple[float, float]:
@@ -59,21 +58,23 @@ class HarmonicGPT2Config(GPT2Config):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity: expected one of {SIMILARITIES}, got {self.similarity!r}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization: expected one of {NORMALIZATIONS}, got {self.normalization!r}")
         if isinstance(self.exponent, str) and self.exponent != "sqrt":
             raise ValueError(f'exponent: expected a positive number or "sqrt", got {self.exponent!r}')
+        _ = self.head_spec  # raises for a head that does not exist
         hidden_scale, center_std = matched_scales(self.similarity, self.normalization, self.n_embd)
         self.hidden_scale = hidden_scale if self.hidden_scale is None else float(self.hidden_scale)
         self.center_std = center_std if self.center_std is None else float(self.center_std)
-        for name in ("head_exponent", "hidden_scale", "center_std"):
+        for name in ("hidden_scale", "center_std"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name.removeprefix('head_')}: expected a positive number, got {value}")
+                raise ValueError(f"{name}: expected a positive number, got {value}")
 
     @property
     def head_exponent(self) -> float:
         """The harmonic exponent n as a number."""
         return math.sqrt(self.n_embd) if self.exponent == "sqrt" else float(self.exponent)
+
+    @property
+    def head_spec(self) -> HeadSpec:
+        """The head as the loss and the logits take it. Raises ValueError for one that does not exist."""
+        return HeadSpec(self.head_exponent, self.similarity, self.normalization).check()

@@ -29,9 +29,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         return HarmonicHead(
             self.config.n_embd,
             vocab_size,
-            exponent=self.config.head_exponent,
-            similarity=self.config.similarity,
-            normalization=self.config.normalization,
+            **self.config.head_spec._asdict(),
             hidden_scale=self.config.hidden_scale,
         )
 
@@ -90,7 +88,6 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         with_loss = labels is not None or shift_labels is not None
         if use_cache is None and self.training:
             use_cache = False  # transformers would fill a key-value cache that no one reads
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -118,7 +115,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
             skip_logits = self.training and with_loss
         if not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, keep], decoding=decoding)
+            logits = self.lm_head(hidden_states[:, keep])
 
         output = CausalLMOutputWithPast(
             loss=loss,

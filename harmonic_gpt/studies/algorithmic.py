@@ -237,7 +237,7 @@ def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         fields = metadata["cell"]
         cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
         return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 
 D = 16
 MLP_HIDDEN = 100

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.geometry import cumulative_explained_variance
+from harmonic_gpt.evaluation.measures.geometry import cumulative_explained_variance
 from harmonic_gpt.studies import algorithmic_claims, figures, structure
 from harmonic_gpt.studies.algorithmic import MAIN_FRACTION, load
 from harmonic_gpt.studies.batched import Cell, Result

@@ -133,8 +133,7 @@ def coset_partitions() -> dict[str, np.ndarray]:
 
 def best_coset_silhouette(points: np.ndarray) -> tuple[float, str]:
     """Largest silhouette over the coset partitions (paper, appendix B), and the partition. The largest of many is above
-    zero for random
-    points too: compare with shuffled rows."""
+    zero for random points too: compare with shuffled rows."""
     scores = {name: float(silhouette_score(points, labels)) for name, labels in _PARTITIONS.items()}
     best = max(scores, key=scores.get)
     return scores[best], best

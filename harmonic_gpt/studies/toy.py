@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, verdict_of, write_claims
 

@@ -1,15 +1,30 @@
 """What a run will do and need, worked out from its configuration alone."""
 
 import math
+import re
 from pathlib import Path
 
 import torch
 
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, open_token_folder
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
-from harmonic_gpt.model.harmonic_head import CHUNK_BYTES, CUDA_CHUNK_BYTES
+from harmonic_gpt.model.harmonic_loss import CHUNK_BYTES, CUDA_CHUNK_BYTES
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+
+# Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation. The first name whose words all occur counts.
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
 
 
 def model_config(config: RunConfig, vocab_size: int, end_of_text: int | None) -> HarmonicGPT2Config:
@@ -33,6 +48,18 @@ def training_flops_per_token(config: HarmonicGPT2Config) -> float:
     return 6 * matmul_weights + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Dense FLOP/s of a known accelerator in bf16, else None."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    return _peak_of(torch.cuda.get_device_name(device))
+
+
+def _peak_of(device_name: str) -> float | None:
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((flops for name, flops in PEAK_BF16_FLOPS.items() if set(name.split()) <= words), None)
+
+
 def plan(
     config: RunConfig, vocab_size: int, world_size: int, train_tokens: int | None = None, assumed: str = ""
 ) -> str:
@@ -54,23 +81,22 @@ def plan(
     # its chunk
     memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
     memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
-    head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get(
-        (m.similarity, m.normalization), "ablation"
-    )
     n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
     exponent = f", exponent {n}" if m.normalization == "harmax" else ""
-    head_lr = f" (head x {config.optim.head_lr:g})" if config.optim.head_lr != 1.0 else ""
+    head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
     rows = {
         "run": config.run_dir,
-        "head": f"{head} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
+        "head": f"{hf_config.head_spec.name} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
         f"center_std {hf_config.center_std:.4g}, {'tied' if m.tie_word_embeddings else 'untied'}",
-        "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, vocabulary {vocab_size:,}{assumed}",
+        "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
+        f"vocabulary {vocab_size:,}{assumed}",
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
         "data": config.data.dir
         + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
         f"{config.optim.optimizer}, lr {config.optim.lr:g}{head_lr}, warmup {config.optim.warmup_steps:,}",
-        "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} micro-batches of up to {micro}",
+        "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} "
+        f"micro-batches of up to {micro}",
         "compute": f"{training_flops_per_token(hf_config) * all_tokens:.3g} FLOPs, {t.precision}",
         "memory": f"about {memory / 2**30:.1f} GiB a rank (estimate)",
     }

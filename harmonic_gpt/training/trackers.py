@@ -11,7 +11,7 @@ from PIL import Image
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, load_run_config
-from harmonic_gpt.training.checkpoint import checkpoints, read_state
+from harmonic_gpt.runs.checkpoint import checkpoints, read_state
 
 TENSORBOARD = "tensorboard"  # folder in the run's
 

@@ -12,11 +12,11 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import SCHEMA_VERSION, compare
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import SCHEMA_VERSION, compare
+from harmonic_gpt.evaluation.comparison.report import model_table, verdict
 from harmonic_gpt.evaluation.perplexity import perplexity
-from harmonic_gpt.evaluation.report import model_table, verdict
 from harmonic_gpt.evaluation.sample import sample
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.training import loop
 
 

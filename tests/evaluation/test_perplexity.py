@@ -11,7 +11,8 @@ from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer, ordinary_encoder
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.perplexity import block_nats, perplexity, unigram_nats
+from harmonic_gpt.evaluation.perplexity import perplexity
+from harmonic_gpt.likelihood import block_nats, unigram_nats
 
 
 @pytest.fixture

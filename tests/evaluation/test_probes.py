@@ -6,18 +6,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from harmonic_gpt.cli.probes import run_probes_command
 from sklearn.metrics import f1_score
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import hidden_states, mean_states
-from harmonic_gpt.evaluation.models import LoadedModel
-from harmonic_gpt.evaluation.neighbours import neighbours
-from harmonic_gpt.evaluation.probe_tasks import ProbeTask, built_in_tasks, file_task, frequency_band, load_probe_file
-from harmonic_gpt.evaluation.probes import FOLDS, probe, run_probes
-from harmonic_gpt.evaluation.probes_command import run_probes_command
-from harmonic_gpt.evaluation.word_pairs import spaced_token
+from harmonic_gpt.evaluation.measures.neighbors import neighbours
+from harmonic_gpt.evaluation.measures.probes import FOLDS, probe, run_probes
+from harmonic_gpt.evaluation.tasks.probe_tasks import (
+    ProbeTask,
+    built_in_tasks,
+    file_task,
+    frequency_band,
+    load_probe_file,
+)
+from harmonic_gpt.evaluation.tasks.word_pairs import single_token_id
+from harmonic_gpt.runs.load import LoadedModel
 
 
 @pytest.fixture
@@ -123,8 +129,10 @@ def test_files_in_the_formats_of_sst2_and_cola(tmp_path, loaded):
 
 
 def test_neighbours_of_a_planted_twin(loaded):
-    words = [w for w in ("cat", "dog", "the", "house", "tree", "bird") if spaced_token(loaded.tokenizer, w) is not None]
-    one, other = (spaced_token(loaded.tokenizer, w) for w in words[:2])
+    words = [
+        w for w in ("cat", "dog", "the", "house", "tree", "bird") if single_token_id(loaded.tokenizer, w) is not None
+    ]
+    one, other = (single_token_id(loaded.tokenizer, w) for w in words[:2])
     centers = loaded.model.get_output_embeddings().weight.data
     centers[one] = centers[other] + 1e-4
     row = neighbours(loaded, [words[0]])["words"][0]

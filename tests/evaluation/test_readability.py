@@ -12,10 +12,17 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.analogies import analogy_ranks
-from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
-from harmonic_gpt.evaluation.class_centers import class_centers, convex_distance
-from harmonic_gpt.evaluation.geometry import (
+from harmonic_gpt.evaluation.comparison.arms import compare_arms, parse_arms
+from harmonic_gpt.evaluation.comparison.report import first_screen, write_html
+from harmonic_gpt.evaluation.measures.analogies import analogy_ranks
+from harmonic_gpt.evaluation.measures.bootstrap import (
+    bootstrap_means,
+    difference_over_runs,
+    percentile_interval,
+    sign_test,
+)
+from harmonic_gpt.evaluation.measures.class_centers import class_centers, convex_distance
+from harmonic_gpt.evaluation.measures.geometry import (
     WITHOUT_FIRST,
     compression,
     effective_rank,
@@ -24,11 +31,9 @@ from harmonic_gpt.evaluation.geometry import (
     participation_ratio,
     spectrum,
 )
-from harmonic_gpt.evaluation.parallelogram import paper_test, strict_test
-from harmonic_gpt.evaluation.report import first_screen, write_html
-from harmonic_gpt.evaluation.similarity import layer_similarity, linear_cka, rsa
-from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, sign_test, weighted_means
-from harmonic_gpt.evaluation.word_pairs import BUILT_IN, TokenPairs, load_tasks, trivial
+from harmonic_gpt.evaluation.measures.parallelogram import paper_test, strict_test
+from harmonic_gpt.evaluation.measures.similarity import layer_similarity, linear_cka, rsa
+from harmonic_gpt.evaluation.tasks.word_pairs import BUILT_IN, TokenPairs, load_tasks, trivial
 
 P, D = 40, 24
 
@@ -221,7 +226,7 @@ def test_class_centers():
 
 def test_intervals():
     values = np.random.default_rng(0).normal(size=400)
-    low, high = interval(weighted_means(values))
+    low, high = percentile_interval(bootstrap_means(values))
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert difference_over_runs([1.0], [2.0, 3.0]) is None

@@ -76,7 +76,7 @@ def test_what_is_missing_is_named_before_anything_is_written(tmp_path, monkeypat
     out = tmp_path / "prose.jsonl"
     with pytest.raises(InputError, match=r"folder .* does not exist"):
         corpus.write_corpus(tmp_path / "none" / "prose.jsonl")
-    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(InputError, match="apt-get is not on this machine"):
         corpus.write_corpus(out)
     monkeypatch.setattr(shutil, "which", lambda program: program)

@@ -31,7 +31,7 @@ def test_seeds_stand_side_by_side_best_setting_first(tmp_path):
 
 def test_equal_training_is_one_setting_under_old_names_and_new_ones():
     untied = {"model.tie_word_embeddings": False}
-    today = row(set=untied | {"optim.optimizer": "muon", "optim.head_lr": 2.0, "data.dir": "data/prose8k-16"})
+    today = row(set=untied | {"optim.optimizer": "muon", "optim.head_lr_scale": 2.0, "data.dir": "data/prose8k-16"})
     before = row(set=untied | {"data.dir": "/tmp/prose8k-16"}, trial={"head_lr": 2.0, "muon": 1.0})
     assert report.settings_of(today) == report.settings_of(before)
     # The trials did not decay what they took over from AdamW, and a trial's Muon could have a rate of its own

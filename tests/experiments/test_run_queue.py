@@ -13,6 +13,7 @@ import trials
 import yaml
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import read_jsonl
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training import loop
 
@@ -126,7 +127,7 @@ def test_the_shipped_queues_are_sound(path, monkeypatch):
 def test_every_row_of_the_results_is_found_by_its_key():
     """Fails if what the name of a size stands for, or the name of a setting, has changed under finished runs."""
     queue = yaml.safe_load(run_queue.QUEUE.read_text())
-    rows = run_queue.read_rows(RESULTS)
+    rows = read_jsonl(RESULTS)
     for row in rows:
         chosen, trial = report.own_settings(row)
         settings = queue["base"] | queue["sizes"][row["size"]] | run_queue.HEADS[row["head"]] | chosen
@@ -161,11 +162,11 @@ def test_stability_counts_rises_after_warmup(log_every):
 
 
 @pytest.fixture
-def worked(queue, tmp_path, monkeypatch):
+def worked(tmp_path, monkeypatch):
     """A function that works a queue without training; returns the runs it tried. `before(n)`: ahead of the n-th."""
     tried = []
 
-    def work(path: Path, before=lambda n: None) -> list[dict]:
+    def work(path: Path, before=lambda _: None) -> list[dict]:
         def train(command, **_):
             run = json.loads(command[command.index("--one") + 1])
             tried.append(run)
@@ -186,7 +187,7 @@ def test_a_queue_continues_where_it_was_cut_off(queue, worked, tmp_path, capsys)
     done, cut, bad, *rest = run_queue.read_queue(path)
     out.write_text(json.dumps(done) + "\n" + json.dumps(cut)[:40])  # as a crash leaves it
     assert [run["seed"] for run in worked(path)] == [1, 13, 2, 3]
-    assert [row["seed"] for row in run_queue.read_rows(out)] == [0, 1, 2, 3]
+    assert [row["seed"] for row in read_jsonl(out)] == [0, 1, 2, 3]
     assert [run["key"] for run in rest if (tmp_path / "runs" / run["key"]).exists()] == [rest[1]["key"]]
     assert f"FAILED {run_queue.describe(bad)}: ['boom']" in capsys.readouterr().out
 
@@ -218,7 +219,7 @@ def test_a_queue_trains_through_the_command_line(queue, tmp_path):
     program = ROOT / "experiments/run_queue.py"
     command = [sys.executable, program, "--queue", path, "--out", out, "--runs", tmp_path / "runs", "--jobs", "1"]
     finished = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    (row,) = run_queue.read_rows(out)
+    (row,) = read_jsonl(out)
     assert load_run_config(tmp_path / "runs" / row["key"] / "config.yaml").optim.lr == 0.01
     assert "unknown trial none" in finished.stdout
     left = subprocess.run([*map(str, command), "--list"], capture_output=True, text=True, check=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harmonic_gpt.training import checkpoint as ckpt
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.files import file_sha256
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reliability.md"
@@ -85,9 +86,9 @@ def config(token_folder, tmp_path_factory) -> Path:
 def outcome(run_dir: Path) -> tuple[list, str]:
     """What two runs have in common if and only if they are the same: every loss, and the final weights."""
     latest = run_dir / "latest"
-    assert ckpt.damage(latest) is None
+    assert ckpt.find_corruption(latest) is None
     losses = [(row["step"], row["loss"]) for row in read_metrics(run_dir) if "loss" in row]
-    return losses, ckpt.file_sha256(latest / "model.safetensors")
+    return losses, file_sha256(latest / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

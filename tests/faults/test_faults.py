@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.files import file_sha256
+from harmonic_gpt.runs import checkpoint as ckpt
 from tests.faults.conftest import outcome
 
 SAME = "continues to the very same losses and weights"
@@ -29,7 +30,7 @@ def test_killed_at_every_write(victims, config, undisturbed, tmp_path, record, e
         run_dir = tmp_path / "run"
         ended = victims.train(config, run_dir, kill_at_write=number)
         assert ended.code == -signal.SIGKILL, ended.text
-        good = [path for path in ckpt.checkpoints(run_dir) if ckpt.damage(path) is None]
+        good = [path for path in ckpt.checkpoints(run_dir) if ckpt.find_corruption(path) is None]
         assert good == ckpt.checkpoints(run_dir)  # a folder of that name is whole
         ended = victims.train(config, run_dir)
         assert ended.code == 0, (number, ended.text)
@@ -57,7 +58,7 @@ def test_terminated_within_accumulation_and_again_while_saving(victims, config, 
     ended = victims.train(config, run_dir, terminate_at_forward=6)
     assert ended.code == 128 + signal.SIGTERM, ended.text
     assert "stopped by SIGTERM after step 3" in ended.text
-    assert ckpt.damage(run_dir / "step-000003") is None
+    assert ckpt.find_corruption(run_dir / "step-000003") is None
     assert victims.train(config, run_dir).code == 0
     assert outcome(run_dir) == undisturbed
     record(
@@ -109,7 +110,7 @@ def test_damaged_files(victims, config, undisturbed, stopped, record, how, damag
     assert "step-000004 at step 4" in ended.text
     assert outcome(stopped) == undisturbed
     kept = stopped / "damaged-step-000005-0"
-    assert (ckpt.damage(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
+    assert (ckpt.find_corruption(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
     record(
         f"each of {len(names)} files of the newest checkpoint {how} (rng-0.pt too)",
         f"named, skipped, kept aside; the one before it {SAME}",
@@ -124,7 +125,7 @@ def forge(path, content):
     checksums.pop(path.name)
     if content is not None:
         path.write_bytes(content)
-        checksums[path.name] = ckpt.file_sha256(path)
+        checksums[path.name] = file_sha256(path)
     (path.parent / ckpt.CHECKSUMS).write_text(json.dumps(checksums))
 
 

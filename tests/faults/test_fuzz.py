@@ -16,7 +16,7 @@ from harmonic_gpt.__main__ import main
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
 
 SETTINGS = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -179,7 +179,7 @@ def test_checksums(checkpoint, tmp_path):
     @example({"../../etc": "x", "\0": "y"})
     def check(value):
         write_json(copy / ckpt.CHECKSUMS, value)
-        problem = ckpt.damage(copy)
+        problem = ckpt.find_corruption(copy)
         assert problem is not None or value == checksums
 
     check()

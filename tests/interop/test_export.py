@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import compare
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import compare
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.export import check_folder, export
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from tests.interop.hub_stand_in import TOKEN
 
 
@@ -24,7 +24,10 @@ def run(*arguments) -> int:
 
 def test_export_holds_everything_but_the_training_state(exported):
     names = {path.name for path in exported.iterdir()}
-    code = {"configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "modeling_harmonic_gpt2.py"}
+    code = {
+        "configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "harmonic_logits.py", "harmonic_loss.py",
+        "modeling_harmonic_gpt2.py",
+    }  # fmt: skip
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == code | weights | {"tokenizer.json", "tokenizer_config.json", "README.md", "figures"}
 
@@ -65,7 +68,7 @@ def test_card_names_public_sources_and_no_local_path(harmonic_run):
 def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):
     results = compare([str(harmonic_run), str(standard_run)], tmp_path / "report", tokens=500)
     out = export(
-        str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), licence="apache-2.0", repo="ann/tiny"
+        str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), license="apache-2.0", repo="ann/tiny"
     )
     card = ModelCard.load(out / "README.md")
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import data_of
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import data_of
 from harmonic_gpt.evaluation.perplexity import perplexity
-from harmonic_gpt.evaluation.word_pairs import load_tasks
+from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.interop import harness
 from harmonic_gpt.interop.lm_eval_tasks import documents
+from harmonic_gpt.runs.load import load_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.interop.nanogpt import SMOOTHING, import_nanogpt, smoothed_log_probabilities
+from harmonic_gpt.runs.load import load_model
 
 MARK = f"/tmp/harmonic-gpt-test-{os.getpid()}"  # what a checkpoint with code would leave
 ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "bias": True, "vocab_size": 37, "dropout": 0.0}

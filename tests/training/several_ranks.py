@@ -25,8 +25,7 @@ from torch.distributed.tensor import DTensor
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import load_run_config
-from harmonic_gpt.training import loop, saving
-from harmonic_gpt.training import setup as setup_module
+from harmonic_gpt.training import distributed, loop, saving
 
 RANK = int(os.environ["RANK"])
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -74,7 +73,7 @@ def plain(folder: Path) -> dict:
     seen = {"skips": []}
     assert train(config(folder, "two")) == 0
     backend = dist.group.WORLD._get_backend(torch.device("cpu"))
-    assert backend.options._timeout == setup_module.COLLECTIVE_TIMEOUT < timedelta(hours=1)
+    assert backend.options._timeout == distributed.COLLECTIVE_TIMEOUT < timedelta(hours=1)
 
     # Dropout: in one go; and 3 steps, other work, 3 steps
     assert train(config(folder, "dropout")) == 0
@@ -158,7 +157,7 @@ def sharding_accelerator(**settings) -> Accelerator:
 
 def sharded(folder: Path) -> dict:
     """FSDP2 through accelerate, with our loop; then fully_shard alone, against the whole model."""
-    setup_module.Accelerator = sharding_accelerator
+    distributed.Accelerator = sharding_accelerator
     run = start(config(folder, "fsdp"))
     parameters = dict(run.model.named_parameters())
     assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters.values())
@@ -180,7 +179,7 @@ def sharded(folder: Path) -> dict:
     for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16", "fsdp-muon"):
         assert train(config(folder, name)) == 0
     assert train(config(folder, "fsdp-muon-grown"), resume=True) == 0
-    setup_module.Accelerator = Accelerator
+    distributed.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0
     for head in HEADS:
@@ -280,7 +279,7 @@ def restarted(folder: Path) -> None:
 
 
 def hanging(folder: Path) -> None:
-    setup_module.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+    distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
     _lose_rank_1(config(folder, "hanging"), _hang)
 
 

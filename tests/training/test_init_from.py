@@ -2,18 +2,17 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
-from harmonic_gpt.evaluation.perplexity import block_nats
+from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.training import init_from
 from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
 from harmonic_gpt.training.loop import train
 from harmonic_gpt.training.plan import model_config
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def gpt2(token_folder, tmp_path_factory):
 def start(run_config, path, folder, **overrides):
     config = run_config(model__init_from=path, **overrides)
     data = open_token_folder(folder)
-    return start_from(config, model_config(config, data.vocab_size, None), data, CPU)
+    return start_from(config, model_config(config, data.vocab_size, None), data, Accelerator(cpu=True))
 
 
 def mean_nats(model, folder) -> float:

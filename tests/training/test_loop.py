@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training import loop, setup
-from harmonic_gpt.training.tracking import read_metrics
 
 
 def losses(run_dir):
@@ -81,7 +81,7 @@ def test_micro_batches_do_not_change_the_losses(run_config, tmp_path):
         assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr": 2.0}])
+@pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr_scale": 2.0}])
 def test_resume_is_exact(run_config, tmp_path, optimizer):
     """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and
     accumulation on."""
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_skipped_and_kept(run_config, tmp_path, capsys):
     assert "step-000006 is damaged (model.safetensors does not match its checksum)" in capsys.readouterr().err
     assert losses(tmp_path / "run") == before
     assert (tmp_path / "run" / "damaged-step-000006-0").is_dir()
-    assert ckpt.damage(newest) is None
+    assert ckpt.find_corruption(newest) is None
     assert load_model(str(tmp_path / "run")).step == 6
     for step in ckpt.checkpoints(tmp_path / "run"):
         (step / "optimizer.pt").unlink()
@@ -185,7 +185,7 @@ def test_what_a_killed_save_left_does_not_stop_the_next(run_config, tmp_path):
         (tmp_path / "run" / name).mkdir()
         (tmp_path / "run" / name / "rng-7.pt").write_text("half")
     path = loop.save(run)
-    assert ckpt.damage(path) is None
+    assert ckpt.find_corruption(path) is None
     assert not list(tmp_path.glob("run/.writing*"))
     run.tracker.close()
 

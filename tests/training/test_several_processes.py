@@ -17,13 +17,14 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
-from harmonic_gpt.data.tokens import open_token_folder, training_sampler
+from harmonic_gpt.data.sampler import training_sampler
+from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training import loop
-from harmonic_gpt.training import setup as training_setup
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.training import distributed
 
 ROOT = Path(__file__).parents[2]
 RANKS = str(Path(__file__).with_name("several_ranks.py"))
@@ -124,7 +125,7 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
 
     assert [s["stopped_at"] for s in seen] == [4, 4]
     assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped")] == ["step-000004"]
-    assert ckpt.damage(tmp_path / "stopped/step-000004") is None
+    assert ckpt.find_corruption(tmp_path / "stopped/step-000004") is None
     assert [s["skipped_steps"] for s in seen] == [1, 1]
     assert not (tmp_path / "disagree").exists()
 
@@ -232,7 +233,7 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
     rest = "".join(output)
     assert launcher.wait(PATIENCE) != 0
     (path,) = ckpt.checkpoints(tmp_path / "stopped")
-    assert ckpt.damage(path) is None
+    assert ckpt.find_corruption(path) is None
     assert f"stopped by SIGTERM after step {ckpt.step_of(path)}; continue with --resume" in rest
     assert "[rank" not in rest  # as torch marks the traceback of a rank; the launcher shows its own
 
@@ -305,7 +306,7 @@ def test_what_would_train_wrongly_is_refused(run_config, tmp_path, monkeypatch, 
         def __init__(self, **_):
             pass
 
-    monkeypatch.setattr(training_setup, "Accelerator", Other)
+    monkeypatch.setattr(distributed, "Accelerator", Other)
     with pytest.raises(InputError, match="expected plain data parallelism, or FSDP with fsdp_version 2"):
         loop.train(run_config())
     assert not (tmp_path / "run").exists()

@@ -6,9 +6,9 @@ from PIL import Image
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training.loop import train
 from harmonic_gpt.training.trackers import attach, flat_config, trackers
-from harmonic_gpt.training.tracking import read_metrics
 
 
 @pytest.fixture

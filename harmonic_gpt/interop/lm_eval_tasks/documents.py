@@ -10,7 +10,7 @@ from harmonic_gpt.data.sources import documents
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.word_pairs import load_tasks
+from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 
 CHOICES = 4
 
