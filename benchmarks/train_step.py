@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
-from harmonic_gpt.training.setup import _keep_freed_memory
+from harmonic_gpt.training.setup import keep_freed_memory
 
 SIZES = {
     "quickstart": ({"vocab_size": 4096, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 256}, 8),
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append JSON lines")
     args = parser.parse_args()
     if args.device == "cpu" and not args.default_malloc:
-        _keep_freed_memory()
+        keep_freed_memory()
     contenders = {
         "harmonic": ours("euclidean", "harmax"),
         "standard": ours("dot", "softmax"),
