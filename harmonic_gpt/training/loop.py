@@ -219,7 +219,7 @@ def _log_step(run: Run, step: Step, window: _Window) -> None:
     row["tokens_per_second"] = speed
     shown = {"loss": f"{step.loss:.3f}", "lr": f"{lr:.2e}", "|g|": f"{step.grad_norm:.2f}", "tok/s": f"{speed:,.0f}"}
     if peak := peak_flops(run.accelerator.device, config.train.precision):
-        flops = training_flops_per_token(run.bare_model.config)
+        flops = training_flops_per_token(run.model_config)
         row["mfu"] = speed * flops / peak / run.accelerator.num_processes
         shown["MFU"] = f"{row['mfu']:.1%}"
     tracker.log(run.step, **row)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import OptimSection
 
 
@@ -39,7 +40,7 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise NotImplementedError("BatchedMuon takes no closure")
         found_inf: Tensor | None = getattr(self, "found_inf", None)
@@ -57,7 +58,7 @@ class BatchedMuon(torch.optim.Muon):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradient = torch.stack([parameter.grad for parameter in parameters])
+        gradient = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         old_momentum, old_weight = torch.stack(buffers), torch.stack(parameters)
         momentum = old_momentum.lerp(gradient, 1 - group["momentum"])
         update = orthogonalize(
@@ -96,11 +97,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise NotImplementedError("MuonAndAdamW takes no closure")
         for part in self.parts:
-            part.found_inf = getattr(self, "found_inf", None)
+            part.found_inf = getattr(self, "found_inf", None)  # type: ignore[union-attr]
             part.step()
 
 
@@ -122,7 +123,7 @@ def step_unless(skip: Tensor, optimizer: AcceleratedOptimizer) -> None:
         del inner.found_inf
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
+def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
     """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight
     comes once.
 
@@ -140,7 +141,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_lr_scale: float
     return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optimizer:
+def build_optimizer(model: HarmonicGPT2ForCausalLM, config: OptimSection) -> torch.optim.Optimizer:
     """The optimizer of a run. Muon is for the blocks' matrices; embeddings, centers and vectors stay with AdamW."""
     groups = parameter_groups(model, config.weight_decay, config.head_lr_scale)
     adamw: dict = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
