@@ -25,10 +25,14 @@ rows = [ids[i : i + 32] for i in range(0, len(ids) - 32, 32)]
 data = Dataset.from_dict({"input_ids": rows}).with_format("torch")
 
 autoencoder = SaeConfig(expansion_factor=4, k=8)
-config = TrainConfig(autoencoder, hookpoints=["h.1"], batch_size=8, save_every=10_000, log_to_wandb=False, save_dir=out, run_name="sae")
+config = TrainConfig(
+    autoencoder, hookpoints=["h.1"], batch_size=8, save_every=10_000, log_to_wandb=False, save_dir=out, run_name="sae"
+)
 trainer = Trainer(config, data, model)
 encoder = trainer.saes["h.1"].encoder
 before = encoder.weight.detach().clone()
 trainer.fit()
 change = (encoder.weight - before).norm() / before.norm()
-print(f"autoencoder of {len(before)} latents on transformer.h.1, {len(rows) // 8} steps; its encoder moved by {change:.2%}")
+print(
+    f"autoencoder of {len(before)} latents on transformer.h.1, {len(rows) // 8} steps; its encoder moved by {change:.2%}"
+)

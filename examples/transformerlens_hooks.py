@@ -19,14 +19,22 @@ expected = model(ids, output_hidden_states=True)
 AutoConfig.register(model.config.model_type, type(model.config), exist_ok=True)
 # TransformerLens chooses its adapter by this name. The trunk is GPT-2's own; the head is called, never taken apart.
 model.config.architectures = ["GPT2LMHeadModel"]
-bridge = TransformerBridge.boot_transformers(folder, hf_model=model, tokenizer=tokenizer, device="cpu", trust_remote_code=True)
+bridge = TransformerBridge.boot_transformers(
+    folder, hf_model=model, tokenizer=tokenizer, device="cpu", trust_remote_code=True
+)
 logits, cache = bridge.run_with_cache(ids)
 print(f"log-probabilities differ from transformers' by at most {(logits - expected.logits).abs().max():.1e}")
-print(f"hidden states after block 0 by {(cache['blocks.0.hook_resid_post'] - expected.hidden_states[1]).abs().max():.1e}")
+print(
+    f"hidden states after block 0 by {(cache['blocks.0.hook_resid_post'] - expected.hidden_states[1]).abs().max():.1e}"
+)
 
 silenced = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.mlp.hook_out", lambda value, hook: value * 0)])
-print(f"largest change of a log-probability without the MLP of block 1: {(silenced - logits)[0, -1].abs().max():.3f} nats")
+print(
+    f"largest change of a log-probability without the MLP of block 1: {(silenced - logits)[0, -1].abs().max():.3f} nats"
+)
 
 # Folding the final layer norm into the unembedding, and centering the unembedding, keep dot products and not distances
 bridge.enable_compatibility_mode()
-print(f"after enable_compatibility_mode() log-probabilities are off by up to {(bridge(ids) - logits).abs().max():.3f} nats: leave it off")
+print(
+    f"after enable_compatibility_mode() log-probabilities are off by up to {(bridge(ids) - logits).abs().max():.3f} nats: leave it off"
+)

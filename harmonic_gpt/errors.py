@@ -1,5 +1,14 @@
-"""The one exception that means "the input is wrong": entry points print it as one line and exit with code 2."""
+"""The exception that means "the input is wrong", and how the cause of an error is told in a few words."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: says what was expected, what came, and the way out. Nothing has been written."""
+    """A mistake in what the user gave: says what was expected, what came, and the way out. Nothing has been written.
+
+    The command line prints it as one line and exits with code 2. Raise it `from` the error that showed the mistake:
+    HARMONIC_GPT_TRACEBACK=1 prints both.
+    """
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

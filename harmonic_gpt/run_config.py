@@ -32,7 +32,9 @@ Size = Annotated[int, Gt(0), Le(2**20)]  # of the model: a matrix of such sizes 
 
 def _no_fp16(value: Any) -> Any:
     if value in ("fp16", "float16"):
-        raise ValueError("fp16 is not supported: the head's gradients are formed in forward, out of loss scaling's reach; use bf16")
+        raise ValueError(
+            "fp16 is not supported: the head's gradients are formed in forward, out of loss scaling's reach; use bf16"
+        )
     return value
 
 
@@ -63,18 +65,26 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    similarity: Literal["euclidean", "dot"] = Field("euclidean", description="head: distance to the centers, or dot product")
+    similarity: Literal["euclidean", "dot"] = Field(
+        "euclidean", description="head: distance to the centers, or dot product"
+    )
     normalization: Literal["harmax", "softmax"] = Field(
         "harmax", description="head: harmax or softmax. euclidean+harmax is harmonic, dot+softmax is standard"
     )
     init_from: str | None = Field(
-        None, description="start from the weights of this run, Hugging Face folder or hub name; another head is fitted to them first"
+        None,
+        description="start from the weights of this run, Hugging Face folder or hub name; another head is fitted to them first",
     )
     exponent: Positive | Literal["sqrt", "fit"] = Field(
-        "sqrt", description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); "fit": chosen for the weights of init_from'
+        "sqrt",
+        description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); "fit": chosen for the weights of init_from',
     )
-    hidden_scale: Positive | None = Field(None, description="constant factor on hidden states before the head; null: norms matched")
-    center_std: Positive | None = Field(None, description="initial std of centers and tied embedding; null: norms matched")
+    hidden_scale: Positive | None = Field(
+        None, description="constant factor on hidden states before the head; null: norms matched"
+    )
+    center_std: Positive | None = Field(
+        None, description="initial std of centers and tied embedding; null: norms matched"
+    )
     tie_word_embeddings: bool = Field(True, description="centers are the token embedding")
     n_layer: Size = Field(12, description="transformer blocks")
     n_head: Size = Field(12, description="attention heads")
@@ -87,30 +97,43 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    dir: str = Field("data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin")
+    dir: str = Field(
+        "data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin"
+    )
     source: str | list[str] | None = Field(
-        None, description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), a hub dataset, or a list'
+        None,
+        description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), a hub dataset, or a list',
     )
     weights: dict[str, Positive] | None = Field(
         None, description="share of training blocks from each source in `dir`, by its name; null: all tokens alike"
     )
-    tokenizer: str | None = Field(None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source")
+    tokenizer: str | None = Field(
+        None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source"
+    )
     vocab_size: Annotated[int, Ge(257), Le(2**31 - 1)] | None = Field(
         None, description="size of the BPE to train; vocabulary of .bin files that come without manifest and tokenizer"
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
-    validation_share: Annotated[float, Gt(0), Lt(1)] = Field(0.05, description="share of documents for validation, chosen by content hash")
+    validation_share: Annotated[float, Gt(0), Lt(1)] = Field(
+        0.05, description="share of documents for validation, chosen by content hash"
+    )
 
 
 class OptimSection(Section):
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the blocks' matrices; AdamW for everything else")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the blocks' matrices; AdamW for everything else"
+    )
     lr: Positive = Field(6e-4, description="peak learning rate")
-    head_lr: Positive = Field(1.0, description="learning rate of the head's centers (tied: of the embedding), as a multiple of lr")
+    head_lr_scale: Positive = Field(
+        1.0, description="learning rate of the head's centers (tied: of the embedding), as a multiple of lr"
+    )
     warmup_steps: Annotated[int, Ge(0), Le(2**31 - 1)] = Field(100, description="linear warmup")
     min_lr_ratio: Annotated[float, Ge(0), Le(1)] = Field(0.05, description="end of the cosine, as a share of lr")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")
     eps: Positive = Field(1e-8, description="AdamW epsilon")
-    weight_decay: Annotated[float, Ge(0)] = Field(0.0, description="on matrices and embeddings; never on biases and layer norms")
+    weight_decay: Annotated[float, Ge(0)] = Field(
+        0.0, description="on matrices and embeddings; never on biases and layer norms"
+    )
     grad_clip: Positive = Field(1.0, description="clip the global gradient norm")
 
 
@@ -118,12 +141,15 @@ class TrainSection(Section):
     steps: Count = Field(1000, description="optimizer steps")
     batch_tokens: Count = Field(8192, description="tokens of one optimizer step, over all ranks and accumulation steps")
     micro_batch_size: Count = Field(8, description="sequences of one forward pass on one rank")
-    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_no_fp16)] = Field("fp32", description="fp32 or bf16 (autocast)")
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_no_fp16)] = Field(
+        "fp32", description="fp32 or bf16 (autocast)"
+    )
     compile: bool = Field(False, description="torch.compile the trunk")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
     log_every: Count = Field(10, description="steps between rows of metrics.jsonl")
     max_skipped_steps: Annotated[int, Ge(0)] = Field(
-        0, description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, and the run goes on"
+        0,
+        description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, and the run goes on",
     )
 
 
@@ -136,7 +162,9 @@ class CheckpointSection(Section):
     every: Count = Field(1000, description="steps between checkpoints; the last step always writes one")
     keep: Count = Field(2, description="newest checkpoints to keep")
     keep_every: Count | None = Field(None, description="keep for good those of steps that are multiples of this")
-    background: bool = Field(True, description="write files while training goes on; holds a copy of weights and optimizer in memory")
+    background: bool = Field(
+        True, description="write files while training goes on; holds a copy of weights and optimizer in memory"
+    )
     push_to: Annotated[str, AfterValidator(_user_and_name)] | None = Field(
         None, description="USER/NAME on the Hub: push checkpoints there during training, a branch step-N each"
     )
@@ -145,7 +173,9 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
-    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases; metrics.jsonl is always written")
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        "disabled", description="Weights & Biases; metrics.jsonl is always written"
+    )
     tensorboard: bool = Field(False, description="TensorBoard files in RUN/tensorboard")
     trackio: bool = Field(False, description="trackio's local dashboard")
     project: str = Field("harmonic-gpt", description="project name in wandb and trackio")
@@ -166,20 +196,26 @@ class RunConfig(Section):
     def _sections_agree(self):
         problems = []
         if self.model.n_embd % self.model.n_head:
-            problems.append(f"model.n_embd must be a multiple of model.n_head, got {self.model.n_embd} and {self.model.n_head}")
+            problems.append(
+                f"model.n_embd must be a multiple of model.n_head, got {self.model.n_embd} and {self.model.n_head}"
+            )
         if self.train.batch_tokens % self.model.n_positions:
             problems.append(
                 f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and {self.model.n_positions}"
             )
         if self.model.exponent == "fit" and self.model.init_from is None:
             problems.append('model.exponent: "fit" needs model.init_from, whose weights it is fitted to')
-        if self.model.init_from is not None and (self.model.hidden_scale is not None or self.model.center_std is not None):
+        if self.model.init_from is not None and (
+            self.model.hidden_scale is not None or self.model.center_std is not None
+        ):
             problems.append(
                 "model.hidden_scale and model.center_std belong to fresh weights; with model.init_from "
                 "leave them out, or undo a file's value with --model.hidden_scale=null --model.center_std=null"
             )
         if self.optim.warmup_steps >= self.train.steps:
-            problems.append(f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}")
+            problems.append(
+                f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}"
+            )
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
@@ -224,6 +260,7 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), valu
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
     problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
+    _take_old_names(values)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -251,8 +288,16 @@ def _parse(text: str) -> Any:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def _take_old_names(values: dict) -> None:
+    """Files of version 0.1 stay valid."""
+    optim = values.get("optim")
+    if isinstance(optim, dict) and "head_lr" in optim:
+        optim.setdefault("head_lr_scale", optim.pop("head_lr"))
+
+
 def _combination_problems(values: dict, error: ValidationError) -> list[str]:
-    """Combinations are checked once all fields are right: put defaults where they are not, so that all is reported at once."""
+    """Combinations are checked once all fields are right: put defaults where they are not, so that all is reported at
+    once."""
     values = deepcopy(values)
     for detail in error.errors():
         place, *path = [values, *detail["loc"]]
@@ -266,7 +311,9 @@ def _combination_problems(values: dict, error: ValidationError) -> list[str]:
     try:
         RunConfig.model_validate(values)
     except ValidationError as second:
-        return [_explain(detail) for detail in second.errors()] if not any(d["loc"] == () for d in error.errors()) else []
+        return (
+            [_explain(detail) for detail in second.errors()] if not any(d["loc"] == () for d in error.errors()) else []
+        )
     return []
 
 

@@ -68,7 +68,16 @@ def tiny_config():
 
     def make(**fields) -> HarmonicGPT2Config:
         return HarmonicGPT2Config(
-            **{"vocab_size": 101, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 24, "bos_token_id": 0, "eos_token_id": 0} | fields
+            **{
+                "vocab_size": 101,
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 2,
+                "n_positions": 24,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+            }
+            | fields
         )
 
     return make

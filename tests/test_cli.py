@@ -10,9 +10,10 @@ import pytest
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.run_config import fields
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart_harmonic.yaml")
 
 
 @pytest.fixture
@@ -56,7 +57,17 @@ def test_train_resume_evaluate_sample_compare(cli, config_file, tmp_path):
 
 
 def test_prepare(cli, corpus, tmp_path):
-    arguments = ("prepare", "--source", corpus, "--out", tmp_path / "out", "--vocab-size", 300, "--validation-share", 0.2)
+    arguments = (
+        "prepare",
+        "--source",
+        corpus,
+        "--out",
+        tmp_path / "out",
+        "--vocab-size",
+        300,
+        "--validation-share",
+        0.2,
+    )
     code, out, _ = cli(*arguments)
     assert (code, "vocabulary 300" in out) == (0, True)
     code, _, err = cli(*arguments)
@@ -94,8 +105,12 @@ def test_help_lists_every_setting(cli):
     ("arguments", "message"),
     [
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "--train.step=3"], "did you mean train.steps?"),
-        (["train", "--run_dir={tmp}/x", "--data.dir={tmp}/y"], "no token folder"),
+        (["train", "--train.steps=3"], "--config is missing"),
+        (["train", "--config", QUICKSTART, "--train.step=3"], "did you mean train.steps?"),
+        (
+            ["train", "--config", QUICKSTART, "--run_dir={tmp}/x", "--data.dir={tmp}/y", "--data.source=null"],
+            "no token folder",
+        ),
         (["eval", "perplexity", "{tmp}/none"], "no model at"),
         (["eval", "compare", "{tmp}", "--out", "{tmp}/r"], "no config.json and no checkpoint"),
         (["prepare", "--source", "{tmp}/none.txt", "--out", "{tmp}/d"], "no .txt"),
@@ -110,7 +125,9 @@ def test_mistakes_are_one_message_and_code_2(cli, tmp_path, arguments, message):
 
 
 def test_not_finite_is_code_3(cli, config_file):
-    code, _, err = cli("train", "--config", config_file, "--optim.lr=1e30", "--optim.warmup_steps=0", "--train.steps=20")
+    code, _, err = cli(
+        "train", "--config", config_file, "--optim.lr=1e30", "--optim.warmup_steps=0", "--train.steps=20"
+    )
     assert code == 3
     assert "step " in err
     assert "not been updated" in err
@@ -118,7 +135,8 @@ def test_not_finite_is_code_3(cli, config_file):
 
 @pytest.mark.slow
 def test_two_processes_see_the_same_tokens_and_get_the_same_losses(config_file, tmp_path):
-    """torchrun with two gloo ranks, two micro-batches each, against one process; then one process continues what two began."""
+    """torchrun with two gloo ranks, two micro-batches each, against one process; then one process continues what two
+    began."""
     command = [str(ROOT / "train.py"), "--config", str(config_file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -160,4 +178,4 @@ def test_compiled_trunk_trains_and_saves_plain_names(config_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with safe_open(tmp_path / "run" / "latest" / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118  a handle, not a dict
+        assert not [name for name in file.keys() if "_orig_mod" in name]

@@ -30,7 +30,8 @@ def test_shipped_configs_parse_and_dry_run(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("pair", ["quickstart_{}", "gpt2_small_{}", "gpt2_small_{}_paper"])
 def test_harmonic_and_standard_differ_only_in_head_and_schedule(pair):
     harmonic, standard = (
-        load_run_config(CONFIGS[0].parent / f"{pair.format(head)}.yaml").model_dump() for head in ("harmonic", "standard")
+        load_run_config(CONFIGS[0].parent / f"{pair.format(head)}.yaml").model_dump()
+        for head in ("harmonic", "standard")
     )
     allowed = {
         "run_dir",
@@ -79,7 +80,9 @@ def test_yaml_round_trip(tmp_path):
 
 def test_all_problems_are_reported_together(tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("model: {n_head: 7, similarty: dot}\noptim: {lr: -1}\ntrain: {precision: fp16, steps: many}\nseeds: 3\n")
+    path.write_text(
+        "model: {n_head: 7, similarty: dot}\noptim: {lr: -1}\ntrain: {precision: fp16, steps: many}\nseeds: 3\n"
+    )
     with pytest.raises(InputError) as caught:
         load_run_config(path, ["--train.batchtokens=5", "--data.validation_share=1.5"])
     text = str(caught.value)

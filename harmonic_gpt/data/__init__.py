@@ -1,1 +1,4 @@
-"""Text to token files (sources, tokenizer, prepare) and token files to batches (tokens)."""
+"""Documents to token folders, and token folders to batches.
+
+Not here: models. Reading imports nothing of the writer.
+"""

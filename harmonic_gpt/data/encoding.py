@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[list[str]], np.ndarray]
-# Stands between the documents of one call to tiktoken. What it looks like does not matter: documents that contain it go one by one
+# Stands between the documents of one call to tiktoken. What it looks like does not matter: documents that contain it go
+# one by one
 SEPARATOR = "<|harmonic_gpt end of document|>"
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]:
-    """(encode, name of the library): encode(texts) gives the ids of each text as ordinary text, each followed by end-of-text.
+    """(encode, name of the library): encode(texts) gives the ids of each text as ordinary text, each followed by
+    end-of-text.
 
-    encode returns (tokens,) unsigned integers and may be called from several threads: the work is done outside of Python's lock.
+    encode returns (tokens,) unsigned integers and may be called from several threads: the work is done outside of
+    Python's lock.
     """
     reference = ordinary_encoder(tokenizer)
     end_of_text = tokenizer.eos_token_id
@@ -37,7 +40,9 @@ def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]
     def one_by_one(text: str) -> np.ndarray:
         try:
             return np.append(encoding.encode_to_numpy(text, disallowed_special=()), np.uint32(end_of_text))
-        except ValueError:  # a run of some hundred thousand blanks overflows the stack of tiktoken's regular expressions
+        except (
+            ValueError
+        ):  # a run of some hundred thousand blanks overflows the stack of tiktoken's regular expressions
             return by_tokenizers([text])
 
     def by_tiktoken(texts: list[str]) -> np.ndarray:
@@ -53,10 +58,12 @@ def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]
 
 
 def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encoding | None":
-    """The tokenizer as a tiktoken encoding, or None if it is not a byte-level BPE as GPT-2's, or tiktoken is not installed.
+    """The tokenizer as a tiktoken encoding, or None if it is not a byte-level BPE as GPT-2's, or tiktoken is not
+    installed.
 
-    tiktoken knows no list of merges: it joins the pair whose result has the lowest id. That is the same where the merges come in
-    the order of their results' ids, as in what training a BPE writes, and in what is converted from tiktoken.
+    tiktoken knows no list of merges: it joins the pair whose result has the lowest id. That is the same where the
+    merges come in the order of their results' ids, as in what training a BPE writes, and in what is converted from
+    tiktoken.
     """
     try:
         import tiktoken
@@ -67,7 +74,9 @@ def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encodin
     model = spec["model"]
     extras = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     plain = model["type"] == "BPE" and spec["normalizer"] is None and not any(model.get(key) for key in extras)
-    if not (plain and _splits_as_gpt2(spec["pre_tokenizer"]) and all(token["special"] for token in spec["added_tokens"])):
+    if not (
+        plain and _splits_as_gpt2(spec["pre_tokenizer"]) and all(token["special"] for token in spec["added_tokens"])
+    ):
         return None
     special = {token["content"] for token in spec["added_tokens"]}
     vocabulary = {token: rank for token, rank in model["vocab"].items() if token not in special}
@@ -96,7 +105,8 @@ def _splits_as_gpt2(splitter: dict | None) -> bool:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that a byte-level BPE writes for each byte: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
+    """The letter that a byte-level BPE writes for each byte: printable Latin-1 stands for itself, the rest follows from
+    U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

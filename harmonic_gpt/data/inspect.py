@@ -16,7 +16,8 @@ SAMPLE_TOKENS = 60
 
 @dataclass
 class SplitReport:
-    """One split, counted from its files. Lengths are in tokens, without the end-of-text token; None where no document ends."""
+    """One split, counted from its files. Lengths are in tokens, without the end-of-text token; None where no document
+    ends."""
 
     files: int
     tokens: int
@@ -40,7 +41,8 @@ def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = N
     Args:
         samples: documents to decode, evenly spaced; none without a tokenizer.
         tokenizer: folder or hub name; default: the one in the folder (nanoGPT's folders have none).
-    What is wrong with the files is in `problems`. Raises InputError if there is no token folder, or its sizes are wrong.
+    What is wrong with the files is in `problems`. Raises InputError if there is no token folder, or its sizes are
+    wrong.
     """
     folder = open_token_folder(path)
     decoder = load_tokenizer(tokenizer or folder.tokenizer_path) if tokenizer or folder.tokenizer_path else None
@@ -107,17 +109,23 @@ def describe(inspection: Inspection) -> None:
     folder, manifest = inspection.folder, inspection.folder.manifest
     console = Console(highlight=False, soft_wrap=True)
     if manifest is None:
-        console.print(f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed", markup=False)
+        console.print(
+            f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed", markup=False
+        )
     else:
         name, sha256 = manifest["tokenizer"]["name"], manifest["tokenizer"]["sha256"]
         console.print(
-            f"{folder.path}: {manifest['dtype']}, vocabulary {folder.vocab_size:,}, tokenizer {name} ({sha256[:12]})", markup=False
+            f"{folder.path}: {manifest['dtype']}, vocabulary {folder.vocab_size:,}, tokenizer {name} ({sha256[:12]})",
+            markup=False,
         )
         for source in manifest["sources"]:
             place = ", ".join(str(source[key]) for key in ("place", "config", "split", "revision") if source.get(key))
             dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
             tokens = ", ".join(f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items())
-            console.print(f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}", markup=False)
+            console.print(
+                f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}",
+                markup=False,
+            )
     table = Table("", *inspection.splits, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"

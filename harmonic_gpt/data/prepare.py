@@ -1,10 +1,10 @@
 """Documents to token files: shards for each split, the tokenizer, and a manifest that says what they hold.
 
-Reading, finding duplicates and writing are sequential, so the files depend on the documents alone; only tokenising is parallel.
-Work proceeds by batches, and every finished shard is a checkpoint (`progress.json`) from which a killed run continues.
+Reading, finding duplicates and writing are sequential, so the files depend on the documents alone; only tokenising is
+parallel. Work proceeds by batches, and every finished shard is a checkpoint (`progress.json`) from which a killed run
+continues.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -19,23 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from harmonic_gpt.data.encoding import Encode, document_encoder
+from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
 from harmonic_gpt.data.reading import Batch, Reader
-from harmonic_gpt.data.shards import PROGRESS, SEEN, UNFINISHED, Progress, read_progress, sync_folder, write_json
+from harmonic_gpt.data.shards import PROGRESS, SEEN, Progress, read_progress
 from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import sync, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 2
 DEFAULT_VOCAB_SIZE = 4096
 SHARD_TOKENS = 100_000_000
+LOCK = ".lock"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
 
 
@@ -54,20 +56,22 @@ def prepare(
 ) -> Path:
     """Write a token folder.
 
-    Each document becomes its ids and one end-of-text id. Empty documents are dropped. The work is done in the folder OUT.partial,
-    which takes the name OUT when it is complete; the same call continues what a killed one left there.
+    Each document becomes its ids and one end-of-text id. Empty documents are dropped. The work is done in the folder
+    OUT.partial, which takes the name OUT when it is complete; the same call continues what a killed one left there.
 
     Args:
         source: one or several; see `sources.open_source`.
         out: folder to create; must not exist.
-        tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training documents.
-        validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the documents that
-            nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
+        tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training
+        documents.
+        validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the
+            documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
         drop_duplicates: drop documents that are equal to an earlier one, of any source.
         shard_tokens: a shard ends with the batch of documents in which it reaches this size.
         num_workers: threads that tokenise; default: the cores. The files do not depend on it.
-    Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer, a file that cannot
-    be read, or a folder OUT.partial that was begun otherwise. Raises OSError if the disk is full. Finished shards survive both.
+    Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer, a file
+    that cannot be read, or a folder OUT.partial that was begun otherwise. Raises OSError if the disk is full. Finished
+    shards survive both.
     """
     out = Path(out).expanduser()
     partial = out.with_name(out.name + ".partial")
@@ -93,43 +97,50 @@ def prepare(
     request |= {"validation": validation, "validation_share": validation_share, "drop_duplicates": drop_duplicates}
     request |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shard_tokens": shard_tokens}
     with _claim(partial):
-        if (partial / MANIFEST).is_file() and not (partial / PROGRESS).is_file():  # killed between completing the folder and naming it
+        if (partial / MANIFEST).is_file() and not (
+            partial / PROGRESS
+        ).is_file():  # killed between completing the folder and naming it
             _same_request(partial, json.loads((partial / MANIFEST).read_text(encoding="utf-8")), {"request": request})
         else:
             _fill(partial, request, num_workers or _cores())
-        (partial / SEEN).unlink(missing_ok=True)
+        for name in (SEEN, LOCK):
+            (partial / name).unlink(missing_ok=True)
         try:
             partial.rename(out)
         except OSError:
-            raise InputError(f"{out} was made by another process in the meantime; this one's work is in {partial}") from None
-    sync_folder(out.parent)
+            raise InputError(
+                f"{out} was made by another process in the meantime; this one's work is in {partial}"
+            ) from None
+    sync(out.parent)
     return out
 
 
 @contextmanager
 def _claim(partial: Path) -> Iterator[None]:
-    """The working folder, for this process alone."""
+    """The working folder, for this process alone. A killed process gives it back."""
     partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
+    lock = FileLock(partial / LOCK, blocking=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
-        except OSError:
-            raise InputError(f"another process is preparing {partial}") from None
-        try:
-            yield
-        finally:
-            if partial.is_dir() and not any(partial.iterdir()):
-                partial.rmdir()
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is preparing {partial}") from error
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        if partial.is_dir() and {path.name for path in partial.iterdir()} <= {LOCK}:
+            shutil.rmtree(partial)
+        lock.release()
 
 
 def _fill(partial: Path, request: dict, num_workers: int) -> None:
     """Prepare the token folder `partial`, from the start or from where its record says."""
     stored = read_progress(partial)
-    if stored is None and (strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, PROGRESS + UNFINISHED}):
-        raise InputError(f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it")
+    if stored is None and (
+        strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, LOCK, f".{PROGRESS}"}
+    ):
+        raise InputError(
+            f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it"
+        )
     progress = None
     try:
         header: dict = {"request": request, "versions": _versions()}
@@ -137,10 +148,15 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
             _same_request(partial, stored, header)
         places = [request["source"]] if isinstance(request["source"], str) else request["source"]
         revisions = [s["provenance"].get("revision") for s in stored["sources"]] if stored else [None] * len(places)
-        sources = [open_source(place, request["text_column"], revision) for place, revision in zip(places, revisions, strict=True)]
+        sources = [
+            open_source(place, request["text_column"], revision)
+            for place, revision in zip(places, revisions, strict=True)
+        ]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
-            raise InputError(f"two sources are called {max(names, key=names.count)!r}; give one another name: --source 'PLACE,name=...'")
+            raise InputError(
+                f"two sources are called {max(names, key=names.count)!r}; give one another name: --source 'PLACE,name=...'"
+            )
         header["sources"] = [{"name": s.name, "provenance": s.provenance, "parts": s.parts} for s in sources]
         if stored is not None:
             _same_files(stored, header, partial)
@@ -151,7 +167,7 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         progress = Progress(partial, header, names, dtype, request["shard_tokens"])
         if stored is None:
             progress.save()
-        _tokenise(reader, encode, progress, num_workers)
+        _tokenize(reader, encode, progress, num_workers)
         _finish(progress, trained, library)
     except BaseException as error:
         if progress is not None:
@@ -170,13 +186,18 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
 def _same_request(partial: Path, there: dict, asked: dict) -> None:
     """Raises InputError unless a preparation that was begun is the one that is asked for now."""
     for section in asked:
-        differing = [f"{k}: {there[section].get(k)!r} there, {v!r} now" for k, v in asked[section].items() if there[section].get(k) != v]
+        differing = [
+            f"{k}: {there[section].get(k)!r} there, {v!r} now"
+            for k, v in asked[section].items()
+            if there[section].get(k) != v
+        ]
         if differing:
             raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
 
 
 def _same_files(stored: dict, header: dict, partial: Path) -> None:
-    """Raises InputError unless the sources have the files that they had; those that nothing was read of may have changed."""
+    """Raises InputError unless the sources have the files that they had; those that nothing was read of may have
+    changed."""
     source, part, batch = stored["position"]
     for index, (there, now) in enumerate(zip(stored["sources"], header["sources"], strict=True)):
         before, after = [[list(p) for p in s["parts"]] for s in (there, now)]
@@ -213,8 +234,9 @@ def _leading_text(texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _tokenise(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
-    """Read, tokenise and write until the sources end. Threads are enough: both libraries work outside of Python's lock."""
+def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
+    """Read, tokenise and write until the sources end. Threads are enough: both libraries work outside of Python's
+    lock."""
     dtype = progress.writers["train"].dtype
 
     def encode_batch(batch: Batch) -> dict[str, tuple[np.ndarray, int, int]]:
@@ -226,7 +248,9 @@ def _tokenise(reader: Reader, encode: Encode, progress: Progress, num_workers: i
 
     pending: deque[tuple[Batch, Future]] = deque()
     rows = [source.rows for source in reader.sources]
-    bar = tqdm(desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(filter(None, rows)))
+    bar = tqdm(
+        desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(filter(None, rows))
+    )
     bar.update(sum(counts["read"] for counts in progress.counts))
 
     def write_one() -> None:
@@ -255,10 +279,15 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
             hint = "" if total == 0 else "; change validation_share or add text"
             raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
     progress.finish_shards()
-    splits = {split: _totals(writer.finished) | {"files": writer.finished} for split, writer in progress.writers.items()}
+    splits = {
+        split: _totals(writer.finished) | {"files": writer.finished} for split, writer in progress.writers.items()
+    }
     sources = []
     for source, counts in zip(progress.header["sources"], progress.counts, strict=True):
-        mine = {split: _totals([f for f in writer.finished if f["source"] == source["name"]]) for split, writer in progress.writers.items()}
+        mine = {
+            split: _totals([f for f in writer.finished if f["source"] == source["name"]])
+            for split, writer in progress.writers.items()
+        }
         files = [{"name": name} | ({} if size is None else {"bytes": size}) for name, size in source["parts"]]
         sources.append({"name": source["name"], **source["provenance"], **counts, "splits": mine, "files": files})
     manifest = {
@@ -266,7 +295,10 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
         "dtype": progress.writers["train"].dtype.name,
         "vocab_size": len(tokenizer),
         "end_of_text": tokenizer.eos_token_id,
-        "tokenizer": {"name": progress.header["request"]["tokenizer"] or "trained byte-level BPE", "sha256": tokenizer_hash(tokenizer)},
+        "tokenizer": {
+            "name": progress.header["request"]["tokenizer"] or "trained byte-level BPE",
+            "sha256": tokenizer_hash(tokenizer),
+        },
         "request": progress.header["request"],
         "duplicates": sum(counts["duplicates"] for counts in progress.counts),
         "empty": sum(counts["empty"] for counts in progress.counts),

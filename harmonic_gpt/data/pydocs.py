@@ -1,4 +1,4 @@
-"""The embedded corpus: English prose that every Python carries. No download, licence settled."""
+"""The embedded corpus: English prose that every Python carries. No download, license settled."""
 
 import ast
 import sysconfig
@@ -10,8 +10,8 @@ from pathlib import Path
 def pydocs() -> tuple[str, ...]:
     """The language reference's topics and the standard library's docstrings.
 
-    Modules are parsed, not imported. A module's docstrings, in source order, make one document. Tests are left out: their
-    docstrings are mostly labels.
+    Modules are parsed, not imported. A module's docstrings, in source order, make one document. Tests are left out:
+    their docstrings are mostly labels.
     """
     from pydoc_data.topics import topics
 
@@ -30,7 +30,8 @@ def pydocs() -> tuple[str, ...]:
 
 
 def docstrings(source: bytes) -> str:
-    """Docstrings of a module's source in their order, a blank line between. Raises SyntaxError or ValueError for other files."""
+    """Docstrings of a module's source in their order, a blank line between. Raises SyntaxError or ValueError for other
+    files."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [(node, ast.get_docstring(node)) for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
     found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))

@@ -1,6 +1,6 @@
 """Sources to batches of documents: without empty ones and duplicates, each document in its split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,13 @@ class Reader:
 
     def __init__(self, sources: list[Source], validation: str, validation_share: float, drop_duplicates: bool):
         self.sources, self.share, self.drop_duplicates = sources, validation_share, drop_duplicates
-        self.membership = [nanogpt_validation(source.count_rows()) for source in sources] if validation == "nanogpt" else None
+        self.membership = (
+            [nanogpt_validation(source.count_rows()) for source in sources] if validation == "nanogpt" else None
+        )
 
-    def batches(self, position: list[int] = [0, 0, 0], row: int = 0, seen: SeenDocuments | None = None) -> Iterator[Batch]:  # noqa: B006
+    def batches(
+        self, position: Sequence[int] = (0, 0, 0), row: int = 0, seen: SeenDocuments | None = None
+    ) -> Iterator[Batch]:
         """Batches from a position on, which is `row` documents into its source; `seen` are those kept before."""
         seen = seen or SeenDocuments()
         first_source, first_part, first_batch = position
@@ -38,7 +42,7 @@ class Reader:
             source = self.sources[index]
             row = row if index == first_source else 0
             for part in range(first_part if index == first_source else 0, len(source.parts)):
-                skip = first_batch if [index, part] == position[:2] else 0
+                skip = first_batch if (index, part) == tuple(position[:2]) else 0
                 for number, texts in enumerate(source.batches(part)):
                     if number < skip:
                         continue
@@ -55,7 +59,9 @@ class Reader:
         keys = SeenDocuments.keys(digests)
         new = seen.add(keys) if self.drop_duplicates else np.ones(len(keys), bool)
         kept = keys[new] if self.drop_duplicates else keys[:0]
-        batch = Batch(source, position, {"train": [], "val": []}, kept, len(texts), int((~new).sum()), len(texts) - len(filled))
+        batch = Batch(
+            source, position, {"train": [], "val": []}, kept, len(texts), int((~new).sum()), len(texts) - len(filled)
+        )
         for i, digest, keep in zip(filled, digests, new, strict=True):
             if keep:
                 batch.texts["val" if self._is_validation(source, row + i, digest) else "train"].append(texts[i])

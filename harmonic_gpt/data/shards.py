@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from harmonic_gpt.data.manifest import SPLITS
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import write_json
 
-SPLITS = ("train", "val")
 PROGRESS = "progress.json"
 SEEN = "seen.bin"
 UNFINISHED = ".tmp"
@@ -79,7 +80,9 @@ class ShardWriter:
         self.flush()
         self.file.close()
         self._unfinished.rename(self.folder / self.name)
-        self.finished.append({"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()})
+        self.finished.append(
+            {"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()}
+        )
         self._begin()
 
     def state(self) -> dict:
@@ -89,7 +92,8 @@ class ShardWriter:
 class Progress:
     """A preparation in its folder: finished shards, how far the open ones go, where the reader stands.
 
-    `save` puts all of it on the disk; it is called when a shard is finished. Until then a kill costs the work since the last one.
+    `save` puts all of it on the disk; it is called when a shard is finished. Until then a kill costs the work since the
+    last one.
     """
 
     def __init__(self, folder: Path, header: dict, sources: list[str], dtype: np.dtype, shard_tokens: int):
@@ -113,7 +117,9 @@ class Progress:
     def _remove_what_is_newer(self) -> None:
         known = set()
         for writer in self.writers.values():
-            known |= {entry["name"] for entry in writer.finished} | ({writer.name + UNFINISHED} if writer.file else set())
+            known |= {entry["name"] for entry in writer.finished} | (
+                {writer.name + UNFINISHED} if writer.file else set()
+            )
             for entry in writer.finished:
                 file = self.folder / entry["name"]
                 if not file.is_file() or file.stat().st_size != entry["tokens"] * writer.dtype.itemsize:
@@ -164,7 +170,13 @@ class Progress:
         self._seen_file.flush()
         os.fsync(self._seen_file.fileno())
         writers = {split: writer.state() for split, writer in self.writers.items()}
-        state = {"position": self.position, "source": self.source, "counts": self.counts, "seen": self.seen, "writers": writers}
+        state = {
+            "position": self.position,
+            "source": self.source,
+            "counts": self.counts,
+            "seen": self.seen,
+            "writers": writers,
+        }
         write_json(self.folder / PROGRESS, self.header | state)
 
     def close(self) -> None:
@@ -183,23 +195,3 @@ def read_progress(folder: Path) -> dict | None:
         return None
     except ValueError:
         raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from None
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Atomically: a reader finds the old file or the new one."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk: a renamed file may not survive a power cut otherwise."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,8 @@ FORMATS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
 TXT_PIECE = 16_000
 ARROW_ROWS = 256  # rows decoded at a time
 PARQUET_BUFFER = 2**20  # bytes of a column read at a time
-# What is tokenised, counted and checkpointed together; small, so that a shard, which ends with a batch, ends near its size
+# What is tokenised, counted and checkpointed together; small, so that a shard, which ends with a batch, ends near its
+# size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
 
@@ -33,8 +34,9 @@ _SPEC = re.compile(rf"(?P<place>.*?)(?P<options>(?:,(?:{'|'.join(_OPTIONS)})=[^,
 class Source:
     """A corpus: an ordered list of parts (files), each an ordered stream of documents.
 
-    `parts` names them with their sizes in bytes (None where unknown): what must be unchanged for a preparation to continue.
-    `read(i)` streams the documents of part i. `rows` is their number over all parts where something vouches for it, else None.
+    `parts` names them with their sizes in bytes (None where unknown): what must be unchanged for a preparation to
+    continue. `read(i)` streams the documents of part i. `rows` is their number over all parts where something vouches
+    for it, else None.
     """
 
     spec: str
@@ -59,7 +61,9 @@ class Source:
 
     def count_rows(self) -> int:
         """Documents of the source, duplicates and empty ones included; reads all of it if nothing else says."""
-        return self.rows if self.rows is not None else sum(1 for part in range(len(self.parts)) for _ in self.read(part))
+        return (
+            self.rows if self.rows is not None else sum(1 for part in range(len(self.parts)) for _ in self.read(part))
+        )
 
 
 def documents(source: str, text_column: str = "text") -> Iterator[str]:
@@ -73,9 +77,10 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
     """Find a source and name its parts; reads no documents yet.
 
     Args:
-        spec: PLACE[,name=..][,config=..][,split=..][,column=..][,revision=..]. PLACE is "pydocs"; a file, folder or glob of .txt,
-            .jsonl or .parquet (.txt and .jsonl also as .gz or .zst); or the name of a dataset on the Hugging Face Hub
-            ("openwebtext" is short for "Skylion007/openwebtext"). `name` is what the token folder calls the source.
+        spec: PLACE[,name=..][,config=..][,split=..][,column=..][,revision=..]. PLACE is "pydocs"; a file, folder or
+            glob of .txt, .jsonl or .parquet (.txt and .jsonl also as .gz or .zst); or the name of a dataset on the
+            Hugging Face Hub ("openwebtext" is short for "Skylion007/openwebtext"). `name` is what the token folder
+            calls the source.
         text_column: the column that holds the text, where the spec does not say.
         revision: commit of a Hub dataset, where the spec does not say.
     Raises InputError for a source that does not exist or an option that does not apply.
@@ -85,7 +90,9 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
     options = dict(item.split("=", 1) for item in match["options"].split(",")[1:])
     column = options.get("column", text_column)
     name = (
-        options.get("name") or re.sub(r"[^\w.-]+", "-", re.sub(r"[*?\[\]]", "", place.rstrip("/")).rsplit("/", 1)[-1]).strip("-.") or "text"
+        options.get("name")
+        or re.sub(r"[^\w.-]+", "-", re.sub(r"[*?\[\]]", "", place.rstrip("/")).rsplit("/", 1)[-1]).strip("-.")
+        or "text"
     )
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{spec}: a source's name is letters, digits, '.', '_' and '-', got {name!r}")
@@ -102,7 +109,15 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
         return _local_source(spec, name, place, files, column)
     if _looks_local(place):
         raise InputError(f"no {FORMATS} at {place!r}")
-    return _hub_source(spec, name, place, options.get("config"), options.get("split", "train"), column, options.get("revision") or revision)
+    return _hub_source(
+        spec,
+        name,
+        place,
+        options.get("config"),
+        options.get("split", "train"),
+        column,
+        options.get("revision") or revision,
+    )
 
 
 # Local files
@@ -111,7 +126,11 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
 def _looks_local(place: str) -> bool:
     suffixes = {*LOADERS, *COMPRESSIONS, ".txt"}
     return (
-        place.startswith((".", "/", "~")) or "*" in place or place.count("/") > 1 or Path(place).suffix in suffixes or Path(place).exists()
+        place.startswith((".", "/", "~"))
+        or "*" in place
+        or place.count("/") > 1
+        or Path(place).suffix in suffixes
+        or Path(place).exists()
     )
 
 
@@ -143,7 +162,9 @@ def _local_source(spec: str, name: str, place: str, files: list[Path], column: s
         return _txt_pieces(path) if _kind(path) == "text" else _local_rows(path, column)
 
     provenance = {"place": place, "column": column}
-    return Source(spec, name, provenance, [(str(path), path.stat().st_size) for path in files], read, _parquet_rows(files))
+    return Source(
+        spec, name, provenance, [(str(path), path.stat().st_size) for path in files], read, _parquet_rows(files)
+    )
 
 
 def _parquet_rows(files: list[Path]) -> int | None:
@@ -171,7 +192,8 @@ def _local_rows(path: Path, column: str) -> Iterator[str]:
 
 
 def _parquet_tables(path: Path, column: str) -> Iterator:
-    """A local file piece by piece. The datasets library decodes a whole row group at once, which may be the whole file."""
+    """A local file piece by piece. The datasets library decodes a whole row group at once, which may be the whole
+    file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -217,7 +239,9 @@ def _datasets():
     try:
         import datasets
     except ImportError:
-        raise InputError("reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'") from None
+        raise InputError(
+            "reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'"
+        ) from None
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
     return datasets
 
@@ -234,7 +258,9 @@ def _stream(path: str, split: str, **options):
     return _builder(path, **options).as_streaming_dataset(split=split)
 
 
-def _hub_source(spec: str, name: str, place: str, config: str | None, split: str, column: str, revision: str | None) -> Source:
+def _hub_source(
+    spec: str, name: str, place: str, config: str | None, split: str, column: str, revision: str | None
+) -> Source:
     repository = HUB_ALIASES.get(place, place)
     try:
         try:
@@ -282,7 +308,9 @@ def _column(tables: Iterator, column: str, place: str) -> Iterator[str]:
     for table in tables:
         if column not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
-            raise InputError(f"{place}: no column {column!r}; it has {found}. Set --text-column, or column= in the source")
+            raise InputError(
+                f"{place}: no column {column!r}; it has {found}. Set --text-column, or column= in the source"
+            )
         for text in table[column].to_pylist():
             if not isinstance(text, str):
                 raise InputError(f"{place}: column {column!r} holds {type(text).__name__}, expected text")
@@ -296,7 +324,9 @@ def _readable(place: str | Path) -> Iterator[None]:
         yield
     except (InputError, GeneratorExit):
         raise
-    except Exception as error:  # arrow, gzip, zstandard and the hub client raise many kinds; each means that the text cannot be read
+    except (
+        Exception
+    ) as error:  # arrow, gzip, zstandard and the hub client raise many kinds; each means that the text cannot be read
         raise InputError(f"{place}: cannot be read: {_reason(error)}") from None
 
 

@@ -21,8 +21,8 @@ def is_validation(digest: bytes, share: float) -> bool:
 def nanogpt_validation(rows: int) -> np.ndarray:
     """Whether each document is in nanoGPT's validation split; (rows,) bool.
 
-    nanoGPT's data/openwebtext/prepare.py calls datasets' train_test_split(test_size=0.0005, seed=2357, shuffle=True), which takes
-    the first ceil(test_size * rows) of numpy's permutation.
+    nanoGPT's data/openwebtext/prepare.py calls datasets' train_test_split(test_size=0.0005, seed=2357, shuffle=True),
+    which takes the first ceil(test_size * rows) of numpy's permutation.
     """
     validation = np.zeros(rows, bool)
     validation[np.random.default_rng(NANOGPT_SEED).permutation(rows)[: ceil(NANOGPT_SHARE * rows)]] = True
@@ -32,8 +32,8 @@ def nanogpt_validation(rows: int) -> np.ndarray:
 class SeenDocuments:
     """A set of content hashes in 8 bytes a document, 16 for a moment while it grows.
 
-    It keeps the first half of each hash: among n documents one that is new is taken for a duplicate with probability n^2 / 2^65,
-    2e-6 for all of OpenWebText. The keys lie in sorted arrays, each at least twice as long as the next.
+    It keeps the first half of each hash: among n documents one that is new is taken for a duplicate with probability
+    n^2 / 2^65, 2e-6 for all of OpenWebText. The keys lie in sorted arrays, each at least twice as long as the next.
     """
 
     def __init__(self, keys: np.ndarray | None = None):

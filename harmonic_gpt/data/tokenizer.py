@@ -15,14 +15,17 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
-    """A fast tokenizer from a folder or the Hub. Raises InputError if there is none, or none with an end-of-text token."""
+    """A fast tokenizer from a folder or the Hub. Raises InputError if there is none, or none with an end-of-text
+    token."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     except Exception as error:  # the hub client and the parsers raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"no tokenizer at {str(name)!r} (a folder with tokenizer.json, or a hub name): {reason}") from None
+        raise InputError(
+            f"no tokenizer at {str(name)!r} (a folder with tokenizer.json, or a hub name): {reason}"
+        ) from None
     if not tokenizer.is_fast:
         raise InputError(f"{name}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}")
     if tokenizer.eos_token_id is None:
@@ -39,11 +42,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
     bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([END_OF_TEXT])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
 
 
 def ordinary_encoder(tokenizer: "PreTrainedTokenizerBase"):

@@ -1,1 +1,4 @@
-"""What a trained model is worth: perplexity, the geometry of its embedding, several models side by side."""
+"""What a finished model is worth: perplexity, samples, the lens, and how readable it is.
+
+Not here: files of runs (`runs`), or what the command line prints (`cli`).
+"""

@@ -9,8 +9,11 @@ from transformers import PreTrainedModel
 
 @torch.no_grad()
 def hidden_states(model: PreTrainedModel, ids: Tensor, **kwargs) -> tuple[Tensor, ...]:
-    """L + 1 tensors (B, T, D): the embeddings, then the output of each block; transformers puts the last one through the final norm."""
-    return model.base_model(input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False, **kwargs).hidden_states
+    """L + 1 tensors (B, T, D): the embeddings, then the output of each block; transformers puts the last one through
+    the final norm."""
+    return model.base_model(
+        input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False, **kwargs
+    ).hidden_states
 
 
 def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
@@ -19,7 +22,8 @@ def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
 
 
 def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int = 8) -> tuple[list[Tensor], Tensor]:
-    """Hidden states of every layer, (N, D) float32 each, and the next tokens (N,), of a line of tokens cut into blocks."""
+    """Hidden states of every layer, (N, D) float32 each, and the next tokens (N,), of a line of tokens cut into
+    blocks."""
     blocks = (len(ids) - 1) // block
     stream = torch.from_numpy(ids[: blocks * block + 1].astype(np.int64))
     inputs, labels = stream[:-1].view(blocks, block), stream[1:]
@@ -35,10 +39,12 @@ def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int 
 
 
 def mean_states(model: PreTrainedModel, examples: list[list[int]], start: int | None, batch: int = 64) -> list[Tensor]:
-    """Hidden states of short token sequences, averaged over their tokens: (N, D) float32 a layer. Cut at the model's positions.
+    """Hidden states of short token sequences, averaged over their tokens: (N, D) float32 a layer. Cut at the model's
+    positions.
 
     Args:
-        start: token before each sequence, not part of the mean (the first position of a GPT-2 is unlike all others); None: none.
+        start: token before each sequence, not part of the mean (the first position of a GPT-2 is unlike all others);
+            None: none.
     """
     lead = [] if start is None else [start]
     limit = getattr(model.config, "max_position_embeddings", None)

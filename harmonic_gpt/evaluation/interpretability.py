@@ -9,17 +9,24 @@ from tqdm import tqdm
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, mean_states, text_states
-from harmonic_gpt.evaluation.analogies import analogy_ranks, analogy_row
-from harmonic_gpt.evaluation.class_centers import class_centers
-from harmonic_gpt.evaluation.geometry import WITHOUT_FIRST, Spectrum, compression, cumulative_explained_variance, mean_cosine, spectrum
-from harmonic_gpt.evaluation.models import LoadedModel
-from harmonic_gpt.evaluation.neighbours import neighbours
-from harmonic_gpt.evaluation.parallelogram import FEWEST_PAIRS, ParallelogramTest, paper_test, strict_test
-from harmonic_gpt.evaluation.probe_tasks import ProbeTask
-from harmonic_gpt.evaluation.probes import run_probes
-from harmonic_gpt.evaluation.similarity import POSITIONS
-from harmonic_gpt.evaluation.uncertainty import weighted_means
-from harmonic_gpt.evaluation.word_pairs import Pairs, TokenPairs, token_pairs
+from harmonic_gpt.evaluation.measures.analogies import analogy_ranks, analogy_row
+from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means
+from harmonic_gpt.evaluation.measures.class_centers import class_centers
+from harmonic_gpt.evaluation.measures.geometry import (
+    WITHOUT_FIRST,
+    Spectrum,
+    compression,
+    cumulative_explained_variance,
+    mean_cosine,
+    spectrum,
+)
+from harmonic_gpt.evaluation.measures.neighbors import neighbours
+from harmonic_gpt.evaluation.measures.parallelogram import MIN_PAIRS, ParallelogramTest, paper_test, strict_test
+from harmonic_gpt.evaluation.measures.probes import run_probes
+from harmonic_gpt.evaluation.measures.similarity import POSITIONS
+from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
+from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, TokenPairs, token_pairs
+from harmonic_gpt.runs.load import LoadedModel
 
 SPACES = (2, 10, WITHOUT_FIRST, None)  # principal components; None: all of space
 REFERENCE_TOKENS = 2000  # stand for the vocabulary where running all of it costs too much: in the layers
@@ -29,13 +36,19 @@ SEED = 0
 @dataclass
 class Interpretability:
     row: dict
-    losses: dict[str, np.ndarray] = field(default_factory=dict)  # task -> losses over their control (strict, without the first component)
+    losses: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # task -> losses over their control (strict, without the first component)
     paper_losses: dict[str, np.ndarray] = field(default_factory=dict)
-    middle_losses: dict[str, np.ndarray] = field(default_factory=dict)  # the paper's, in the middle layer (its appendix C)
+    middle_losses: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # the paper's, in the middle layer (its appendix C)
     ratios: dict[str, np.ndarray] = field(default_factory=dict)  # task -> bootstrap replicates
     measures: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)  # headline -> (value, replicates)
     curve: np.ndarray | None = None
-    sample: list[Tensor] = field(default_factory=list)  # of each layer: states at `positions` of the text, to compare with another model
+    sample: list[Tensor] = field(
+        default_factory=list
+    )  # of each layer: states at `positions` of the text, to compare with another model
     positions: np.ndarray | None = None
 
 
@@ -53,7 +66,8 @@ def measure_interpretability(
 
     Args:
         text: held-out token ids; None (or tokens 0): the matrices only, no forward pass.
-        layers: for word pairs and probes in the layers; default first, middle, last. protocol: "paper", "strict" or "both".
+        layers: for word pairs and probes in the layers; default first, middle, last. protocol: "paper", "strict" or
+        "both".
         probe_tasks: their tokens count in the budget. words: to list the neighbours of; default: a few common ones.
     Raises InputError for a model without tokenizer, a layer or a word that it does not have.
     """
@@ -66,7 +80,9 @@ def measure_interpretability(
     centers, inputs = head.weight.detach().cpu().float(), model.get_input_embeddings().weight.detach().cpu().float()  # type: ignore[operator]
     tied = head.weight is model.get_input_embeddings().weight
     pairs = {p: {t: token_pairs(v, loaded.tokenizer, p) for t, v in tasks.items()} for p in ("paper", "strict")}
-    result = Interpretability({"seed": SEED, "tied": tied, "matrices": {}, "flags": [], "neighbours": neighbours(loaded, words)})
+    result = Interpretability(
+        {"seed": SEED, "tied": tied, "matrices": {}, "flags": [], "neighbours": neighbours(loaded, words)}
+    )
 
     for name, matrix in ({"centers": centers} | ({} if tied else {"embedding": inputs})).items():
         found = spectrum(matrix)
@@ -94,9 +110,12 @@ def measure_interpretability(
 
 
 def chosen_layers(loaded: LoadedModel, layers: list[int] | None) -> list[int]:
-    """`layers`, or the first, the middle and the last. Raises InputError for one that is not there, or a model without tokenizer."""
+    """`layers`, or the first, the middle and the last. Raises InputError for one that is not there, or a model without
+    tokenizer."""
     if loaded.tokenizer is None:
-        raise InputError(f"{loaded.path} has no tokenizer: its tokens cannot be matched with words; copy one into that folder")
+        raise InputError(
+            f"{loaded.path} has no tokenizer: its tokens cannot be matched with words; copy one into that folder"
+        )
     depth = loaded.model.config.num_hidden_layers
     if layers is None:
         return sorted({0, depth // 2, depth})
@@ -105,7 +124,9 @@ def chosen_layers(loaded: LoadedModel, layers: list[int] | None) -> list[int]:
     return layers
 
 
-def parallelograms(matrix: Tensor, found: Spectrum, pairs: dict, protocol: str, spaces: tuple) -> list[tuple[str, ParallelogramTest]]:
+def parallelograms(
+    matrix: Tensor, found: Spectrum, pairs: dict, protocol: str, spaces: tuple
+) -> list[tuple[str, ParallelogramTest]]:
     """(task, test) in each space and protocol. pairs: {protocol: {task: TokenPairs}}."""
     tests = []
     for task in tqdm(pairs["strict"], desc="word pairs", disable=None, leave=False):
@@ -121,7 +142,8 @@ def _rows(tests: list[tuple[str, ParallelogramTest]]) -> list[dict]:
 
 
 def _keep(tests: list[tuple[str, ParallelogramTest]], result: Interpretability) -> None:
-    """Distributions and headlines of the centers: means over tasks, each task alike; a task's replicates were drawn independently."""
+    """Distributions and headlines of the centers: means over tasks, each task alike; a task's replicates were drawn
+    independently."""
     values, cosines = [], []
     for task, test in tests:
         if test.row["protocol"] == "paper":
@@ -134,19 +156,25 @@ def _keep(tests: list[tuple[str, ParallelogramTest]], result: Interpretability) 
     if values:
         result.measures["parallelogram"] = (float(np.mean(values)), np.mean(list(result.ratios.values()), axis=0))
     if cosines:
-        result.measures["offset_cosine"] = (float(np.mean([c for c, _ in cosines])), np.mean([r for _, r in cosines], axis=0))
+        result.measures["offset_cosine"] = (
+            float(np.mean([c for c, _ in cosines])),
+            np.mean([r for _, r in cosines], axis=0),
+        )
 
 
 def _analogies(centers: Tensor, pairs: dict[str, TokenPairs], result: Interpretability) -> None:
-    asked = {task: found.ids for task, found in pairs.items() if len(found.ids) >= FEWEST_PAIRS}
+    asked = {task: found.ids for task, found in pairs.items() if len(found.ids) >= MIN_PAIRS}
     ranks = analogy_ranks(centers, asked, SEED)
     result.row["analogies"] = [{"task": task} | analogy_row(found) for task, found in ranks.items()]
     if ranks and len(hits := np.concatenate([found["distance"] < 5 for found in ranks.values()])):
-        result.measures["analogies"] = (float(hits.mean()), weighted_means(hits))
+        result.measures["analogies"] = (float(hits.mean()), bootstrap_means(hits))
 
 
-def _words_in_layers(loaded: LoadedModel, layers: list[int], pairs: dict, protocol: str, tokens: int, result: Interpretability) -> int:
-    """Parallelograms of the words' hidden states, each word alone: rows of a smaller matrix. Returns the forward tokens spent."""
+def _words_in_layers(
+    loaded: LoadedModel, layers: list[int], pairs: dict, protocol: str, tokens: int, result: Interpretability
+) -> int:
+    """Parallelograms of the words' hidden states, each word alone: rows of a smaller matrix. Returns the forward tokens
+    spent."""
     words = np.unique(np.concatenate([p.ids.ravel() for tasks in pairs.values() for p in tasks.values()]))
     assert loaded.tokenizer is not None  # measure_interpretability has looked
     rest = np.setdiff1d(np.arange(len(loaded.tokenizer)), words)
@@ -154,7 +182,9 @@ def _words_in_layers(loaded: LoadedModel, layers: list[int], pairs: dict, protoc
     alone = np.concatenate([words, reference])
     where = np.zeros(int(alone.max()) + 1, np.int64)
     where[alone] = np.arange(len(alone))
-    moved = {p: {t: TokenPairs(where[v.ids], v.words, v.coverage) for t, v in tasks.items()} for p, tasks in pairs.items()}
+    moved = {
+        p: {t: TokenPairs(where[v.ids], v.words, v.coverage) for t, v in tasks.items()} for p, tasks in pairs.items()
+    }
     states = mean_states(loaded.model, [[token] for token in alone.tolist()], loaded.tokenizer.eos_token_id, batch=512)
     result.row["layers"] = [{"layer": layer} for layer in range(len(states))]
     for layer in layers:
@@ -178,7 +208,7 @@ def _text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: int, r
     found = class_centers(head_input(loaded.model, states[-1]), labels, centers, SEED)
     result.row["class_centers"] = found.row
     if found.row["cosine"] is not None:
-        result.measures["class_centers"] = (found.row["cosine"], weighted_means(found.cosines))
+        result.measures["class_centers"] = (found.row["cosine"], bootstrap_means(found.cosines))
     result.positions = np.sort(np.random.default_rng(SEED).permutation(len(labels))[:POSITIONS])
     result.sample = [h[torch.from_numpy(result.positions)] for h in states]
 

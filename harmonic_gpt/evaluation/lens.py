@@ -1,4 +1,5 @@
-"""Distance lens: every layer and position of a prompt read as its nearest centers, the harmonic counterpart of the logit lens."""
+"""Distance lens: every layer and position of a prompt read as its nearest centers, the harmonic counterpart of the
+logit lens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, hidden_states
-from harmonic_gpt.evaluation.geometry import nearest_rows
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.evaluation.measures.geometry import nearest_rows
+from harmonic_gpt.runs.load import LoadedModel
 
-# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the head
+# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
+# head
 FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.final_layer_norm", "model.norm")
 
 
@@ -31,12 +33,15 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
             return model.base_model.get_submodule(name)
         except AttributeError:
             continue
-    raise InputError(f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be read")
+    raise InputError(
+        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be read"
+    )
 
 
 @torch.no_grad()
 def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
-    """Read a prompt. Raises InputError for an empty or too long prompt, a model without tokenizer, or one whose final norm is not known."""
+    """Read a prompt. Raises InputError for an empty or too long prompt, a model without tokenizer, or one whose final
+    norm is not known."""
     model = loaded.model
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.path} has no tokenizer: a prompt cannot be read")
@@ -47,7 +52,9 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
     norm, head = final_norm(model), model.get_output_embeddings()
     by = "distance" if getattr(getattr(head, "spec", None), "similarity", "dot") == "euclidean" else "dot"
     *inner, last = hidden_states(model, ids)
-    states = torch.stack([head_input(model, h[0]) for h in (*map(norm, inner), last)])  # (L + 1, T, D); the last one is normed already
+    states = torch.stack(
+        [head_input(model, h[0]) for h in (*map(norm, inner), last)]
+    )  # (L + 1, T, D); the last one is normed already
     found, scores = nearest_rows(head.weight, states.flatten(0, 1), min(top, len(head.weight)), by)
     shape = (*states.shape[:2], -1)
     nearest = found.view(shape).cpu().numpy()
@@ -62,7 +69,9 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
 
     layers, width = read.nearest.shape[:2]
     figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
-    image = axes.imshow(read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis")
+    image = axes.imshow(
+        read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis"
+    )
     for layer in range(layers):
         for position in range(width):
             red, green, blue, _ = image.cmap(image.norm(read.scores[layer, position, 0]))
@@ -78,7 +87,8 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
 
 
 def _shown(word: str, most: int = 10) -> str:
-    """A token as a label: control characters and leading spaces to be seen, cut where it would leave its cell, no mathematics."""
+    """A token as a label: control characters and leading spaces to be seen, cut where it would leave its cell, no
+    mathematics."""
     text = repr(word)[1:-1]
     text = text if len(text) <= most else text[: most - 1] + "…"
     text = "␣" + text[1:] if text.startswith(" ") else text

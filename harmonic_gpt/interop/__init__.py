@@ -1,1 +1,4 @@
-"""Out to the Hub and the evaluation harness, in from other people's checkpoints."""
+"""To and from other people's programs: model cards and export, nanoGPT's checkpoints, lm-evaluation-harness.
+
+Not here: our own checkpoints and uploads (`runs`).
+"""

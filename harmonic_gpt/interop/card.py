@@ -1,4 +1,5 @@
-"""The model card of a published model: metadata by huggingface_hub's card tools, and what a reader needs to know before using it."""
+"""The model card of a published model: metadata by huggingface_hub's card tools, and what a reader needs to know before
+using it."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,16 +8,28 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.runs.load import LoadedModel
 
 PAPER = "2502.01628"
 HEADS = {
-    ("euclidean", "harmax"): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
+    (
+        "euclidean",
+        "harmax",
+    ): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
     "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, n = {n:.6g}, "
     "x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities",
-    ("dot", "softmax"): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
-    ("euclidean", "softmax"): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
-    ("dot", "harmax"): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
+    (
+        "dot",
+        "softmax",
+    ): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
+    (
+        "euclidean",
+        "softmax",
+    ): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
+    (
+        "dot",
+        "harmax",
+    ): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
 }
 CITATION = """```bibtex
 @article{baek2025harmonic,
@@ -76,10 +89,12 @@ def _start(init_from: str) -> str:
     return Path(init_from).name if Path(init_from).expanduser().exists() or init_from.count("/") > 1 else init_from
 
 
-def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None) -> ModelCardData:
+def _metadata(loaded: LoadedModel, name: str, measured: Measurements, license: str | None) -> ModelCardData:
     sources = _sources(loaded.state["config"]) if loaded.state else []
     datasets = sorted({dataset for source in sources if (dataset := _hub_dataset(source))})
-    english = bool(sources) and all(source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources)
+    english = bool(sources) and all(
+        source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources
+    )
     results = [
         EvalResult(
             task_type="text-generation",
@@ -93,7 +108,7 @@ def _metadata(loaded: LoadedModel, name: str, measured: Measurements, licence: s
     ]
     return ModelCardData(
         language="en" if english else None,
-        license=licence,
+        license=license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "harmonic-loss", f"arxiv:{PAPER}"],
@@ -109,7 +124,10 @@ def _training(loaded: LoadedModel) -> str:
     state, config = loaded.state, loaded.state["config"]
     versions = ", ".join(f"{name} {version}" for name, version in state.get("versions", {}).items())
     start = config["model"].get("init_from")
-    data = " and ".join(dict.fromkeys(map(_data_sentence, _sources(config)))) or "token files whose source the run does not record"
+    data = (
+        " and ".join(dict.fromkeys(map(_data_sentence, _sources(config))))
+        or "token files whose source the run does not record"
+    )
     return f"""Trained on {data}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
 {f", starting from the weights of `{_start(start)}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
 
@@ -129,13 +147,15 @@ def _results(measured: Measurements) -> str:
     return "\n".join([measured.protocol, "", *table, *figures])
 
 
-def model_card(loaded: LoadedModel, name: str, measured: Measurements, licence: str | None = None, repo: str | None = None) -> ModelCard:
+def model_card(
+    loaded: LoadedModel, name: str, measured: Measurements, license: str | None = None, repo: str | None = None
+) -> ModelCard:
     """The card of one model.
 
     Args:
         name: what the model is called. repo: USER/NAME on the Hub, if it is known, for the code example.
         measured: results with their protocol; nothing is claimed that is not in here.
-        licence: identifier of the weights' licence; None says that none was stated.
+        license: identifier of the weights' license; None says that none was stated.
     """
     config = loaded.model.config
     pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
@@ -149,16 +169,19 @@ def model_card(loaded: LoadedModel, name: str, measured: Measurements, licence: 
         "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes things up.",
     ]
     if loaded.state is not None and loaded.state["tokens"] < 1e9:
-        limits.insert(0, f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.")
+        limits.insert(
+            0,
+            f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.",
+        )
     if own_code and pair != ("dot", "softmax"):
         limits += [
             "Its head is not a matrix product. `GPT2LMHeadModel.from_pretrained` only warns and then computes dot products, and so may any "
             "program that reads the weights as a plain GPT-2. Load it with `AutoModelForCausalLM` and the code in this repository.",
             "Distances are formed in float32, also where the weights are bfloat16; float16 is refused.",
         ]
-    licence_text = f"Weights: {licence}." if licence else "Weights: their publisher has stated no licence."
+    license_text = f"Weights: {license}." if license else "Weights: their publisher has stated no license."
     text = f"""---
-{_metadata(loaded, name, measured, licence).to_yaml()}
+{_metadata(loaded, name, measured, license).to_yaml()}
 ---
 
 # {name}
@@ -190,9 +213,9 @@ Needs torch and transformers 5{"; the code of the model lies in this repository"
 
 {chr(10).join(f"- {line}" for line in limits)}
 
-## Licence and citation
+## License and citation
 
-{licence_text} {"Code: Apache-2.0." if own_code else ""}
+{license_text} {"Code: Apache-2.0." if own_code else ""}
 
 {CITATION}
 """

@@ -1,4 +1,5 @@
-"""A Hugging Face folder to publish: weights, code, tokenizer, generation settings and a model card, checked before it is handed out."""
+"""A Hugging Face folder to publish: weights, code, tokenizer, generation settings and a model card, checked before it
+is handed out."""
 
 import json
 import shutil
@@ -13,33 +14,39 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import LoadedModel, load_model
 from harmonic_gpt.interop.card import Measurements, model_card
-from harmonic_gpt.interop.hub import MAIN, upload_checkpoint
+from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
+from harmonic_gpt.runs.load import LoadedModel, load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.swap_head import STORED
-from harmonic_gpt.training.tracking import read_metrics
 
 FIGURES = "figures"
 RESULTS = "results.json"
 VALIDATION_METRICS = {"nats_per_token": "loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 
 
-def export(name: str, out: str | Path, *, report: str | None = None, licence: str | None = None, repo: str | None = None) -> Path:
-    """Write model `name` (run folder, Hugging Face folder, hub name) to the new folder `out`, ready for the Hub. Returns `out`.
+def export(
+    name: str, out: str | Path, *, report: str | None = None, license: str | None = None, repo: str | None = None
+) -> Path:
+    """Write model `name` (run folder, Hugging Face folder, hub name) to the new folder `out`, ready for the Hub.
+    Returns `out`.
 
     Args:
-        report: folder with results.json and figures, as `eval.py compare` and `eval.py lm-eval` write them, that has this very model
-            (by the hash of its weights). Default: the validation loss of the run's own metrics.
-        licence: of the weights, an identifier of the Hub such as apache-2.0.
+        report: folder with results.json and figures, as `eval.py compare` and `eval.py lm-eval` write them, that has
+            this very model (by the hash of its weights). Default: the validation loss of the run's own metrics.
+        license: of the weights, an identifier of the Hub such as apache-2.0.
         repo: USER/NAME, where it will be published; only the card's example needs it.
-    Raises InputError: `out` exists, the model does not load, or the report is of another model. Nothing is left behind then.
+    Raises InputError: `out` exists, the model does not load, or the report is of another model. Nothing is left behind
+        then.
     """
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
     loaded = load_model(name)
     if hasattr(loaded.model.config, STORED):
-        raise InputError(f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be a dot product's")
+        raise InputError(
+            f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be a dot product's"
+        )
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -47,25 +54,25 @@ def export(name: str, out: str | Path, *, report: str | None = None, licence: st
         loaded.model.save_pretrained(folder)
         _write_tokenizer(loaded, folder)
         measured = _from_report(loaded, Path(report).expanduser(), folder) if report else _from_metrics(loaded, folder)
-        model_card(loaded, title, measured, licence, repo).save(folder / "README.md")
+        model_card(loaded, title, measured, license, repo).save(folder / "README.md")
         check_folder(folder)
         folder.replace(out)
     return out
 
 
-def push(name: str, repo: str, *, private: bool = False, report: str | None = None, licence: str | None = None) -> str:
+def push(name: str, repo: str, *, private: bool = False, report: str | None = None, license: str | None = None) -> str:
     """Publish on the Hub: what `export` wrote as it is, anything else exported first. Returns the commit's address.
 
     Raises: as `export`, `check_folder` and `upload_checkpoint`.
     """
     given, progress = Path(name).expanduser(), sys.stderr.isatty()
     if (given / "README.md").is_file():
-        if report or licence:
+        if report or license:
             raise InputError(f"{given} has its card already; --report and --license belong to `export`")
         check_folder(given)
         return upload_checkpoint(given, repo, revision=MAIN, private=private, progress=progress)
     with tempfile.TemporaryDirectory(prefix="harmonic-gpt-") as temporary:
-        folder = export(name, Path(temporary) / repo.replace("/", "--"), report=report, licence=licence, repo=repo)
+        folder = export(name, Path(temporary) / repo.replace("/", "--"), report=report, license=license, repo=repo)
         return upload_checkpoint(folder, repo, revision=MAIN, private=private, progress=progress)
 
 
@@ -89,9 +96,15 @@ def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurement
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from None
     if row is None:
-        raise InputError(f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its report")
+        raise InputError(
+            f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its report"
+        )
     validation = row.get("validation") or {}
-    values = [("validation text", metric, validation[key]) for key, metric in VALIDATION_METRICS.items() if validation.get(key) is not None]
+    values = [
+        ("validation text", metric, validation[key])
+        for key, metric in VALIDATION_METRICS.items()
+        if validation.get(key) is not None
+    ]
     for task, metrics in row.get("lm_eval", {}).items():
         values += [(f"lm-evaluation-harness: {task}", metric, value) for metric, value in metrics.items()]
     figures = {}
@@ -117,9 +130,7 @@ def _from_metrics(loaded: LoadedModel, folder: Path) -> Measurements:
     values = [("validation text", "loss", last["val_loss"]), ("validation text", "perplexity", last["val_perplexity"])]
     (folder / FIGURES).mkdir(exist_ok=True)
     _plot_losses(rows, folder / FIGURES / "loss.png")
-    protocol = (
-        f"Measured at the end of training on {last['val_tokens']:,} validation tokens, in blocks without overlap; loss in nats a token."
-    )
+    protocol = f"Measured at the end of training on {last['val_tokens']:,} validation tokens, in blocks without overlap; loss in nats a token."
     return Measurements(protocol, values, {"loss.png": "loss during training"})
 
 
@@ -137,7 +148,8 @@ def _plot_losses(rows: list[dict], path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a folder is what the Hub and transformers expect. Needs no network. Raises InputError that names what is wrong."""
+    """Whether a folder is what the Hub and transformers expect. Needs no network. Raises InputError that names what is
+    wrong."""
     try:
         config = AutoConfig.from_pretrained(folder)
         for target in (getattr(config, "auto_map", None) or {}).values():

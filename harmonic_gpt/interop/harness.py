@@ -9,8 +9,8 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import RESULTS, SCHEMA_VERSION, data_of
-from harmonic_gpt.evaluation.models import LoadedModel, load_model
+from harmonic_gpt.evaluation.comparison.compare import RESULTS, SCHEMA_VERSION, data_of
+from harmonic_gpt.runs.load import LoadedModel, load_model
 
 TASKS = Path(__file__).parent / "lm_eval_tasks"
 Scores = dict[str, dict[str, float]]
@@ -33,7 +33,8 @@ def evaluate(
         data: token folder or text file of validation_text; default: what the run was trained with.
         out: folder whose results.json takes the scores, beside what `compare` wrote there of the same weights.
         few_shot, limit: examples in front of a question, questions of a task; default: the task's own number, all.
-    Returns: the model; {task: {metric: value}}. Raises InputError: no harness installed, no such task, `out` is something else.
+    Returns: the model; {task: {metric: value}}. Raises InputError: no harness installed, no such task, `out` is
+        something else.
     """
     try:
         from lm_eval import simple_evaluate
@@ -58,7 +59,13 @@ def evaluate(
     # The harness has no switch for its bars
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
         found = simple_evaluate(
-            model=model, tasks=list(tasks), num_fewshot=few_shot, limit=limit, task_manager=manager, metadata=metadata, log_samples=False
+            model=model,
+            tasks=list(tasks),
+            num_fewshot=few_shot,
+            limit=limit,
+            task_manager=manager,
+            metadata=metadata,
+            log_samples=False,
         )
     scores = {task: _numbers(values) for task, values in found["results"].items()}
     if out is not None and earlier is not None:
@@ -78,7 +85,9 @@ def _numbers(values: dict) -> dict[str, float]:
 def _read_results(path: Path) -> dict:
     if not path.exists():
         if path.parent.exists() and (not path.parent.is_dir() or any(path.parent.iterdir())):
-            raise InputError(f"{path.parent} exists and holds no {RESULTS}; name a new folder, or one of `eval.py compare`")
+            raise InputError(
+                f"{path.parent} exists and holds no {RESULTS}; name a new folder, or one of `eval.py compare`"
+            )
         return {"schema_version": SCHEMA_VERSION, "models": []}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))

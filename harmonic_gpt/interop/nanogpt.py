@@ -18,7 +18,17 @@ PADDED_VOCAB_SIZE = 50304
 # The paper's code adds this to every probability before the log
 SMOOTHING = 0.01 / PADDED_VOCAB_SIZE
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-UNDERSTOOD = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout", "scale_attn_by_inverse_layer_idx", "pow_n"}
+UNDERSTOOD = {
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "bias",
+    "vocab_size",
+    "dropout",
+    "scale_attn_by_inverse_layer_idx",
+    "pow_n",
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,11 @@ class Imported:
 
 
 def smoothed_log_probabilities(logits: Tensor, smoothing: float = SMOOTHING) -> Tensor:
-    """log(p + smoothing), what the paper's code calls log p: its reported losses are of these. Same shape as `logits`, (..., V).
+    """log(p + smoothing), what the paper's code calls log p: its reported losses are of these. Same shape as `logits`,
+    (..., V).
 
-    Not normalised, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss only.
+    Not normalised, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss
+        only.
     """
     return torch.log(logits.softmax(-1) + smoothing)
 
@@ -53,9 +65,10 @@ def import_nanogpt(
         checkpoint: a .pt of {"model": state dict, "model_args": dict, ...}; loaded with weights_only=True.
         standard: its head takes dot products and softmax (nanoGPT's own).
         exponent: its head is harmonic, with this exponent n on the distance (the paper's text).
-        squared_distance_exponent: its head is harmonic, with this exponent on the *squared* distance (`pow_n` of the paper's code);
-            n is twice that. Exactly one of the three, unless the checkpoint records `pow_n`.
-        vocab_size: keep this many rows of the embedding. Default: the tokenizer's size; or 50257 of nanoGPT's 50304; or all.
+        squared_distance_exponent: its head is harmonic, with this exponent on the *squared* distance (`pow_n` of the
+            paper's code); n is twice that. Exactly one of the three, unless the checkpoint records `pow_n`.
+        vocab_size: keep this many rows of the embedding. Default: the tokenizer's size; or 50257 of nanoGPT's 50304; or
+        all.
         tokenizer: folder or hub name of the tokenizer to put beside the model.
     Raises InputError: not such a checkpoint, head not known, weights that GPT-2 does not have.
     """
@@ -74,8 +87,12 @@ def import_nanogpt(
     if not 1 <= vocab_size <= rows:
         raise InputError(f"{checkpoint}: the embedding has {rows} rows, fewer than the vocabulary of {vocab_size}")
     if vocab_size < rows:
-        notes.append(f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the {vocab_size} others")
-    end = text.eos_token_id if text is not None else NANOGPT_VOCAB_SIZE - 1 if vocab_size == NANOGPT_VOCAB_SIZE else None
+        notes.append(
+            f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the {vocab_size} others"
+        )
+    end = (
+        text.eos_token_id if text is not None else NANOGPT_VOCAB_SIZE - 1 if vocab_size == NANOGPT_VOCAB_SIZE else None
+    )
     head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
     wte, lm_head = state["transformer.wte.weight"], state.get("lm_head.weight")
     config = HarmonicGPT2Config(
@@ -114,12 +131,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many kinds
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: not a checkpoint of tensors and plain values (anything else could run code): {reason}") from None
+        raise InputError(
+            f"{path}: not a checkpoint of tensors and plain values (anything else could run code): {reason}"
+        ) from None
     arguments = content.get("model_args") if isinstance(content, dict) else None
     state = content.get("model") if isinstance(content, dict) else None
     needed = {"n_layer", "n_head", "n_embd", "block_size"}
     if not isinstance(arguments, dict) or not isinstance(state, dict) or needed - arguments.keys():
-        raise InputError(f"{path}: expected nanoGPT's dict with `model` and `model_args` (n_layer, n_head, n_embd, block_size)")
+        raise InputError(
+            f"{path}: expected nanoGPT's dict with `model` and `model_args` (n_layer, n_head, n_embd, block_size)"
+        )
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: `model` is not a state dict of tensors")
     # torch.compile and DistributedDataParallel leave their names in front
@@ -129,7 +150,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     return state, arguments
 
 
-def _exponent(arguments: dict, standard: bool, exponent: float | None, squared: float | None, notes: list[str]) -> float | None:
+def _exponent(
+    arguments: dict, standard: bool, exponent: float | None, squared: float | None, notes: list[str]
+) -> float | None:
     """n on the distance, or None for a standard head."""
     given = sum((standard, exponent is not None, squared is not None))
     recorded = arguments.get("pow_n")
@@ -143,7 +166,9 @@ def _exponent(arguments: dict, standard: bool, exponent: float | None, squared: 
         return None
     if recorded is not None and given == 0:
         squared = float(recorded)
-        notes.append(f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the paper's code")
+        notes.append(
+            f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the paper's code"
+        )
     n = exponent if squared is None else 2 * squared
     assert n is not None  # one of them is given, or recorded
     notes.append(f"harmonic head, exponent n = {n:g} on the distance ({n / 2:g} on the squared distance)")

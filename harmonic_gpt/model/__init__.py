@@ -1,1 +1,18 @@
-"""The files that travel to the Hub with every checkpoint. They import nothing else of this package."""
+"""The model and its head: the files beside this one travel to the Hub with every checkpoint and import nothing else of
+the package. Importing this folder registers the model with transformers' Auto classes.
+
+Not here: anything that trains, measures or publishes.
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from .configuration_harmonic_gpt2 import HarmonicGPT2Config
+from .harmonic_head import HarmonicHead
+from .harmonic_logits import head_logits
+from .harmonic_loss import harmonic_cross_entropy
+from .modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+
+__all__ = ["HarmonicGPT2Config", "HarmonicGPT2ForCausalLM", "HarmonicHead", "harmonic_cross_entropy", "head_logits"]
+
+AutoConfig.register(HarmonicGPT2Config.model_type, HarmonicGPT2Config)
+AutoModelForCausalLM.register(HarmonicGPT2Config, HarmonicGPT2ForCausalLM)

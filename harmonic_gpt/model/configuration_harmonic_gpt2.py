@@ -5,15 +5,14 @@ import math
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
 
-SIMILARITIES = ("euclidean", "dot")
-NORMALIZATIONS = ("harmax", "softmax")
+from .harmonic_logits import HeadSpec
 
 
 def matched_scales(similarity: str, normalization: str, n_embd: int) -> tuple[float, float]:
     """(hidden_scale, center_std) that make hidden states and centers meet at the start of training.
 
-    After a layer norm of gain 1 a hidden state has norm sqrt(D); a center has norm center_std * sqrt(D). A Euclidean head
-    first spends its steps making the two meet unless they start equal. For dot products the same center
+    After a layer norm of gain 1 a hidden state has norm sqrt(D); a center has norm center_std * sqrt(D). A Euclidean
+    head first spends its steps making the two meet unless they start equal. For dot products the same center
     std gives logits of unit variance, which helps the standard head as well: both heads get the same care.
     """
     rsqrt = 1 / math.sqrt(n_embd)
@@ -31,14 +30,17 @@ class HarmonicGPT2Config(GPT2Config):
         similarity: "euclidean" (squared distance to each center) or "dot" (inner product).
         normalization: "harmax" (p proportional to distance^-n) or "softmax".
             euclidean + harmax is the harmonic head of Baek et al. (arXiv 2502.01628); dot + softmax is GPT-2's own.
-        exponent: harmonic exponent n, on the distance (the paper's convention), or "sqrt" for sqrt(n_embd). Softmax ignores it.
-        hidden_scale: constant factor on the hidden states before the head; part of the model. None: matched (see matched_scales).
-        center_std: standard deviation of the centers (and of the tied token embedding) at initialisation. None: matched.
+        exponent: harmonic exponent n, on the distance (the paper's convention), or "sqrt" for sqrt(n_embd). Softmax
+        ignores it.
+        hidden_scale: constant factor on the hidden states before the head; part of the model. None: matched (see
+        matched_scales).
+        center_std: standard deviation of the centers (and of the tied token embedding) at initialisation. None:
+            matched.
 
-    `hidden_scale=None` and `center_std=None` are replaced by their numbers at construction, so that a saved config is explicit.
-    Differences from GPT2Config's defaults: no dropout; activation "gelu_pytorch_tanh", the same function as "gelu_new" in one
-    kernel (on the CPU the trunk takes a quarter less time).
-    Raises ValueError for values that no head has.
+    `hidden_scale=None` and `center_std=None` are replaced by their numbers at construction, so that a saved config is
+    explicit. Differences from GPT2Config's defaults: no dropout; activation "gelu_pytorch_tanh", the same function as
+    "gelu_new" in one kernel (on the CPU the trunk takes a quarter less time). Raises ValueError for values that no head
+    has.
     """
 
     model_type = "harmonic_gpt2"
@@ -56,21 +58,23 @@ class HarmonicGPT2Config(GPT2Config):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity: expected one of {SIMILARITIES}, got {self.similarity!r}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization: expected one of {NORMALIZATIONS}, got {self.normalization!r}")
         if isinstance(self.exponent, str) and self.exponent != "sqrt":
             raise ValueError(f'exponent: expected a positive number or "sqrt", got {self.exponent!r}')
+        _ = self.head_spec  # raises for a head that does not exist
         hidden_scale, center_std = matched_scales(self.similarity, self.normalization, self.n_embd)
         self.hidden_scale = hidden_scale if self.hidden_scale is None else float(self.hidden_scale)
         self.center_std = center_std if self.center_std is None else float(self.center_std)
-        for name in ("head_exponent", "hidden_scale", "center_std"):
+        for name in ("hidden_scale", "center_std"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name.removeprefix('head_')}: expected a positive number, got {value}")
+                raise ValueError(f"{name}: expected a positive number, got {value}")
 
     @property
     def head_exponent(self) -> float:
         """The harmonic exponent n as a number."""
         return math.sqrt(self.n_embd) if self.exponent == "sqrt" else float(self.exponent)
+
+    @property
+    def head_spec(self) -> HeadSpec:
+        """The head as the loss and the logits take it. Raises ValueError for one that does not exist."""
+        return HeadSpec(self.head_exponent, self.similarity, self.normalization).check()

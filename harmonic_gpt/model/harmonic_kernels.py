@@ -1,9 +1,11 @@
-"""Triton twin of `harmonic_head._element_pass` for CUDA. The torch version is its oracle (tests/model/test_harmonic_kernels.py).
+"""Triton twin of `harmonic_loss._element_pass` for CUDA. The torch version is its oracle
+(tests/model/test_harmonic_kernels.py).
 
-One program a row: it reads the row's dot products once for the normalizer and once for g, and writes g, where the torch version makes
-about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
+One program a row: it reads the row's dot products once for the normalizer and once for g, and writes g, where the torch
+version makes about ten passes. Needs the `triton` library, which CUDA builds of torch bring along.
 """
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -19,7 +21,7 @@ if triton is not None:
 
     @triton.jit
     def _logits(s, x2, w2, rate, relative_floor, tiny, EUCLIDEAN: tl.constexpr, HARMAX: tl.constexpr):
-        """Dot products to (z log2 e, divisor of dz/du, where the floor acted); the heads of `harmonic_head._form`."""
+        """Dot products to (z log2 e, divisor of dz/du, where the floor acted); the heads of `harmonic_loss._form`."""
         if EUCLIDEAN:
             floor = relative_floor * (x2 + w2) + tiny
             u = x2 + w2 - 2.0 * s
@@ -46,10 +48,12 @@ if triton is not None:
         u_row = u_ptr + row.to(tl.int64) * n_classes
         x2 = tl.load(x2_ptr + row)
         label = tl.load(labels_ptr + row)
-        # Before the reductions below: g may overwrite u, and only they keep one warp from storing before another has read this
+        # Before the reductions below: g may overwrite u, and only they keep one warp from storing before another has
+        # read this
         s_label, w2_label = tl.load(u_row + label), tl.load(w2_ptr + label)
-        z_label, _, _ = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
-        # Running maximum and sum of exponentials of all classes but the label, by column of the block; joined after the loop
+        z_label, _divisor, _floored = _logits(s_label, x2, w2_label, rate, relative_floor, tiny, EUCLIDEAN, HARMAX)
+        # Running maximum and sum of exponentials of all classes but the label, by column of the block; joined after the
+        # loop
         peak = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, n_classes, BLOCK):
@@ -69,7 +73,9 @@ if triton is not None:
         # log1p(r) = r log(1 + r) / ((1 + r) - 1) in floating point (Kahan), for a label that is likely
         ratio = others / tl.where(e_label > 0.5, e_label, 1.0)
         one_more = 1.0 + ratio
-        log1p = tl.where(one_more == 1.0, ratio, tl.log(one_more) * (ratio / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
+        log1p = tl.where(
+            one_more == 1.0, ratio, tl.log(one_more) * (ratio / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
+        )
         tl.store(losses_ptr + row, tl.where(e_label > 0.5, log1p, (log_normalizer - z_label) / log2_e))
         if GRADIENT:
             scale = slope * tl.load(weight_ptr + row)
@@ -92,24 +98,34 @@ if triton is not None:
 
 
 def element_pass(
-    u: Tensor, x2: Tensor, w2: Tensor, labels: Tensor, row_weight: Tensor, spec, gradient_dtype: torch.dtype | None
+    u: Tensor,
+    x2: Tensor,
+    w2: Tensor,
+    labels: Tensor,
+    row_weight: Tensor,
+    gradient_dtype: torch.dtype | None,
+    *,
+    euclidean: bool,
+    harmax: bool,
+    rate: float,
+    slope: float,
+    relative_floor: float,
+    tiny: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `harmonic_head._element_pass`, in float32, but from plain dot products u = x.w and with the row factor in g already.
+    """As `harmonic_loss._element_pass`, in float32, but from plain dot products u = x.w and with the row factor in g.
 
-    Both would cost a pass in torch and cost nothing here. u (C, V) contiguous; overwritten by g if gradient_dtype is float32.
-    Returns losses (C,), g (C, V), sums of the rounded g over its rows (C,).
+    Both would cost a pass in torch and cost nothing here. u (C, V) contiguous; overwritten by g if gradient_dtype is
+    float32. rate, slope: of `harmonic_loss._form`. Returns losses (C,), g (C, V), sums of the rounded g over its rows
+    (C,).
     """
-    from .harmonic_head import LOG2_E, RELATIVE_FLOOR, TINY, _form
-
     n_rows, n_classes = u.shape
-    form = _form(spec)
     losses, row_sums = torch.empty_like(x2), torch.empty_like(x2)
     g = u if gradient_dtype in (None, u.dtype) else torch.empty_like(u, dtype=gradient_dtype)
     with torch.cuda.device(u.device) if u.is_cuda else nullcontext():  # Triton launches on the current device
         _element_kernel[(n_rows,)](
             u, g, x2, w2, labels, row_weight, losses, row_sums,
-            n_classes, form.rate, form.slope, RELATIVE_FLOOR, TINY, LOG2_E,
-            EUCLIDEAN=spec.similarity == "euclidean", HARMAX=spec.normalization == "harmax", GRADIENT=gradient_dtype is not None,
+            n_classes, rate, slope, relative_floor, tiny, math.log2(math.e),
+            EUCLIDEAN=euclidean, HARMAX=harmax, GRADIENT=gradient_dtype is not None,
             BLOCK=min(4096, triton.next_power_of_2(n_classes)), num_warps=8,
         )  # fmt: skip
     return (losses, None, None) if gradient_dtype is None else (losses, g, row_sums)

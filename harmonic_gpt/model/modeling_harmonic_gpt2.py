@@ -12,8 +12,8 @@ from .harmonic_head import HarmonicHead
 class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
     """Causal language model whose logits are those of `config.similarity` x `config.normalization`.
 
-    dot + softmax has exactly GPT2LMHeadModel's logits and loss. Module names are GPT-2's (`transformer.wte`, `transformer.h.N`,
-    `transformer.ln_f`, `lm_head.weight`), so that tools that address modules by name work unchanged.
+    dot + softmax has exactly GPT2LMHeadModel's logits and loss. Module names are GPT-2's (`transformer.wte`,
+    `transformer.h.N`, `transformer.ln_f`, `lm_head.weight`), so that tools that address modules by name work unchanged.
     """
 
     config_class = HarmonicGPT2Config
@@ -29,9 +29,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         return HarmonicHead(
             self.config.n_embd,
             vocab_size,
-            exponent=self.config.head_exponent,
-            similarity=self.config.similarity,
-            normalization=self.config.normalization,
+            **self.config.head_spec._asdict(),
             hidden_scale=self.config.hidden_scale,
         )
 
@@ -74,21 +72,22 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, T) token ids; shifted inside, so `labels=input_ids`. -100 is ignored.
-            num_items_in_batch: the loss is a sum divided by this, instead of a mean (gradient accumulation, several ranks).
+            num_items_in_batch: the loss is a sum divided by this, instead of a mean (gradient accumulation, several
+            ranks).
             logits_to_keep: 0 for all positions, k for the last k, or indices (T',).
-            skip_logits: loss only, `logits=None`. Default: True in training with labels, so that no (B T, V) matrix is built.
-            shift_labels (in kwargs, as for transformers' own loss): (B, T) targets that are already shifted: position t predicts
+            skip_logits: loss only, `logits=None`. Default: True in training with labels, so that no (B T, V) matrix is
+            built. shift_labels (in kwargs, as for transformers' own loss): (B, T) targets that are already shifted:
+            position t predicts
                 shift_labels[:, t]. Instead of labels.
 
-        Returns: loss in nats a token (scalar, float32) and logits (B, T, V) in float32: raw dot products for the standard head,
-            log-probabilities for the others.
+        Returns: loss in nats a token (scalar, float32) and logits (B, T, V) in float32: raw dot products for the
+            standard head, log-probabilities for the others.
         """
         # Not in the signature: Trainer would expect every argument named *label* in each batch
         shift_labels = kwargs.pop("shift_labels", None)
         with_loss = labels is not None or shift_labels is not None
         if use_cache is None and self.training:
             use_cache = False  # transformers would fill a key-value cache that no one reads
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -116,7 +115,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
             skip_logits = self.training and with_loss
         if not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, keep], decoding=decoding)
+            logits = self.lm_head(hidden_states[:, keep])
 
         output = CausalLMOutputWithPast(
             loss=loss,

@@ -1,1 +1,4 @@
-"""The small experiments of Baek et al. (arXiv 2502.01628): toy points, algorithmic tasks, digits. Minutes on two CPU cores."""
+"""The paper's small experiments: toy points, algorithmic tasks, digits.
+
+Not here: language models.
+"""

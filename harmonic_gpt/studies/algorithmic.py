@@ -1,4 +1,5 @@
-"""Which cells the algorithmic study consists of, and running them: several processes, one file a cell, what is there is not run again."""
+"""Which cells the algorithmic study consists of, and running them: several processes, one file a cell, what is there is
+not run again."""
 
 import json
 import multiprocessing
@@ -29,8 +30,9 @@ MODELS = tuple(f"{head}_{architecture}" for head in HEAD_KINDS for architecture 
 
 @dataclass(frozen=True)
 class Budget:
-    """epochs: of an architecture, (of the transformers on permutations). seeds, sweep_seeds: of the main setting; of the sweeps and side
-    studies. side_tasks: where the ablation, the other losses and the exponents are run. exponents: on the distance.
+    """epochs: of an architecture, (of the transformers on permutations). seeds, sweep_seeds: of the main setting; of
+    the sweeps and side studies. side_tasks: where the ablation, the other losses and the exponents are run. exponents:
+    on the distance.
     """
 
     epochs: dict[str, int]
@@ -69,7 +71,9 @@ BUDGETS = {
 CASES = (("standard", 0.0), ("standard", 0.5), ("harmonic", 0.0))
 
 
-def cells(budget: Budget, tasks: list[str], models: list[str], protocols: list[str], seeds: int | None = None) -> list[Cell]:
+def cells(
+    budget: Budget, tasks: list[str], models: list[str], protocols: list[str], seeds: int | None = None
+) -> list[Cell]:
     """All cells of the study, those that take longest first."""
     seeds = seeds or budget.seeds
     sweep_seeds = min(seeds, budget.sweep_seeds)
@@ -79,7 +83,11 @@ def cells(budget: Budget, tasks: list[str], models: list[str], protocols: list[s
 
     def cell(kind: str, task: str, model: str, members: list[Member], **changes) -> Cell:
         head, architecture = model.rsplit("_", 1)
-        epochs = budget.permutation_epochs if (task, architecture) == ("permutations", "transformer") else budget.epochs[architecture]
+        epochs = (
+            budget.permutation_epochs
+            if (task, architecture) == ("permutations", "transformer")
+            else budget.epochs[architecture]
+        )
         base = Cell(
             f"{kind}.{task}.{model}",
             task,
@@ -130,7 +138,9 @@ def check_names(what: str, names: list[str] | None, known: tuple[str, ...]) -> l
     return list(names or known)
 
 
-def study(out: str, tasks: list[str], models: list[str], protocols: list[str], budget: str, seeds: int | None, workers: int) -> None:
+def study(
+    out: str, tasks: list[str], models: list[str], protocols: list[str], budget: str, seeds: int | None, workers: int
+) -> None:
     """Run what is missing in `out`/cells, and say before how long that may take."""
     plan = cells(BUDGETS[budget], check_names("tasks", tasks, TASKS), check_names("models", models, MODELS),
                  check_names("protocol", protocols, PROTOCOLS), seeds)  # fmt: skip
@@ -139,7 +149,10 @@ def study(out: str, tasks: list[str], models: list[str], protocols: list[str], b
     missing = [cell for cell in plan if not _is_done(folder, cell)]
     print(f"{len(plan)} cells of {sum(len(c.members) for c in plan)} models, {len(plan) - len(missing)} done before")
     if missing:
-        print(f"{_estimate(missing, workers)}; {workers} processes, one thread each. Ctrl-C is safe: finished cells are kept.", flush=True)
+        print(
+            f"{_estimate(missing, workers)}; {workers} processes, one thread each. Ctrl-C is safe: finished cells are kept.",
+            flush=True,
+        )
         _run_all(folder, missing, workers)
     print(f"report: python -m harmonic_gpt study report {out}")
 
@@ -181,7 +194,9 @@ def _run_all(folder: Path, missing: list[Cell], workers: int) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[last]}"),
     )
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=len(missing), last="")
         try:
@@ -208,7 +223,11 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
     tensors = {k: np.ascontiguousarray(v) for k, v in vars(result).items() if k != "reason"}
     path = path_of(folder, cell)
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)})
+    save_file(
+        tensors,
+        part,
+        metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)},
+    )
     os.replace(part, path)
     return seconds["wall_seconds"], seconds["cpu_seconds"]
 
@@ -218,9 +237,11 @@ def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         fields = metadata["cell"]
         cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
         return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]
     except Exception as error:
-        raise InputError(f"{path} is not a finished cell of this study ({error}): move it away and run the study again") from None
+        raise InputError(
+            f"{path} is not a finished cell of this study ({error}): move it away and run the study again"
+        ) from None

@@ -1,4 +1,5 @@
-"""The paper's claims on the algorithmic tasks, judged on rows of results.jsonl. The rules are the same for every claim and task."""
+"""The paper's claims on the algorithmic tasks, judged on rows of results.jsonl. The rules are the same for every claim
+and task."""
 
 from collections.abc import Callable
 
@@ -30,7 +31,8 @@ def two_components(row: dict) -> float | None:
 
 
 def gap(row: dict) -> float:
-    """Epochs from learning the training set to generalising, infinite if it never generalised. For rows that learned it."""
+    """Epochs from learning the training set to generalising, infinite if it never generalised. For rows that learned
+    it."""
     return np.inf if row["test_epochs"] is None else row["test_epochs"] - row["train_epochs"]
 
 
@@ -49,18 +51,25 @@ def claims(rows: Rows) -> list[Claim]:
     return result
 
 
-def _against_standard(rows: Rows, field, higher_is_better: Callable[[str], bool], tasks=TASKS, architectures=ARCHITECTURES, **wanted):
+def _against_standard(
+    rows: Rows, field, higher_is_better: Callable[[str], bool], tasks=TASKS, architectures=ARCHITECTURES, **wanted
+):
     """(label, comparison) of harmonic with standard, for every task and architecture that were run."""
     for name in tasks:
         for architecture in architectures:
-            pair = [select(rows, kind="main", task=name, model=f"{head}_{architecture}", **wanted) for head in ("harmonic", "standard")]
+            pair = [
+                select(rows, kind="main", task=name, model=f"{head}_{architecture}", **wanted)
+                for head in ("harmonic", "standard")
+            ]
             ours, base = (values(side, field) for side in pair)
             if len(ours) and len(base):
                 yield f"{task(name).title} {architecture}", compare(ours, base, higher_is_better(name))
 
 
 def _told(comparisons: list[tuple[str, Comparison]], what: str) -> tuple[list[str], list[str]]:
-    details = [f"{label} {_short(c.ours)} against {_short(c.base)} (p = {c.p:.2g}, {c.verdict})" for label, c in comparisons]
+    details = [
+        f"{label} {_short(c.ours)} against {_short(c.base)} (p = {c.p:.2g}, {c.verdict})" for label, c in comparisons
+    ]
     return [f"{what}: {', '.join(details)}"] if details else [], [c.verdict for _, c in comparisons]
 
 
@@ -73,11 +82,14 @@ def flat_lattice(rows: Rows):
     for architecture in ARCHITECTURES:
         for head in ("harmonic", "standard"):
             shares = values(
-                select(rows, kind="main", task="in_context", model=f"{head}_{architecture}", fraction=MAIN_FRACTION), two_components
+                select(rows, kind="main", task="in_context", model=f"{head}_{architecture}", fraction=MAIN_FRACTION),
+                two_components,
             )
             if len(shares):
                 flat = int((shares > FLAT).sum())
-                details.append(f"{head} {architecture} {flat} of {len(shares)} seeds, median {100 * np.median(shares):.1f} %")
+                details.append(
+                    f"{head} {architecture} {flat} of {len(shares)} seeds, median {100 * np.median(shares):.1f} %"
+                )
                 if head == "harmonic":
                     parts.append("holds" if flat >= 0.9 * len(shares) else "partly" if flat else "does not hold")
     return details, parts
@@ -107,7 +119,9 @@ def compression(rows: Rows):
 
 def task_structure(rows: Rows):
     found = list(
-        _against_standard(rows, lambda row: row.get("structure"), lambda name: METRICS[name].higher_is_better, fraction=MAIN_FRACTION)
+        _against_standard(
+            rows, lambda row: row.get("structure"), lambda name: METRICS[name].higher_is_better, fraction=MAIN_FRACTION
+        )
     )
     return _told(found, "the task's metric")
 
@@ -120,8 +134,14 @@ def accuracy(rows: Rows):
 
 
 def grokking(rows: Rows):
-    learned = [row for row in rows if row["train_epochs"] is not None]  # as in the paper, the others are left out and counted
-    found = list(_against_standard(learned, gap, lambda name: False, tasks=("modular_addition", "permutations"), fraction=MAIN_FRACTION))
+    learned = [
+        row for row in rows if row["train_epochs"] is not None
+    ]  # as in the paper, the others are left out and counted
+    found = list(
+        _against_standard(
+            learned, gap, lambda name: False, tasks=("modular_addition", "permutations"), fraction=MAIN_FRACTION
+        )
+    )
     details, parts = _told(found, "epochs between learning and generalising")
     for name in ("modular_addition", "permutations"):
         for architecture in ARCHITECTURES:
@@ -141,7 +161,11 @@ def data_efficiency(rows: Rows):
         compared = _against_standard(rows, lambda row: row["test_accuracy"], lambda name: True, fraction=fraction)
         found += [(f"{label} at {fraction}", c) for label, c in compared]
     # With three seeds no difference is significant: the medians decide
-    parts = ["holds" if c.ours > c.base else "does not hold" for _, c in found if max(c.ours, c.base) < 0.995 or c.ours != c.base]
+    parts = [
+        "holds" if c.ours > c.base else "does not hold"
+        for _, c in found
+        if max(c.ours, c.base) < 0.995 or c.ours != c.base
+    ]
     better, worse = parts.count("holds"), parts.count("does not hold")
     largest = sorted(found, key=lambda item: item[1].base - item[1].ours)[:4]
     details = [f"{label} {c.ours:.2f} against {c.base:.2f}" for label, c in largest]
@@ -155,7 +179,9 @@ def cosets(rows: Rows):
         runs = select(rows, kind="main", task="permutations", model=f"harmonic_{architecture}", fraction=MAIN_FRACTION)
         base = select(rows, kind="main", task="permutations", model=f"standard_{architecture}", fraction=MAIN_FRACTION)
         if runs and base:
-            silhouette, shuffled = (values(runs, lambda row, key=key: row.get(key)) for key in ("silhouette", "silhouette_shuffled"))
+            silhouette, shuffled = (
+                values(runs, lambda row, key=key: row.get(key)) for key in ("silhouette", "silhouette_shuffled")
+            )
             standard = values(base, lambda row: row.get("silhouette"))
             chance, better = compare(silhouette, shuffled, True), compare(silhouette, standard, True)
             details.append(
@@ -169,7 +195,9 @@ def cosets(rows: Rows):
 def _side(rows: Rows, name: str, model: str) -> Rows:
     """Runs at the main setting, of the main models or of the side studies."""
     return [
-        r for r in select(rows, task=name, model=model, fraction=MAIN_FRACTION, exponent=CODE_EXPONENT) if r["kind"] in ("main", "side")
+        r
+        for r in select(rows, task=name, model=model, fraction=MAIN_FRACTION, exponent=CODE_EXPONENT)
+        if r["kind"] in ("main", "side")
     ]
 
 
@@ -213,7 +241,11 @@ def best_exponent(rows: Rows):
     """n = 1 of the sweep (2 on the distance in the code's reading) is not beaten on the task's structure."""
     details, parts = [], []
     for name in TASKS:
-        runs = [r for r in select(rows, task=name, model="harmonic_mlp", fraction=MAIN_FRACTION) if r["kind"] in ("main", "exponents")]
+        runs = [
+            r
+            for r in select(rows, task=name, model="harmonic_mlp", fraction=MAIN_FRACTION)
+            if r["kind"] in ("main", "exponents")
+        ]
         exponents = sorted({row["exponent"] for row in runs})
         if len(exponents) < 3:
             continue
@@ -225,7 +257,9 @@ def best_exponent(rows: Rows):
         # Test accuracy first, to two digits, then compression
         best = max(exponents, key=lambda n: (round(medians[n][0], 2), medians[n][1]))
         listed = ", ".join(f"{n:g}: {a:.2f}/{ev:.2f}" for n, (a, ev) in medians.items())
-        details.append(f"{task(name).title}, n on the distance: accuracy/variance in two components: {listed}; best {best:g}")
+        details.append(
+            f"{task(name).title}, n on the distance: accuracy/variance in two components: {listed}; best {best:g}"
+        )
         parts.append("holds" if best in (1.0, CODE_EXPONENT) else "does not hold")
     return details, parts
 

@@ -1,7 +1,8 @@
 """Train many small models as one program: parameters, data and optimizer state have a leading dimension of M members.
 
-Members differ in seed, data protocol, train fraction and exponent, and share everything else (`Cell`). A member draws its start, data
-and batches from its own seed, so its result is that of its single run. Members that are done leave the program.
+Members differ in seed, data protocol, train fraction and exponent, and share everything else (`Cell`). A member draws
+its start, data and batches from its own seed, so its result is that of its single run. Members that are done leave the
+program.
 """
 
 import math
@@ -58,8 +59,8 @@ class Result:
     """What a cell leaves, member by member. The histories have one row a member, NaN after its end.
 
     embedding (M, V, D); test_accuracy (M,) over all test examples; reason (M,): "epochs", "converged" or "diverged";
-    epochs, train, test, norm: (M, checks) own epochs done, accuracies since the last check and on TEST_SAMPLE examples, RMS norm of an
-    embedding row.
+    epochs, train, test, norm: (M, checks) own epochs done, accuracies since the last check and on TEST_SAMPLE examples,
+    RMS norm of an embedding row.
     """
 
     embedding: np.ndarray
@@ -121,15 +122,20 @@ class _Program:
         self.test_data = _Data.of(self.task, [test for _, test in sides])
         self.exponents = torch.tensor([m.exponent for m in cell.members])
         self.batches = [
-            _Batches(len(train), torch.Generator().manual_seed(2**31 + m.seed)) for m, (train, _) in zip(cell.members, sides, strict=True)
+            _Batches(len(train), torch.Generator().manual_seed(2**31 + m.seed))
+            for m, (train, _) in zip(cell.members, sides, strict=True)
         ]
         tokens = self.task.inputs.shape[1]
         seeds = [m.seed for m in cell.members]
-        self._set_parameters(networks.initial_parameters(cell.architecture, cell.head, self.task.vocab_size, tokens, seeds))
+        self._set_parameters(
+            networks.initial_parameters(cell.architecture, cell.head, self.task.vocab_size, tokens, seeds)
+        )
 
     def _set_parameters(self, parameters: Parameters) -> None:
         self.p = parameters
-        self.optimizer = torch.optim.AdamW(parameters.values(), lr=self.cell.learning_rate, weight_decay=self.cell.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=self.cell.learning_rate, weight_decay=self.cell.weight_decay, fused=True
+        )
 
     def keep(self, kept: Tensor) -> None:
         """Drop the members that are not `kept` (bool): exactly as if they had never been in the program."""
@@ -184,12 +190,15 @@ class _Program:
 
     @torch.no_grad()
     def accuracy(self, data: _Data) -> Tensor:
-        """(M,) share of right answers. A contrastive model has no head: it answers with the nearest class mean of its training set."""
+        """(M,) share of right answers. A contrastive model has no head: it answers with the nearest class mean of its
+        training set."""
         hidden = networks.hidden_states(self.p, data.inputs)
         centers, known = self.centers(), None
         if self.cell.head == "contrastive":
             train_hidden = networks.hidden_states(self.p, self.train_data.inputs)
-            centers, known = networks.class_means(train_hidden, self.train_data.labels, self.train_data.weight, self.task.vocab_size)
+            centers, known = networks.class_means(
+                train_hidden, self.train_data.labels, self.train_data.weight, self.task.vocab_size
+            )
         z = networks.logits(self.cell.head, hidden, centers, self.exponents)
         if known is not None:
             z = z.masked_fill(~known[:, None], -math.inf)
@@ -241,7 +250,9 @@ def run(cell: Cell) -> Result:
             break
         program.keep(~leaving)
     used = slice(0, check + 1)
-    return Result(embedding.numpy(), test_accuracy.numpy(), reason, **{k: v[:, used].numpy() for k, v in history.items()})
+    return Result(
+        embedding.numpy(), test_accuracy.numpy(), reason, **{k: v[:, used].numpy() for k, v in history.items()}
+    )
 
 
 def seconds_per_step(cell: Cell, members: int = 20, steps: int = CHECK_STEPS) -> float:

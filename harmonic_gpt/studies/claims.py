@@ -13,7 +13,8 @@ VERDICTS = ("does not hold", "partly", "holds", "not measured")
 
 @dataclass
 class Claim:
-    """A claim, the numbers, and a verdict of VERDICTS. `other` is the verdict under the code's leaking protocol, where there is one."""
+    """A claim, the numbers, and a verdict of VERDICTS. `other` is the verdict under the code's leaking protocol, where
+    there is one."""
 
     text: str
     measured: str
@@ -23,8 +24,8 @@ class Claim:
 
 @dataclass
 class Comparison:
-    """Two samples over seeds: medians, two-sided Mann-Whitney p. `verdict`: "holds" if ours is better with p < 0.05, "partly" if
-    it is better with a larger p, else "does not hold"."""
+    """Two samples over seeds: medians, two-sided Mann-Whitney p. `verdict`: "holds" if ours is better with p < 0.05,
+    "partly" if it is better with a larger p, else "does not hold"."""
 
     ours: float
     base: float

@@ -1,6 +1,8 @@
-"""Handwritten digits with one linear layer (paper, section 4): accuracy, and whether harmonic weights look like the mean digit.
+"""Handwritten digits with one linear layer (paper, section 4): accuracy, and whether harmonic weights look like the
+mean digit.
 
-scikit-learn's 1,797 digits of 8 x 8 pixels need no network. MNIST comes through `datasets`, from the hub or a local folder.
+scikit-learn's 1,797 digits of 8 x 8 pixels need no network. MNIST comes through `datasets`, from the hub or a local
+folder.
 """
 
 from dataclasses import dataclass
@@ -14,13 +16,16 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
 
 CLASSES = 10
 BATCH, LEARNING_RATE = 64, 1e-3
-EPOCHS = {"digits": 200, "mnist": 10}  # of the small set as many as make a comparable number of steps; of MNIST the paper's
+EPOCHS = {
+    "digits": 200,
+    "mnist": 10,
+}  # of the small set as many as make a comparable number of steps; of MNIST the paper's
 MNIST = "ylecun/mnist"
 
 
@@ -40,10 +45,13 @@ class Images:
 
 
 def load(data: str) -> Images:
-    """`digits` (scikit-learn's), `mnist` (the hub), or a local folder that `datasets` can load, with the columns image and label."""
+    """`digits` (scikit-learn's), `mnist` (the hub), or a local folder that `datasets` can load, with the columns image
+    and label."""
     if data == "digits":
         images, labels = load_digits(return_X_y=True)
-        train, test, train_labels, test_labels = train_test_split(images / 16, labels, test_size=0.25, random_state=0, stratify=labels)
+        train, test, train_labels, test_labels = train_test_split(
+            images / 16, labels, test_size=0.25, random_state=0, stratify=labels
+        )
         sides = (train, train_labels, test, test_labels)
         return Images(data, *(torch.tensor(x, dtype=torch.float32 if x.ndim == 2 else torch.int64) for x in sides))
     if data != "mnist" and not Path(data).is_dir():
@@ -51,7 +59,9 @@ def load(data: str) -> Images:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise InputError("MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits") from None
+        raise InputError(
+            "MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits"
+        ) from None
     try:
         dataset = load_dataset(MNIST if data == "mnist" else data)
         sides = [tensor for side in ("train", "test") for tensor in _tensors(dataset[side])]
@@ -88,7 +98,9 @@ def train(images: Images, head: dict, seeds: int, epochs: int) -> Tensor:
         orders = torch.stack([torch.randperm(len(images.train), generator=g) for g in generators])
         for batch in orders.split(BATCH, dim=1):  # (M, B)
             z = head_logits(images.train[batch], w, **head)  # (M, B, CLASSES)
-            loss = F.cross_entropy(z.flatten(0, 1), images.train_labels[batch].flatten(), reduction="sum") / batch.shape[1]
+            loss = (
+                F.cross_entropy(z.flatten(0, 1), images.train_labels[batch].flatten(), reduction="sum") / batch.shape[1]
+            )
             optimizer.zero_grad()
             loss.backward()  # the seeds' losses are summed: each has its own gradient
             optimizer.step()
@@ -102,7 +114,8 @@ def accuracies(images: Images, w: Tensor, head: dict) -> np.ndarray:
 
 
 def correlation_with_means(w: Tensor, means: Tensor) -> np.ndarray:
-    """(seeds,) Pearson correlation over pixels of each class's weights with its mean image, averaged over classes. 1: a scaled copy."""
+    """(seeds,) Pearson correlation over pixels of each class's weights with its mean image, averaged over classes. 1: a
+    scaled copy."""
     a, b = (x.double() - x.double().mean(-1, keepdim=True) for x in (w, means))
     return F.cosine_similarity(a, b, dim=-1).mean(-1).numpy()
 
@@ -113,7 +126,8 @@ def distance_to_means(w: Tensor, means: Tensor) -> np.ndarray:
 
 
 def off_pixel_size(w: Tensor, images: Images) -> np.ndarray:
-    """(seeds,) RMS weight at pixels that are off in all training images, over the RMS of all weights. NaN if there is no such pixel."""
+    """(seeds,) RMS weight at pixels that are off in all training images, over the RMS of all weights. NaN if there is
+    no such pixel."""
     off = images.train.amax(0) == 0
     return (w[..., off].square().mean((1, 2)).sqrt() / w.square().mean((1, 2)).sqrt()).numpy()
 
@@ -171,7 +185,11 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
             Claim(
                 f"weights are near zero, under a tenth of the rest, where pixels are always off ({name})",
                 f"relative size {_spread(ours['off'])}, standard {_spread(standard['off'])} (p = {off.p:.2g})",
-                "not measured" if np.isnan(ours["off"]).any() else "holds" if ours["off"].max() < 0.1 else "does not hold",
+                "not measured"
+                if np.isnan(ours["off"]).any()
+                else "holds"
+                if ours["off"].max() < 0.1
+                else "does not hold",
             )
         )
     return result

@@ -15,8 +15,17 @@ from harmonic_gpt.studies.structure import coset_partitions, first_two_component
 from harmonic_gpt.studies.tasks import EQUIVALENCE_MODULUS, LAST_NODE, PROTOCOLS, TASKS, task
 
 # The paper's colours
-COLORS = {"standard_mlp": "tab:green", "harmonic_mlp": "tab:red", "standard_transformer": "y", "harmonic_transformer": "tab:blue"}
-TOY_STYLES = {"cross-entropy": "tab:blue", "harmonic, n = 2 (code)": "tab:orange", "harmonic, n = 1 (paper)": "tab:gray"}
+COLORS = {
+    "standard_mlp": "tab:green",
+    "harmonic_mlp": "tab:red",
+    "standard_transformer": "y",
+    "harmonic_transformer": "tab:blue",
+}
+TOY_STYLES = {
+    "cross-entropy": "tab:blue",
+    "harmonic, n = 2 (code)": "tab:orange",
+    "harmonic, n = 1 (paper)": "tab:gray",
+}
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -32,7 +41,9 @@ def toy(folder: Path, curves: dict) -> None:
     for row, (case, heads) in zip(axes, curves.items(), strict=True):
         for head, (losses, norms) in heads.items():
             for ax, values in zip(row, (losses, norms), strict=True):
-                steps = np.unique(np.linspace(0, len(values) - 1, 250, dtype=int))  # of all of them, an SVG takes megabytes
+                steps = np.unique(
+                    np.linspace(0, len(values) - 1, 250, dtype=int)
+                )  # of all of them, an SVG takes megabytes
                 low, middle, high = (np.quantile(values.numpy()[steps], q, axis=1) for q in (0, 0.5, 1))
                 ax.plot(steps, middle, color=TOY_STYLES[head], label=head)
                 ax.fill_between(steps, low, high, color=TOY_STYLES[head], alpha=0.15, linewidth=0)
@@ -97,7 +108,9 @@ def _colors(task_name: str) -> tuple[np.ndarray | str, str | None]:
     if task_name == "genealogy":
         return np.log2(np.arange(1, LAST_NODE + 1)).astype(int), "tab10"
     if task_name == "permutations":
-        klein = next(labels for name, labels in coset_partitions().items() if name.endswith("order 4") and len(set(labels)) == 6)
+        klein = next(
+            labels for name, labels in coset_partitions().items() if name.endswith("order 4") and len(set(labels)) == 6
+        )
         return klein, "viridis"
     return "tab:blue", None
 
@@ -131,7 +144,9 @@ def _representations(folder: Path, name: str, trained: list) -> None:
 
 
 def _panels(names: list[str]):
-    figure, axes = plt.subplots(1, len(names), figsize=(2.5 * len(names) + 0.5, 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(2.5 * len(names) + 0.5, 3.2), squeeze=False, layout="constrained"
+    )
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(task(name).title, fontsize=9)
     return figure, axes[0]
@@ -147,7 +162,9 @@ def _explained_variance(folder: Path, name: str, trained: list) -> None:
     figure, axes = _panels(_tasks_of(trained))
     for ax, task_name in zip(axes, _tasks_of(trained), strict=True):
         for model in _models_of(trained):
-            curves = np.array([t.row["explained"] for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)])
+            curves = np.array(
+                [t.row["explained"] for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
+            )
             if len(curves):
                 components = np.arange(1, curves.shape[1] + 1)
                 ax.plot(components, np.median(curves, axis=0), color=COLORS[model], label=_label(model))
@@ -166,8 +183,22 @@ def _data_efficiency(folder: Path, name: str, trained: list) -> None:
             runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
             fractions = sorted({row["fraction"] for row in runs})
             accuracies = [[row["test_accuracy"] for row in runs if row["fraction"] == f] for f in fractions]
-            ax.plot(fractions, [np.median(a) for a in accuracies], "o-", markersize=3, color=COLORS[model], label=_label(model))
-            ax.fill_between(fractions, list(map(min, accuracies)), list(map(max, accuracies)), color=COLORS[model], alpha=0.12, linewidth=0)
+            ax.plot(
+                fractions,
+                [np.median(a) for a in accuracies],
+                "o-",
+                markersize=3,
+                color=COLORS[model],
+                label=_label(model),
+            )
+            ax.fill_between(
+                fractions,
+                list(map(min, accuracies)),
+                list(map(max, accuracies)),
+                color=COLORS[model],
+                alpha=0.12,
+                linewidth=0,
+            )
         ax.set(xlabel="train fraction", ylim=(0, 1.05), xlim=(0, 1))
     axes[0].set_ylabel("test accuracy")
     _legend(figure, axes[0])
@@ -175,17 +206,28 @@ def _data_efficiency(folder: Path, name: str, trained: list) -> None:
 
 
 def _grokking(folder: Path, name: str, trained: list) -> None:
-    """Figure 3c: epochs to test accuracy above 0.9 against the same in training. Runs that never get there are counted, not drawn."""
+    """Figure 3c: epochs to test accuracy above 0.9 against the same in training. Runs that never get there are counted,
+    not drawn."""
     figure, axes = _panels(_tasks_of(trained))
     for ax, task_name in zip(axes, _tasks_of(trained), strict=True):
         missing = []
         for model in _models_of(trained):
             runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
-            drawn = [(r["train_epochs"], r["test_epochs"]) for r in runs if None not in (r["train_epochs"], r["test_epochs"])]
-            ax.plot(*(zip(*drawn, strict=True) if drawn else ([], [])), "v", markersize=5, color=COLORS[model], label=_label(model))
+            drawn = [
+                (r["train_epochs"], r["test_epochs"]) for r in runs if None not in (r["train_epochs"], r["test_epochs"])
+            ]
+            ax.plot(
+                *(zip(*drawn, strict=True) if drawn else ([], [])),
+                "v",
+                markersize=5,
+                color=COLORS[model],
+                label=_label(model),
+            )
             missing += [f"{len(runs) - len(drawn)} {_label(model)}"] if len(drawn) < len(runs) else []
         if missing:
-            ax.text(0.98, 0.02, "never:\n" + "\n".join(missing), transform=ax.transAxes, ha="right", va="bottom", fontsize=6)
+            ax.text(
+                0.98, 0.02, "never:\n" + "\n".join(missing), transform=ax.transAxes, ha="right", va="bottom", fontsize=6
+            )
         limit = max(ax.get_xlim()[1], ax.get_ylim()[1])
         ax.plot([0, limit], [0, limit], "k--", linewidth=1)
         ax.set(xlim=(0, limit), ylim=(0, limit), xlabel="epochs to train accuracy > 0.9")
@@ -215,7 +257,8 @@ def _case_study(folder: Path, name: str, trained: list) -> None:
 
 
 def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> None:
-    """Figures 6 and 12: embeddings of the first seed under several heads; the median variance over seeds in the label."""
+    """Figures 6 and 12: embeddings of the first seed under several heads; the median variance over seeds in the
+    label."""
     kinds = [(task_name, architecture) for task_name in _tasks_of(trained) for architecture in ARCHITECTURES]
     figure, axes = plt.subplots(
         len(kinds), len(heads), figsize=(2.1 * len(heads) + 1.5, 2.1 * len(kinds)), squeeze=False, layout="constrained"
@@ -228,7 +271,8 @@ def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> No
                 continue
             _scatter(ax, task_name, runs[0].points, runs[0].row["explained"][1])
             variance, accuracy = (
-                np.median([pick(t.row) for t in runs]) for pick in (lambda r: r["explained"][1], lambda r: r["test_accuracy"])
+                np.median([pick(t.row) for t in runs])
+                for pick in (lambda r: r["explained"][1], lambda r: r["test_accuracy"])
             )
             ax.set_title(f"{head}\nmedian EV {100 * variance:.0f}%, test acc. {accuracy:.2f}", fontsize=7)
         row[0].set_ylabel(f"{task(task_name).title}\n{architecture}", rotation=0, ha="right", va="center", fontsize=8)
@@ -236,17 +280,36 @@ def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> No
 
 
 def _exponents(folder: Path, name: str, trained: list) -> None:
-    """Figure 13: test accuracy and variance in two components against the exponent on the distance; half of it is the code's."""
+    """Figure 13: test accuracy and variance in two components against the exponent on the distance; half of it is the
+    code's."""
     names = _tasks_of(trained)
-    figure, axes = plt.subplots(2, len(names), figsize=(3.4 * len(names) + 1, 5), squeeze=False, layout="constrained", sharex=True)
+    figure, axes = plt.subplots(
+        2, len(names), figsize=(3.4 * len(names) + 1, 5), squeeze=False, layout="constrained", sharex=True
+    )
     for column, task_name in zip(axes.T, names, strict=True):
         for model in _models_of(trained):
             runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
             exponents = sorted({row["exponent"] for row in runs})
-            for ax, pick in zip(column, (lambda row: row["test_accuracy"], lambda row: row["explained"][1]), strict=True):
+            for ax, pick in zip(
+                column, (lambda row: row["test_accuracy"], lambda row: row["explained"][1]), strict=True
+            ):
                 groups = [[pick(row) for row in runs if row["exponent"] == n] for n in exponents]
-                ax.plot(exponents, [np.median(g) for g in groups], "o-", markersize=3, color=COLORS[model], label=_label(model))
-                ax.fill_between(exponents, list(map(min, groups)), list(map(max, groups)), color=COLORS[model], alpha=0.12, linewidth=0)
+                ax.plot(
+                    exponents,
+                    [np.median(g) for g in groups],
+                    "o-",
+                    markersize=3,
+                    color=COLORS[model],
+                    label=_label(model),
+                )
+                ax.fill_between(
+                    exponents,
+                    list(map(min, groups)),
+                    list(map(max, groups)),
+                    color=COLORS[model],
+                    alpha=0.12,
+                    linewidth=0,
+                )
                 ax.set(ylim=(0, 1.05))
         column[0].set_title(task(task_name).title, fontsize=9)
     figure.supxlabel("n on the distance (paper's reading); the code's is half of it", fontsize=8)

@@ -1,7 +1,7 @@
 """The paper's small networks (section 3), many at a time: every parameter has a leading dimension of M models.
 
-Shapes: M models, B examples, T tokens, V vocabulary, D = 16 embedding size. Initialisation and layout follow the published code: the MLPs
-tie the unembedding to the embedding, the transformer does so with a dot-product head only.
+Shapes: M models, B examples, T tokens, V vocabulary, D = 16 embedding size. Initialisation and layout follow the
+published code: the MLPs tie the unembedding to the embedding, the transformer does so with a dot-product head only.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 
 D = 16
 MLP_HIDDEN = 100
@@ -93,7 +93,8 @@ def _linear(p: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def _layer(p: Parameters, layer: int, x: Tensor, queries: int) -> Tensor:
-    """Post-norm encoder layer without mask, plus the code's extra residual, for the last `queries` positions. x: (M, B, T, D)."""
+    """Post-norm encoder layer without mask, plus the code's extra residual, for the last `queries` positions. x: (M, B,
+    T, D)."""
     m, b, t, _ = x.shape
     q, k, v = _linear(p, f"{layer}.qkv", x.reshape(m, b * t, D)).view(m, b, t, 3, HEADS, D // HEADS).unbind(3)
     x = x[:, :, t - queries :]
@@ -112,20 +113,23 @@ def _norm(p: Parameters, name: str, x: Tensor) -> Tensor:
 def logits(head: str, hidden: Tensor, centers: Tensor, exponents: Tensor) -> Tensor:
     """(M, B, V) whose softmax are the class probabilities. exponents: (M,), each model's n on the distance.
 
-    Every head is the product's `head_logits`. It takes one exponent; z is proportional to it, so n_m z of exponent 1 is model m's.
+    Every head is the product's `head_logits`. It takes one exponent; z is proportional to it, so n_m z of exponent 1 is
+    model m's.
     """
     similarity, normalization = HEAD_KINDS[head]
     z = head_logits(hidden, centers, exponent=1.0, similarity=similarity, normalization=normalization)
     if normalization == "harmax":
         return z * exponents[:, None, None]
-    if head == "spherical":  # spherical softmax (de Brebisson & Vincent, arXiv 1511.05042) of dot products, p ~ s^2 / ||s||^2 + eps
+    if (
+        head == "spherical"
+    ):  # spherical softmax (de Brebisson & Vincent, arXiv 1511.05042) of dot products, p ~ s^2 / ||s||^2 + eps
         return torch.log(F.normalize(z, dim=-1).square() + SPHERICAL_EPS)
     return z
 
 
 def contrastive_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """(M,) pairwise contrastive losses of representations (M, B, D), labels (M, B): mean d^2 of pairs of one class, plus
-    mean max(0, margin - d)^2 of the others. Examples of weight (M, B) zero make no pairs."""
+    """(M,) pairwise contrastive losses of representations (M, B, D), labels (M, B): mean d^2 of pairs of one class,
+    plus mean max(0, margin - d)^2 of the others. Examples of weight (M, B) zero make no pairs."""
     d = -head_logits(hidden, hidden, exponent=1.0, normalization="softmax")  # (M, B, B)
     real = (weight > 0).to(d.dtype)
     pairs = real[:, :, None] * real[:, None, :] * (1 - torch.eye(d.shape[1]))
@@ -139,7 +143,8 @@ def contrastive_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 
 def class_means(hidden: Tensor, labels: Tensor, weight: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Means (M, V, D) of the representations of each class, and which classes (M, V) have examples of positive weight."""
+    """Means (M, V, D) of the representations of each class, and which classes (M, V) have examples of positive
+    weight."""
     one_hot = F.one_hot(labels, vocab_size).to(hidden.dtype) * (weight > 0)[..., None]
     counts = one_hot.sum(1)  # (M, V)
     return one_hot.mT @ hidden / counts.clamp_min(1)[..., None], counts > 0

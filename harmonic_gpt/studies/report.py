@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.geometry import cumulative_explained_variance
+from harmonic_gpt.evaluation.measures.geometry import cumulative_explained_variance
 from harmonic_gpt.studies import algorithmic_claims, figures, structure
 from harmonic_gpt.studies.algorithmic import MAIN_FRACTION, load
 from harmonic_gpt.studies.batched import Cell, Result
@@ -21,7 +21,8 @@ NORM_WINDOW = 0.75  # the norm at the end is compared with the one after this sh
 
 @dataclass
 class Trained:
-    """One model: its row of results.jsonl, and what the figures draw. points: (P, D) embeddings; history: (checks,) each."""
+    """One model: its row of results.jsonl, and what the figures draw. points: (P, D) embeddings; history: (checks,)
+    each."""
 
     row: dict
     points: np.ndarray
@@ -35,7 +36,9 @@ def report(out: str) -> Path:
     folder = Path(out)
     paths = sorted((folder / "cells").glob("*.safetensors"))
     if not paths:
-        raise InputError(f"{folder}/cells holds no finished cell: run python -m harmonic_gpt study algorithmic --out {out} first")
+        raise InputError(
+            f"{folder}/cells holds no finished cell: run python -m harmonic_gpt study algorithmic --out {out} first"
+        )
     loaded = [load(path) for path in paths]
     trained = [model for cell, result, _ in loaded for model in measure(cell, result)]
     rows = [model.row for model in trained]
@@ -56,7 +59,8 @@ def report(out: str) -> Path:
 
 
 def measure(cell: Cell, result: Result) -> list[Trained]:
-    """Every model of a cell. Structure is measured at the main setting only; the fraction sweep needs accuracy alone."""
+    """Every model of a cell. Structure is measured at the main setting only; the fraction sweep needs accuracy
+    alone."""
     t = task(cell.task)
     kind = cell.name.split(".")[0]
     models = []
@@ -95,7 +99,10 @@ def _structure(task_name: str, points: np.ndarray, seed: int) -> dict:
     if task_name == "permutations":
         best, row["cosets"] = structure.best_coset_silhouette(points)
         shuffled = np.random.default_rng(seed).permutation(points)
-        row |= {"silhouette": _rounded(best), "silhouette_shuffled": _rounded(structure.best_coset_silhouette(shuffled)[0])}
+        row |= {
+            "silhouette": _rounded(best),
+            "silhouette_shuffled": _rounded(structure.best_coset_silhouette(shuffled)[0]),
+        }
     return row
 
 

@@ -1,6 +1,7 @@
 """How much of a task's structure shows in its embeddings, and when a run generalised: pure functions of arrays.
 
-Every structure metric takes the embeddings (P, D) of a task's `points`, in order, and does not change with scale, rotation or shift.
+Every structure metric takes the embeddings (P, D) of a task's `points`, in order, and does not change with scale,
+rotation or shift.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def first_two_components(points: np.ndarray) -> np.ndarray:
 
 
 def lattice_deviation(points: np.ndarray) -> float:
-    """Mean relative difference of opposite sides over all true parallelograms of the lattice (code: lattice_metric). 0 is perfect."""
+    """Mean relative difference of opposite sides over all true parallelograms of the lattice (code: lattice_metric). 0
+    is perfect."""
     grid = [(i, j) for i in range(LATTICE_SIDE) for j in range(LATTICE_SIDE)]
     index = {place: i for i, place in enumerate(grid)}
     corners = []
@@ -51,7 +53,8 @@ def circle_deviation(points: np.ndarray) -> float:
 
 
 def class_spread(points: np.ndarray) -> float:
-    """Mean distance within an equivalence class over mean distance across classes. 0: classes are points; 1: no classes."""
+    """Mean distance within an equivalence class over mean distance across classes. 0: classes are points; 1: no
+    classes."""
     d = np.linalg.norm(points[:, None].astype(np.float64) - points[None], axis=-1)
     number = np.arange(len(points)) % EQUIVALENCE_MODULUS
     same = number[:, None] == number[None]
@@ -59,8 +62,8 @@ def class_spread(points: np.ndarray) -> float:
 
 
 def generation_width(points: np.ndarray) -> float:
-    """1 - share of the first component's variance within a generation, in the plane of the tree's first two components, averaged over
-    generations of more than four nodes. 0: every generation is a line; 0.5 is the most."""
+    """1 - share of the first component's variance within a generation, in the plane of the tree's first two components,
+    averaged over generations of more than four nodes. 0: every generation is a line; 0.5 is the most."""
     plane = first_two_components(points)
     generation = np.log2(np.arange(1, LAST_NODE + 1)).astype(int)
     widths = []
@@ -71,8 +74,8 @@ def generation_width(points: np.ndarray) -> float:
 
 
 def rotation_symmetry(points: np.ndarray) -> float:
-    """1 / (1 + mean distance of a point to the nearest one after quarter turns), in the first two components scaled to a unit box
-    (code: permutation_metric). 1 is symmetric."""
+    """1 / (1 + mean distance of a point to the nearest one after quarter turns), in the first two components scaled to
+    a unit box (code: permutation_metric). 1 is symmetric."""
     plane = first_two_components(points)
     plane = (plane - plane.min(0)) / np.ptp(plane, axis=0)
     plane -= plane.mean(0)
@@ -85,7 +88,8 @@ def rotation_symmetry(points: np.ndarray) -> float:
 
 
 def gap_deviation(points: np.ndarray) -> float:
-    """Standard deviation over mean of the distances between consecutive numbers (code: greater_metric). 0: evenly spaced."""
+    """Standard deviation over mean of the distances between consecutive numbers (code: greater_metric). 0: evenly
+    spaced."""
     gaps = np.linalg.norm(np.diff(points.astype(np.float64), axis=0), axis=1)
     return float(gaps.std() / gaps.mean())
 
@@ -117,15 +121,19 @@ def coset_partitions() -> dict[str, np.ndarray]:
     # Two elements generate every subgroup of S4
     subgroups = {generated(pair) for pair in combinations(range(24), 2)} | {generated((i, i)) for i in range(24)}
     partitions = {}
-    for number, subgroup in enumerate(sorted((s for s in subgroups if 1 < len(s) < 24), key=lambda s: (len(s), sorted(s)))):
+    for number, subgroup in enumerate(
+        sorted((s for s in subgroups if 1 < len(s) < 24), key=lambda s: (len(s), sorted(s)))
+    ):
         for side, cosets in (("left", product[:, sorted(subgroup)]), ("right", product[sorted(subgroup)].T)):
-            partitions[f"{side} cosets of subgroup {number}, order {len(subgroup)}"] = np.unique(cosets.min(1), return_inverse=True)[1]
+            partitions[f"{side} cosets of subgroup {number}, order {len(subgroup)}"] = np.unique(
+                cosets.min(1), return_inverse=True
+            )[1]
     return partitions
 
 
 def best_coset_silhouette(points: np.ndarray) -> tuple[float, str]:
-    """Largest silhouette over the coset partitions (paper, appendix B), and the partition. The largest of many is above zero for random
-    points too: compare with shuffled rows."""
+    """Largest silhouette over the coset partitions (paper, appendix B), and the partition. The largest of many is above
+    zero for random points too: compare with shuffled rows."""
     scores = {name: float(silhouette_score(points, labels)) for name, labels in _PARTITIONS.items()}
     best = max(scores, key=scores.get)
     return scores[best], best
@@ -135,7 +143,8 @@ _PARTITIONS = coset_partitions()
 
 
 def epochs_to_threshold(epochs: np.ndarray, accuracy: np.ndarray) -> float:
-    """The first epoch from which accuracy stays above 0.9 for 20 epochs; NaN if none. epochs, accuracy: (checks,), NaN after the end."""
+    """The first epoch from which accuracy stays above 0.9 for 20 epochs; NaN if none. epochs, accuracy: (checks,), NaN
+    after the end."""
     measured = np.isfinite(epochs)
     epochs, above = epochs[measured], accuracy[measured] > THRESHOLD
     failures = epochs[~above]

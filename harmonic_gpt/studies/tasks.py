@@ -1,7 +1,8 @@
 """The algorithmic tasks of the paper (section 3) and the sixth of its code, as lists of all their distinct examples.
 
-Two protocols make training and test sets of them. `paper` is the published code's: 1,000 draws with replacement, then a split, so
-that test examples repeat training ones. `clean` splits distinct examples; those that say the same thing stay on one side.
+Two protocols make training and test sets of them. `paper` is the published code's: 1,000 draws with replacement, then a
+split, so that test examples repeat training ones. `clean` splits distinct examples; those that say the same thing stay
+on one side.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ PARENT, GRANDPARENT, SIBLING = 127, 128, 129
 class Task:
     """All distinct examples of a task.
 
-    inputs: (N, T) token ids. labels: (N,) token ids. groups: (N,), equal where one example follows from another by exchanging
-    operands that commute. points: (P,) token ids whose embeddings have a structure to look for. replace: whether the code draws with
-    replacement (it takes all permutations once).
+    inputs: (N, T) token ids. labels: (N,) token ids. groups: (N,), equal where one example follows from another by
+    exchanging operands that commute. points: (P,) token ids whose embeddings have a structure to look for. replace:
+    whether the code draws with replacement (it takes all permutations once).
     """
 
     name: str
@@ -41,7 +42,8 @@ class Task:
 
 
 def _task(name: str, title: str, vocab_size: int, examples: list[tuple], points, commutes=None, replace=True) -> Task:
-    """`examples` are (token, ..., label); `commutes(inputs)` gives the representative of inputs that say the same thing."""
+    """`examples` are (token, ..., label); `commutes(inputs)` gives the representative of inputs that say the same
+    thing."""
     table = np.array(examples, dtype=np.int64)
     representatives = [tuple(commutes(row) if commutes else row) for row in table[:, :-1].tolist()]
     ids = {key: i for i, key in enumerate(dict.fromkeys(representatives))}
@@ -52,8 +54,17 @@ def _task(name: str, title: str, vocab_size: int, examples: list[tuple], points,
 def _in_context() -> Task:
     side = range(LATTICE_SIDE)
     line = [(a, b, c, b + c - a) for a, b, c in product(side, repeat=3) if b + c - a in side]
-    examples = [tuple(LATTICE_SIDE * i + j for i, j in zip(row, column, strict=True)) for row in line for column in line]
-    return _task("in_context", "In-context learning", LATTICE_SIDE**2, examples, range(LATTICE_SIDE**2), lambda x: (x[0], *sorted(x[1:])))
+    examples = [
+        tuple(LATTICE_SIDE * i + j for i, j in zip(row, column, strict=True)) for row in line for column in line
+    ]
+    return _task(
+        "in_context",
+        "In-context learning",
+        LATTICE_SIDE**2,
+        examples,
+        range(LATTICE_SIDE**2),
+        lambda x: (x[0], *sorted(x[1:])),
+    )
 
 
 def _modular_addition() -> Task:
@@ -68,7 +79,8 @@ def _equivalence() -> Task:
 
 
 def _genealogy() -> Task:
-    """The code also asks for the sibling of 126, whose answer is the token of the relation "parent"; here that fact is left out."""
+    """The code also asks for the sibling of 126, whose answer is the token of the relation "parent"; here that fact is
+    left out."""
     examples = []
     for node in range(2, LAST_NODE + 1):
         examples.append((node, PARENT, node // 2))
@@ -83,7 +95,9 @@ def _permutations() -> Task:
     elements = symmetric_group()
     index = {element: i for i, element in enumerate(elements)}
     examples = [(i, j, index[tuple(a[k] for k in b)]) for (i, a), (j, b) in product(enumerate(elements), repeat=2)]
-    return _task("permutations", "Permutation composition", len(elements), examples, range(len(elements)), replace=False)
+    return _task(
+        "permutations", "Permutation composition", len(elements), examples, range(len(elements)), replace=False
+    )
 
 
 def _greater_than() -> Task:
@@ -114,7 +128,8 @@ def task(name: str) -> Task:
 
 
 def split(task: Task, protocol: str, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Example numbers (train, test); `fraction` of them train. Of a larger task `clean` takes SAMPLES distinct examples."""
+    """Example numbers (train, test); `fraction` of them train. Of a larger task `clean` takes SAMPLES distinct
+    examples."""
     rng = np.random.default_rng(seed)
     total = len(task.labels)
     if protocol == "paper":

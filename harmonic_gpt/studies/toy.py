@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, verdict_of, write_claims
 
@@ -28,11 +28,14 @@ LOW = 1e-2  # nats, reached fast or slowly
 
 
 def train(points: list, head: dict, seeds: int, steps: int = STEPS, start: list | None = None) -> tuple[Tensor, Tensor]:
-    """Losses in nats and Frobenius norms of W, each (steps, seeds), of Adam on W in float64, from `start` or from nn.Linear's."""
+    """Losses in nats and Frobenius norms of W, each (steps, seeds), of Adam on W in float64, from `start` or from
+    nn.Linear's."""
     x = torch.tensor(points, dtype=torch.float64)
     classes, d = x.shape
     generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-    random = torch.stack([(torch.rand(classes, d, generator=g) * 2 - 1) * d**-0.5 for g in generators]).double()  # (M, V, D)
+    random = torch.stack(
+        [(torch.rand(classes, d, generator=g) * 2 - 1) * d**-0.5 for g in generators]
+    ).double()  # (M, V, D)
     w = (random if start is None else torch.tensor(start, dtype=torch.float64).repeat(seeds, 1, 1)).requires_grad_()
     labels = torch.arange(classes).repeat(seeds)
     optimizer = torch.optim.Adam([w], lr=LEARNING_RATE)
@@ -52,10 +55,16 @@ def study(out: str, seeds: int, steps: int = STEPS) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {case: {name: train(points, head, seeds, steps) for name, head in HEADS.items()} for case, points in POINTS.items()}
+    curves = {
+        case: {name: train(points, head, seeds, steps) for name, head in HEADS.items()}
+        for case, points in POINTS.items()
+    }
     figures.toy(folder, curves)
     write_claims(
-        folder, "Toy points", claims(curves), f"{seeds} seeds, {steps:,} steps of Adam, float64; two-sided Mann-Whitney tests over seeds."
+        folder,
+        "Toy points",
+        claims(curves),
+        f"{seeds} seeds, {steps:,} steps of Adam, float64; two-sided Mann-Whitney tests over seeds.",
     )
 
 

@@ -1,1 +1,4 @@
-"""The training loop, its optimizer, checkpoints and tracking."""
+"""The training loop and what it needs: setup, optimizer, saving, tracking.
+
+Not here: measuring a finished model, or how a run lies on disk (`runs`).
+"""

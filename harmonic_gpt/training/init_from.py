@@ -1,29 +1,32 @@
-"""Start from the weights of another GPT-2: the same head as it is, a Euclidean head fitted to the trunk before the first step.
+"""Start from the weights of another GPT-2: the same head as it is, a Euclidean head fitted to the trunk before the
+first step.
 
-A standard model scores a token by h.w, a harmonic one by the distance of s (h + c) from w. Trunk and centers w stay; the scale s
-(`hidden_scale`), the shift c (into the bias of the final layer norm, which the head alone reads) and, if asked, the exponent n are
-chosen so that the loss on a few training batches is as low as can be. One bound is needed: as s grows with n = s |h|^2, the harmonic
-head becomes the standard one (-n log ||s h - w|| -> h.w + const) and its rows stop being centers of anything. So n goes up to
-2 n_embd, the largest exponent that has been published (the code of arXiv 2502.01628).
+A standard model scores a token by h.w, a harmonic one by the distance of s (h + c) from w. Trunk and centers w stay;
+the scale s (`hidden_scale`), the shift c (into the bias of the final layer norm, which the head alone reads) and, if
+asked, the exponent n are chosen so that the loss on a few training batches is as low as can be. One bound is needed: as
+s grows with n = s |h|^2, the harmonic head becomes the standard one (-n log ||s h - w|| -> h.w + const) and its rows
+stop being centers of anything. So n goes up to 2 n_embd, the largest exponent that has been published (the code of
+arXiv 2502.01628).
 """
 
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
-from harmonic_gpt.data.tokens import Sampler, TokenFolder
+from harmonic_gpt.data.sampler import Sampler
+from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
-from harmonic_gpt.model.harmonic_head import head_logits
+from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.runs.load import load_model
 
 FIT_TOKENS = 4096
 CHUNK = 512  # tokens whose logits are in memory at once
@@ -31,32 +34,24 @@ CHUNK = 512  # tokens whose logits are in memory at once
 
 @dataclass
 class HeadStart:
-    """What the fit chose, and the loss in nats a token of each attempt."""
+    """What the fit chose, and the loss in nats per token of each attempt."""
 
     hidden_scale: float
     exponent: float
-    shift: Tensor  # (D,)
+    shift: Tensor  # (D,), in main memory
     tried: dict[str, float]
 
 
-def new_model(config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, accelerator: Accelerator) -> HarmonicGPT2ForCausalLM:
-    """The model that a fresh run starts with: random weights, or those of `model.init_from`."""
-    if config.model.init_from is None:
-        return HarmonicGPT2ForCausalLM(target)
-    model, done = start_from(config, target, folder, accelerator.device)
-    if accelerator.is_main_process:
-        print(f"{'init_from:':<12}{done}", file=sys.stderr)
-    return model
-
-
 def start_from(
-    config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, device: torch.device
+    config: RunConfig, target: HarmonicGPT2Config, folder: TokenFolder, accelerator: Accelerator
 ) -> tuple[HarmonicGPT2ForCausalLM, str]:
-    """(a model with `target`'s head and the weights of `config.model.init_from`, what was done). Deterministic; completes `target`.
+    """(a model with `target`'s head and the weights of `config.model.init_from`, what was done). Completes `target`.
 
-    Raises InputError: the weights are no GPT-2, or of another size or vocabulary than the run's.
+    Deterministic, and the same on every rank: the first one fits a new head, and the others take over what it found.
+    Collective. Raises InputError: the weights are no GPT-2, or of another size or vocabulary than the run's.
     """
     name = config.model.init_from
+    assert name is not None
     loaded = load_model(name)
     source = loaded.model
     if not isinstance(source, GPT2LMHeadModel | HarmonicGPT2ForCausalLM):
@@ -69,28 +64,41 @@ def start_from(
         # Fine-tuning: the head's constants belong to the weights
         if config.model.exponent not in ("sqrt", "fit", getattr(source.config, "head_exponent", None)):
             raise InputError(
-                f"model.exponent: {name} goes on with the exponent {source.config.head_exponent:g} of its weights; leave it out"
+                f"model.exponent: {name} goes on with the exponent {source.config.head_exponent:g} of its weights; "
+                "leave it out"
             )
         target.exponent = getattr(source.config, "head_exponent", target.exponent)
         target.hidden_scale = getattr(source.config, "hidden_scale", 1.0)
-        return _with_weights(source, target), f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
+        done = f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
+        return _with_weights(source, target), done
     if target.similarity == "dot":
-        raise InputError("model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit")
-    blocks = math.ceil(FIT_TOKENS / target.n_positions)
-    ids = torch.from_numpy(Sampler(folder.tokens("train"), target.n_positions, blocks, config.seed).batch(0)).to(device)  # (B, T + 1)
-    start = fit_head(source.to(device), ids, target, fit_exponent=config.model.exponent == "fit")
+        raise InputError(
+            "model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit"
+        )
+    start = None
+    if accelerator.is_main_process:
+        blocks = math.ceil(FIT_TOKENS / target.n_positions)
+        batch = Sampler(folder.tokens("train"), target.n_positions, blocks, config.seed).batch(0)  # (B, T + 1)
+        ids = torch.from_numpy(batch).to(accelerator.device)
+        start = fit_head(source.to(accelerator.device), ids, target, fit_exponent=config.model.exponent == "fit")
+    start = broadcast_object_list([start])[0]
     target.hidden_scale, target.exponent = start.hidden_scale, start.exponent
     model = _with_weights(source, target)
     with torch.no_grad():
-        model.transformer.ln_f.bias += start.shift.cpu()
+        model.transformer.ln_f.bias += start.shift
     tried = ", ".join(f"{attempt} {loss:.3f}" for attempt, loss in start.tried.items())
-    return model, f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats a token: {tried}"
+    return model, (
+        f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats per "
+        f"token: {tried}"
+    )
 
 
 def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
     """Take over what the weights imply and no setting can change; refuse settings that contradict them."""
     needed = [
-        f"--model.{key}={getattr(source, key)}" for key in ("n_layer", "n_head", "n_embd") if getattr(source, key) != getattr(target, key)
+        f"--model.{key}={getattr(source, key)}"
+        for key in ("n_layer", "n_head", "n_embd")
+        if getattr(source, key) != getattr(target, key)
     ]
     if source.n_positions < target.n_positions:
         needed.append(f"--model.n_positions={source.n_positions}")
@@ -99,11 +107,15 @@ def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
     if needed:
         raise InputError(f"model.init_from: {name} needs {' '.join(needed)}")
     if source.vocab_size != target.vocab_size:
-        raise InputError(f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer")
+        raise InputError(
+            f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer"
+        )
     target.layer_norm_epsilon = source.layer_norm_epsilon
     target.scale_attn_by_inverse_layer_idx = source.scale_attn_by_inverse_layer_idx
     # gelu_new is the same function as gelu_pytorch_tanh, in more passes
-    target.activation_function = {"gelu_new": "gelu_pytorch_tanh"}.get(source.activation_function, source.activation_function)
+    target.activation_function = {"gelu_new": "gelu_pytorch_tanh"}.get(
+        source.activation_function, source.activation_function
+    )
 
 
 @torch.no_grad()
@@ -162,7 +174,10 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
     log_s, log_n, shift = tensor(s).requires_grad_(), tensor(n), zero.clone()
     if fit_exponent and not softmax:
         log_n.requires_grad_()
-    for attempt, shifted in (("scale" if not log_n.requires_grad else "scale and exponent", False), ("and shift", True)):
+    for attempt, shifted in (
+        ("scale" if not log_n.requires_grad else "scale and exponent", False),
+        ("and shift", True),
+    ):
         shift.requires_grad_(shifted)
         free = [p for p in (log_s, log_n, shift) if p.requires_grad]
         optimizer = torch.optim.LBFGS(free, max_iter=40, line_search_fn="strong_wolfe")
@@ -173,6 +188,6 @@ def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_
 
         optimizer.step(closure)
         tried[attempt] = closure()
-    # Six digits: the same number on every rank, whatever its processor rounds
+    # Six digits: constants of the config, which people read
     s, n = (float(f"{value:.6g}") for value in (math.exp(min(log_s.item(), log_s_max)), min(log_n.exp().item(), n_max)))
-    return HeadStart(s, n, shift.detach(), tried)
+    return HeadStart(s, n, shift.detach().cpu(), tried)

@@ -1,27 +1,35 @@
-"""Training: setup, then fit. Losses are sums of nats over tokens, divided once by the number of target tokens of the global batch."""
+"""Training: setup, then fit. Losses are sums of nats over tokens, divided once by the number of target tokens of the
+global batch."""
 
 import math
 import signal
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from harmonic_gpt.evaluation.perplexity import block_nats
+from harmonic_gpt.likelihood import block_nats
 from harmonic_gpt.run_config import RunConfig
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.training.optimizer import learning_rate
+from harmonic_gpt.training.plan import peak_flops, training_flops_per_token
+from harmonic_gpt.training.run import Run
+from harmonic_gpt.training.run_dir import lock_run_dir
 from harmonic_gpt.training.saving import finish_saving, save
-from harmonic_gpt.training.setup import Run, exclusive, setup
-from harmonic_gpt.training.tracking import peak_flops
+from harmonic_gpt.training.setup import setup
+from harmonic_gpt.training.stopping import stop_signals
+
+STOP_CHECK_BATCHES = 8  # of an evaluation on several ranks, which can only stop together
 
 
 class Step(NamedTuple):
-    """What a step reports, the same on every rank. loss: nats a token. stop: some rank was told to stop. skipped: no update."""
+    """What a step reports, the same on every rank. loss: nats per token. stop: some rank was told to stop. skipped: no
+    update."""
 
     loss: float
     grad_norm: float
@@ -32,11 +40,12 @@ class Step(NamedTuple):
 def train_step(run: Run) -> Step:
     """One optimizer update, of all ranks together.
 
-    If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more than
-    `train.max_skipped_steps` of these in a row it raises FloatingPointError.
+    If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more
+    than `train.max_skipped_steps` of these in a row it raises FloatingPointError.
     """
     config, accelerator = run.config, run.accelerator
-    batch = torch.from_numpy(run.sampler.batch(run.step, accelerator.process_index, accelerator.num_processes))  # (B, T + 1)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    batch = torch.from_numpy(run.sampler.batch(run.step, rank, ranks))  # (B, T + 1)
     batch = batch.to(accelerator.device, non_blocking=True)
     micro_batches = batch.split(config.train.micro_batch_size)
     loss_sum = torch.zeros((), device=accelerator.device)
@@ -48,9 +57,10 @@ def train_step(run: Run) -> Step:
                 loss = run.model(
                     input_ids=ids[:, :-1],
                     shift_labels=ids[:, 1:],
-                    num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
+                    num_items_in_batch=config.train.batch_tokens / ranks,
                 ).loss
-            # accelerate divides by its own accumulation setting (which its environment may set); ours is these micro-batches
+            # accelerate divides by its own accumulation setting (which its environment may set); ours is these
+            # micro-batches
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)
         loss_sum += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip)
@@ -60,7 +70,9 @@ def train_step(run: Run) -> Step:
     loss_value, norm_value, stop = accelerator.reduce(totals, "mean").tolist()
     run.skipped_in_a_row = 0 if math.isfinite(loss_value) and math.isfinite(norm_value) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row > config.train.max_skipped_steps:
-        raise FloatingPointError(f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated")
+        raise FloatingPointError(
+            f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated"
+        )
     if run.skipped_in_a_row == 0:
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
@@ -73,19 +85,26 @@ def train_step(run: Run) -> Step:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict:
-    """Validation loss over the leading `eval.tokens` targets, in whole blocks shared out over the ranks."""
+def evaluate(run: Run, may_stop: bool = False) -> dict | None:
+    """Validation loss over the leading `eval.tokens` targets, in whole blocks shared out over the ranks.
+
+    With `may_stop`, None as soon as some rank has been told to stop. Collective. Raises FloatingPointError.
+    """
     block, accelerator = run.config.model.n_positions, run.accelerator
+    ranks, size = accelerator.num_processes, run.config.train.micro_batch_size
     n_blocks = max(1, min(run.config.eval.tokens, len(run.validation) - 1) // block)
-    mine = list(range(accelerator.process_index, n_blocks, accelerator.num_processes))
+    mine = list(range(accelerator.process_index, n_blocks, ranks))
     run.model.eval()
-    size = run.config.train.micro_batch_size
     nats = torch.zeros((), dtype=torch.float64)
-    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without targets
-    for i in range(0, math.ceil(n_blocks / accelerator.num_processes), size):
+    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without
+    # targets
+    for batch, i in enumerate(range(0, math.ceil(n_blocks / ranks), size)):
+        if may_stop and (ranks == 1 or batch % STOP_CHECK_BATCHES == 0) and _told_to_stop(run):
+            run.model.train()
+            return None
         blocks = mine[i : i + size]
-        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])  # (B, T + 1)
-        with accelerator.autocast():
+        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])
+        with accelerator.autocast():  # ids: (B, T + 1)
             part = block_nats(run.bare_model, ids.to(accelerator.device), ignore_leading=0 if blocks else block)
         nats += part.double().cpu()
     run.model.train()
@@ -103,90 +122,131 @@ def evaluate(run: Run) -> dict:
     }
 
 
+def _told_to_stop(run: Run) -> bool:
+    """Whether any rank has been. Collective."""
+    told = torch.tensor(float(run.stop_signal > 0), device=run.accelerator.device)
+    return run.accelerator.reduce(told, "sum").item() > 0
+
+
+@dataclass
+class _Window:
+    """Steps since the last row of metrics, and when they began."""
+
+    step: int
+    started: float
+
+
 def fit(run: Run) -> int:
     """Train to the last step. Returns 0, or 128 + the signal's number if one stopped it (after a checkpoint)."""
-    config, accelerator, tracker = run.config, run.accelerator, run.tracker
 
-    def on_signal(number, _frame):
+    def on_stop(number: int) -> None:
         run.stop_signal = number
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    peak = peak_flops(torch.cuda.get_device_name()) if accelerator.device.type == "cuda" and config.train.precision == "bf16" else None
-    exit_code, window_start, window_step = 0, time.perf_counter(), run.step
-    run.model.train()
-    try:
-        while run.step < config.train.steps:
-            loss, grad_norm, stop, skipped = train_step(run)
-            step, last = run.step, run.step == config.train.steps
-            lr = learning_rate(step - 1, config.train.steps, config.optim)
-            if tracker:
-                tracker.advance()
-            if skipped and tracker:
-                tracker.log(step, skipped_steps=run.skipped_steps)
-                tracker.say(
-                    f"warning: step {step}: loss {loss}, gradient norm {grad_norm}: no update; {run.skipped_steps} steps skipped so far"
-                )
-            elif tracker and run.spikes.is_spike(loss):
-                tracker.log(step, loss_spike=loss)
-                tracker.say(f"warning: step {step}: the loss jumped to {loss:.3f}, gradient norm {grad_norm:.2f}")
-            if (step % config.train.log_every == 0 or last or step == 1) and not skipped:
-                seconds = time.perf_counter() - window_start
-                speed = (step - window_step) * config.train.batch_tokens / seconds
-                row = {"tokens": step * config.train.batch_tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-                row |= {"tokens_per_second": speed}
-                shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.2e}", "|g|": f"{grad_norm:.2f}", "tok/s": f"{speed:,.0f}"}
-                if peak:
-                    row["mfu"] = speed * run.flops_per_token / peak / accelerator.num_processes
-                    shown["MFU"] = f"{row['mfu']:.1%}"
-                if tracker:
-                    tracker.log(step, **row)
-                    tracker.progress(step, **shown)
-                window_start, window_step = time.perf_counter(), step
-            paused = time.perf_counter()
-            if (step % config.eval.every == 0 or last) and not (stop and not last):  # who is told to stop has little time
-                result = evaluate(run)
-                if tracker:
-                    tracker.log(step, **result)
-                    tracker.say(f"step {step}: validation {result['val_loss']:.4f} nats a token over {result['val_tokens']:,} tokens")
-            if step % config.checkpoint.every == 0 or last or stop:
-                save(run, background=config.checkpoint.background)
-            window_start += time.perf_counter() - paused  # evaluation and saving are not training speed
-            if stop and not last:
-                number = run.stop_signal or signal.SIGTERM  # another rank's signal stops this one too
-                exit_code = 128 + number
-                finish_saving(run)
-                accelerator.wait_for_everyone()  # a launcher kills the others half a minute after the first rank has left
-                if tracker:
-                    tracker.say(f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume")
-                break
-        finish_saving(run)
-        if run.pusher and exit_code == 0:  # who is told to stop does not wait for the network
-            run.pusher.wait(give_up=lambda: run.stop_signal > 0)
-    except FloatingPointError as error:
+    with stop_signals(on_stop):
         try:
-            finish_saving(run)
-        except OSError as failed:  # two troubles at once: the run ends for the first
-            print(f"warning: {failed}", file=sys.stderr)
-        good = ckpt.latest_checkpoint(run.run_dir, lambda _: None)
-        raise FloatingPointError(f"{error}. Last good checkpoint: {good or 'none yet'}") from None
-    finally:
-        if run.writer:
-            run.writer.shutdown()  # whatever ended the run: what was begun is written before the folder is let go
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if tracker:
-            tracker.close()
-    return exit_code
+            return _steps(run)
+        except FloatingPointError as error:
+            try:
+                finish_saving(run)
+            except OSError as failed:  # two troubles at once: the run ends for the first
+                print(f"warning: {failed}", file=sys.stderr)
+            good = ckpt.latest_checkpoint(run.run_dir, lambda _: None)
+            raise FloatingPointError(f"{error}. Last good checkpoint: {good or 'none yet'}") from error
+        finally:
+            if run.writer:
+                run.writer.shutdown()  # whatever ended the run: what was begun is written before the folder is let go
+            if run.tracker:
+                run.tracker.close()
 
 
-def train(config: RunConfig, resume: bool = False) -> int:
-    """Train what `config` says; returns the exit code of the process (0, or 128 + signal)."""
-    with exclusive(Path(config.run_dir).expanduser()):
-        run = setup(config, resume)
+def _steps(run: Run) -> int:
+    """Step, log, evaluate, save, until the last step or a stop signal; the exit code."""
+    config = run.config
+    window, stop = _Window(run.step, time.perf_counter()), False
+    run.model.train()
+    while run.step < config.train.steps and not stop:
+        step = train_step(run)
+        last = run.step == config.train.steps
+        stop = step.stop and not last
+        _log_step(run, step, window)
+        paused = time.perf_counter()
+        if (run.step % config.eval.every == 0 or last) and not stop:
+            stop = not _log_evaluation(run, evaluate(run, may_stop=not last))
+        if run.step % config.checkpoint.every == 0 or last or stop:
+            save(run, background=config.checkpoint.background)
+        window.started += time.perf_counter() - paused  # evaluation and saving are not training speed
+    return _finish(run, stop)
+
+
+def _log_step(run: Run, step: Step, window: _Window) -> None:
+    """A finished step to the main process's bar, metrics and warnings; one in `train.log_every` is a row of metrics."""
+    config, tracker = run.config, run.tracker
+    if tracker is None:
+        return
+    tracker.advance()
+    if step.skipped:
+        tracker.log(run.step, skipped_steps=run.skipped_steps)
+        tracker.say(
+            f"warning: step {run.step}: loss {step.loss}, gradient norm {step.grad_norm}: no update; "
+            f"{run.skipped_steps} steps skipped so far"
+        )
+        return
+    if run.spikes.is_spike(step.loss):
+        tracker.log(run.step, loss_spike=step.loss)
+        tracker.say(f"warning: step {run.step}: the loss jumped to {step.loss:.3f}, gradient norm {step.grad_norm:.2f}")
+    if run.step % config.train.log_every and run.step not in (1, config.train.steps):
+        return
+    now = time.perf_counter()
+    speed = (run.step - window.step) * config.train.batch_tokens / (now - window.started)
+    window.step, window.started = run.step, now
+    lr = learning_rate(run.step - 1, config.train.steps, config.optim)
+    row = {"tokens": run.step * config.train.batch_tokens, "loss": step.loss, "lr": lr, "grad_norm": step.grad_norm}
+    row["tokens_per_second"] = speed
+    shown = {"loss": f"{step.loss:.3f}", "lr": f"{lr:.2e}", "|g|": f"{step.grad_norm:.2f}", "tok/s": f"{speed:,.0f}"}
+    if peak := peak_flops(run.accelerator.device, config.train.precision):
+        flops = training_flops_per_token(run.bare_model.config)
+        row["mfu"] = speed * flops / peak / run.accelerator.num_processes
+        shown["MFU"] = f"{row['mfu']:.1%}"
+    tracker.log(run.step, **row)
+    tracker.progress(run.step, **shown)
+
+
+def _log_evaluation(run: Run, result: dict | None) -> bool:
+    """False if the evaluation was broken off."""
+    if result is not None and run.tracker:
+        run.tracker.log(run.step, **result)
+        run.tracker.say(
+            f"step {run.step}: validation {result['val_loss']:.4f} nats per token over {result['val_tokens']:,} tokens"
+        )
+    return result is not None
+
+
+def _finish(run: Run, stopped: bool) -> int:
+    """Wait for what is being written (and, of a complete run, pushed); the exit code."""
+    finish_saving(run)
+    if not stopped:
+        if run.pusher:  # after a stop signal the push is abandoned
+            run.pusher.wait(give_up=lambda: run.stop_signal > 0)
+        return 0
+    number = run.stop_signal or signal.SIGTERM  # another rank's signal stops this one too
+    run.accelerator.wait_for_everyone()  # a launcher kills the others half a minute after the first rank has left
+    if run.tracker:
+        run.tracker.say(f"stopped by {signal.Signals(number).name} after step {run.step}; continue with --resume")
+    return 128 + number
+
+
+def train(config: RunConfig, resume: bool = False, verify: bool = False) -> int:
+    """Train what `config` says; returns the exit code of the process (0, or 128 + signal).
+
+    `verify`: read the token files anew, whatever is noted about them.
+    """
+    with lock_run_dir(Path(config.run_dir).expanduser()):
+        run = setup(config, resume, verify)
         if run.step >= config.train.steps:
             print(f"{run.run_dir} is finished: step {run.step} of {config.train.steps}", file=sys.stderr)
-        # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and one of these may
-        # still want the GIL to drop a tensor. Called through Python's reference it releases the GIL; through DDP's it would hang.
+        # Python's reference to the process group must outlive DDP's: the group's destructor joins gloo's threads, and
+        # one of these may still want the GIL to drop a tensor. Called through Python's reference it releases the GIL;
+        # through DDP's it would hang.
         group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
         try:
             return fit(run)

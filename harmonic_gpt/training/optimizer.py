@@ -16,7 +16,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], **adamw: Any):
-        # match_rms_adamw: an update as long as AdamW's, by the longer side, so GPT-2's matrices may lie transposed (Conv1D)
+        # match_rms_adamw: an update as long as AdamW's, by the longer side, so GPT-2's matrices may lie transposed
+        # (Conv1D)
         muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(adamw_groups, **adamw))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -41,26 +42,28 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0) -> list[dict]:
-    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight comes once.
+def parameter_groups(model: nn.Module, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
+    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight
+    comes once.
 
-    With another `head_lr` than 1 the head's centers are a third group, whose `lr_scale` it is.
+    With another `head_lr_scale` than 1 the head's centers are a third group, whose `lr_scale` it is.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    centers = [model.lm_head.weight] if head_lr != 1.0 else []
+    centers = [model.lm_head.weight] if head_lr_scale != 1.0 else []
     rest = [p for p in parameters if not any(p is c for c in centers)]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     if centers:
-        groups.append({"params": centers, "weight_decay": weight_decay, "lr_scale": head_lr})
+        groups.append({"params": centers, "weight_decay": weight_decay, "lr_scale": head_lr_scale})
     return groups
 
 
 def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optimizer:
-    """The optimizer of a run. Muon (torch.optim.Muon) is for the blocks' matrices; embeddings, centers and vectors stay with AdamW."""
-    groups = parameter_groups(model, config.weight_decay, config.head_lr)
+    """The optimizer of a run. Muon (torch.optim.Muon) is for the blocks' matrices; embeddings, centers and vectors stay
+    with AdamW."""
+    groups = parameter_groups(model, config.weight_decay, config.head_lr_scale)
     adamw: dict = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **adamw)
@@ -71,7 +74,8 @@ def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optim
 
 
 def learning_rate(step: int, steps: int, config: OptimSection) -> float:
-    """Of update `step` in [0, steps): linear warmup to `lr`, then a cosine to `lr * min_lr_ratio` at the last update."""
+    """Of update `step` in [0, steps): linear warmup to `lr`, then a cosine to `lr * min_lr_ratio` at the last
+    update."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)

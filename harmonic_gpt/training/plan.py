@@ -1,15 +1,30 @@
 """What a run will do and need, worked out from its configuration alone."""
 
 import math
+import re
 from pathlib import Path
 
 import torch
 
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, open_token_folder
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
-from harmonic_gpt.model.harmonic_head import CHUNK_BYTES, CUDA_CHUNK_BYTES
+from harmonic_gpt.model.harmonic_loss import CHUNK_BYTES, CUDA_CHUNK_BYTES
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+
+# Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation. The first name whose words all occur counts.
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
 
 
 def model_config(config: RunConfig, vocab_size: int, end_of_text: int | None) -> HarmonicGPT2Config:
@@ -21,17 +36,33 @@ def model_config(config: RunConfig, vocab_size: int, end_of_text: int | None) ->
         resid_pdrop=model.dropout,
         embd_pdrop=model.dropout,
         attn_pdrop=model.dropout,
-        **model.model_dump(exclude={"dropout", "init_from"}) | ({"exponent": "sqrt"} if model.exponent == "fit" else {}),
+        **model.model_dump(exclude={"dropout", "init_from"})
+        | ({"exponent": "sqrt"} if model.exponent == "fit" else {}),
     )
 
 
 def training_flops_per_token(config: HarmonicGPT2Config) -> float:
-    """Forward and backward matrix products of one token: 6 a weight that multiplies, 12 L D T of attention (PaLM, appendix B)."""
+    """Forward and backward matrix products of one token: 6 a weight that multiplies, 12 L D T of attention (PaLM,
+    appendix B)."""
     matmul_weights = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
     return 6 * matmul_weights + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
-def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int | None = None, assumed: str = "") -> str:
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Dense FLOP/s of a known accelerator in bf16, else None."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    return _peak_of(torch.cuda.get_device_name(device))
+
+
+def _peak_of(device_name: str) -> float | None:
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((flops for name, flops in PEAK_BF16_FLOPS.items() if set(name.split()) <= words), None)
+
+
+def plan(
+    config: RunConfig, vocab_size: int, world_size: int, train_tokens: int | None = None, assumed: str = ""
+) -> str:
     """What a run will do, before it does it. Sizes only: builds no weights."""
     with torch.device("meta"):
         hf_config = model_config(config, vocab_size, None)
@@ -39,27 +70,33 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
     total = sum(p.numel() for p in model.parameters())
     embeddings = model.transformer.wte.weight.numel() + model.transformer.wpe.weight.numel()
     t, m = config.train, config.model
-    sequences, micro = t.batch_tokens // m.n_positions, min(t.micro_batch_size, t.batch_tokens // m.n_positions // world_size or 1)
+    sequences, micro = (
+        t.batch_tokens // m.n_positions,
+        min(t.micro_batch_size, t.batch_tokens // m.n_positions // world_size or 1),
+    )
     all_tokens = t.steps * t.batch_tokens
     width = 2 if t.precision == "bf16" else 4
     layers = 1 if t.gradient_checkpointing else m.n_layer
-    # weights, gradients, two moments; about 16 activations of (B, T, D) a block; the head's gradient of the centers and its chunk
+    # weights, gradients, two moments; about 16 activations of (B, T, D) a block; the head's gradient of the centers and
+    # its chunk
     memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
     memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
-    head = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}.get((m.similarity, m.normalization), "ablation")
     n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
     exponent = f", exponent {n}" if m.normalization == "harmax" else ""
-    head_lr = f" (head x {config.optim.head_lr:g})" if config.optim.head_lr != 1.0 else ""
+    head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
     rows = {
         "run": config.run_dir,
-        "head": f"{head} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
+        "head": f"{hf_config.head_spec.name} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
         f"center_std {hf_config.center_std:.4g}, {'tied' if m.tie_word_embeddings else 'untied'}",
-        "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, vocabulary {vocab_size:,}{assumed}",
+        "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
+        f"vocabulary {vocab_size:,}{assumed}",
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
-        "data": config.data.dir + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
+        "data": config.data.dir
+        + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
         f"{config.optim.optimizer}, lr {config.optim.lr:g}{head_lr}, warmup {config.optim.warmup_steps:,}",
-        "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} micro-batches of up to {micro}",
+        "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} "
+        f"micro-batches of up to {micro}",
         "compute": f"{training_flops_per_token(hf_config) * all_tokens:.3g} FLOPs, {t.precision}",
         "memory": f"about {memory / 2**30:.1f} GiB a rank (estimate)",
     }
@@ -67,7 +104,8 @@ def plan(config: RunConfig, vocab_size: int, world_size: int, train_tokens: int 
 
 
 def dry_run(config: RunConfig) -> str:
-    """The plan, without reading data: the vocabulary is the manifest's if the folder exists, else the configured or GPT-2's."""
+    """The plan, without reading data: the vocabulary is the manifest's if the folder exists, else the configured or
+    GPT-2's."""
     if Path(config.data.dir).expanduser().is_dir():
         folder = open_token_folder(Path(config.data.dir).expanduser(), config.data.vocab_size)
         return plan(config, folder.vocab_size, 1, len(folder.splits["train"]))

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from harmonic_gpt.interop.hub import upload_checkpoint
+from harmonic_gpt.runs.hub import upload_checkpoint
 
 
 class Pusher:

@@ -1,21 +1,23 @@
-"""Saving a run: all ranks make a snapshot in memory while training waits; the main process writes it in the background."""
+"""Saving a run: all ranks make a snapshot in memory while training waits; the main process writes it in the
+background."""
 
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
-from harmonic_gpt.training import checkpoint as ckpt
-
-if TYPE_CHECKING:
-    from harmonic_gpt.training.setup import Run
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.provenance import provenance
+from harmonic_gpt.training.run import Run
 
 
 @dataclass
@@ -65,13 +67,38 @@ def sharded_as(state: dict, optimizer: torch.optim.Optimizer) -> dict:
     return state
 
 
-def snapshot(run: "Run") -> Snapshot | None:
+def rng_state() -> dict:
+    """State of every generator that training may draw from, as tensors and plain values (loads with
+    weights_only=True)."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    kind, words, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": [kind, list(words), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    kind, words, gauss = state["python"]
+    random.setstate((kind, tuple(words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def snapshot(run: Run) -> Snapshot | None:
     """The run's state after its last finished step; None on all ranks but the main one. Collective."""
     accelerator = run.accelerator
     main = accelerator.is_main_process
     weights = full_copy(run.bare_model.state_dict(), keep=main)
     optimizer = full_copy(run.optimizer.state_dict(), keep=main)
-    rng = gather_object([ckpt.rng_state()])
+    rng = gather_object([rng_state()])
     if not main:
         return None
     state = {
@@ -83,16 +110,17 @@ def snapshot(run: "Run") -> Snapshot | None:
         "data": run.data.fingerprint(),
         "world_size": accelerator.num_processes,
         "wandb_id": run.tracker.wandb_id,
-        **ckpt.provenance(),
+        **provenance(),
     }
     return Snapshot(run.step, weights, optimizer, rng, state)
 
 
-def write(run: "Run", taken: Snapshot) -> Path:
+def write(run: Run, taken: Snapshot) -> Path:
     """A checkpoint folder from a snapshot; then older ones go, and the push to the Hub begins if one is due."""
 
     def write_files(folder: Path) -> None:
-        # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of ours
+        # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of
+        # ours
         with torch.device("meta"):
             model = HarmonicGPT2ForCausalLM(run.bare_model.config)
         model.save_pretrained(folder, state_dict=taken.weights)
@@ -116,7 +144,7 @@ def write(run: "Run", taken: Snapshot) -> Path:
     return path
 
 
-def save(run: "Run", background: bool = False) -> Path:
+def save(run: Run, background: bool = False) -> Path:
     """Checkpoint the run; returns the folder, which is there only after `finish_saving` if written in the background.
 
     Collective. Raises what the write before this one raised.
@@ -134,7 +162,7 @@ def save(run: "Run", background: bool = False) -> Path:
     return write(run, taken)
 
 
-def finish_saving(run: "Run") -> None:
+def finish_saving(run: Run) -> None:
     """Wait until what was begun is written. Raises what went wrong."""
     writing, run.writing = run.writing, None
     if writing is not None:

@@ -1,4 +1,5 @@
-"""Experiment trackers, through Accelerate's `log_with`: wandb, tensorboard, trackio. Each is off unless the configuration asks for it."""
+"""Experiment trackers, through Accelerate's `log_with`: wandb, tensorboard, trackio. Each is off unless the
+configuration asks for it."""
 
 import json
 from importlib.util import find_spec
@@ -10,13 +11,14 @@ from PIL import Image
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, load_run_config
-from harmonic_gpt.training.checkpoint import checkpoints, read_state
+from harmonic_gpt.runs.checkpoint import checkpoints, read_state
 
 TENSORBOARD = "tensorboard"  # folder in the run's
 
 
 def trackers(config: RunConfig, run_dir: Path, step: int = 0, wandb_id: str | None = None) -> list[GeneralTracker]:
-    """What `tracking` asks for, not started yet. `step` finished updates are there already, of the wandb run `wandb_id`.
+    """What `tracking` asks for, not started yet. `step` finished updates are there already, of the wandb run
+    `wandb_id`.
 
     Raises InputError that names the extra whose library is missing.
     """
@@ -32,7 +34,9 @@ def trackers(config: RunConfig, run_dir: Path, step: int = 0, wandb_id: str | No
     if wanted["tensorboard"]:  # rows of steps that will be run again are dropped
         found.append(TensorBoardTracker(TENSORBOARD, run_dir, purge_step=step + 1 if step else None))
     if wanted["trackio"]:
-        found.append(TrackioTracker(chosen.project, name=run_dir.name, resume="allow" if step else "never", embed=False))
+        found.append(
+            TrackioTracker(chosen.project, name=run_dir.name, resume="allow" if step else "never", embed=False)
+        )
     return found
 
 
@@ -47,12 +51,15 @@ def flat_config(config: RunConfig) -> dict[str, str | float]:
 
 
 def start(tracker: GeneralTracker, config: dict | None = None) -> None:
-    """Start a tracker; wandb plots against our own step, since it cannot rewind its own on resume. Raises InputError."""
+    """Start a tracker; wandb plots against our own step, since it cannot rewind its own on resume. Raises
+    InputError."""
     try:
         tracker.start()
     except Exception as error:  # each library has its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{tracker.name} did not start: {reason}. Log in, or set tracking.{tracker.name} otherwise") from None
+        raise InputError(
+            f"{tracker.name} did not start: {reason}. Log in, or set tracking.{tracker.name} otherwise"
+        ) from None
     if tracker.name == "wandb":
         tracker.tracker.define_metric("step")
         tracker.tracker.define_metric("*", step_metric="step")
@@ -82,7 +89,9 @@ def attach(run_dir: str | Path, report: str | Path) -> list[str]:
         raise InputError(f"{report}: no report.md; expected a folder of `eval.py compare`")
     found = trackers(config, run_dir, state["step"], state.get("wandb_id"))
     if not found:
-        raise InputError(f"{run_dir} logged to no tracker; see --tracking.wandb, --tracking.tensorboard and --tracking.trackio")
+        raise InputError(
+            f"{run_dir} logged to no tracker; see --tracking.wandb, --tracking.tensorboard and --tracking.trackio"
+        )
     for tracker in found:
         start(tracker)
         images = {f"report/{path.stem}": np.asarray(Image.open(path).convert("RGB")) for path in figures}
@@ -92,7 +101,9 @@ def attach(run_dir: str | Path, report: str | Path) -> list[str]:
             log(tracker, state["step"], {name: trackio.Image(image) for name, image in images.items()})
             log(tracker, state["step"], {"report": trackio.Markdown(text.read_text(encoding="utf-8"))})
         elif tracker.name == "tensorboard":
-            tracker.log_images({name: image[None] for name, image in images.items()}, step=state["step"], dataformats="NHWC")
+            tracker.log_images(
+                {name: image[None] for name, image in images.items()}, step=state["step"], dataformats="NHWC"
+            )
             log(tracker, state["step"], {"report": text.read_text(encoding="utf-8")})
         else:
             import wandb

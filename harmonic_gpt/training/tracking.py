@@ -1,52 +1,21 @@
 """Where numbers go: metrics.jsonl always, a progress bar on a terminal, lines otherwise, trackers when configured."""
 
 import json
+import math
 import os
-import re
 import sys
 import time
+from collections import deque
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
+from harmonic_gpt.files import write_text
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.runs.metrics import METRICS, read_metrics
 from harmonic_gpt.training.trackers import flat_config, log, start
-
-METRICS = "metrics.jsonl"
-
-# Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation. The first name whose words all occur counts.
-PEAK_BF16_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-}
-
-
-def peak_flops(device_name: str) -> float | None:
-    """bf16 peak of a known accelerator, else None."""
-    words = set(re.split(r"[\s-]+", device_name))
-    return next((flops for name, flops in PEAK_BF16_FLOPS.items() if set(name.split()) <= words), None)
-
-
-def read_metrics(run_dir: str | Path) -> list[dict]:
-    """Rows of a run's metrics.jsonl; a last line cut short by a crash is left out."""
-    rows = []
-    path = Path(run_dir) / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 class Tracker:
@@ -66,9 +35,7 @@ class Tracker:
     def _forget_after(run_dir: Path, step: int) -> None:
         """Drop rows of steps that will be run again, so that each step has one row."""
         rows = [row for row in read_metrics(run_dir) if row["step"] <= step]
-        temporary = run_dir / f".{METRICS}"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(run_dir / METRICS)
+        write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
     @property
     def wandb_id(self) -> str | None:
@@ -103,3 +70,27 @@ class Tracker:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
+
+
+class SpikeDetector:
+    """Warns when the loss jumps: often the first sign of a learning rate that is too high, or of bad data.
+
+    Compares each loss with those of the last `window` steps, spikes left out.
+
+    A spike is more than `deviations` standard deviations above their mean, and at least `least` nats.
+    """
+
+    def __init__(self, window: int = 100, deviations: float = 6.0, least: float = 0.2):
+        self.recent: deque[float] = deque(maxlen=window)
+        self.deviations, self.least = deviations, least
+
+    def is_spike(self, loss: float) -> bool:
+        """Take note of a step's loss in nats a token."""
+        count = len(self.recent)
+        if count >= self.recent.maxlen // 2:
+            mean = sum(self.recent) / count
+            deviation = math.sqrt(sum((x - mean) ** 2 for x in self.recent) / count)
+            if loss - mean > max(self.least, self.deviations * deviation):
+                return True
+        self.recent.append(loss)
+        return False

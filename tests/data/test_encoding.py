@@ -55,7 +55,9 @@ def byte_ranks(folder):
 def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    reference = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=byte_ranks(GPT2), special_tokens={"<|endoftext|>": 50256})
+    reference = tiktoken.Encoding(
+        "gpt2", pat_str=r50k_pat_str, mergeable_ranks=byte_ranks(GPT2), special_tokens={"<|endoftext|>": 50256}
+    )
     tokenizer = AutoTokenizer.from_pretrained(GPT2)
     encode, library = document_encoder(tokenizer)
     assert library == "tiktoken"
@@ -63,7 +65,9 @@ def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
     expected = [[*reference.encode_ordinary(text), 50256] for text in texts]
     assert [encode([text]).tolist() for text in texts] == expected
     assert encode(texts).tolist() == list(chain(*expected))
-    plain = [i for i, text in enumerate(texts) if SEPARATOR not in text]  # the way of nearly all documents: one call for all of them
+    plain = [
+        i for i, text in enumerate(texts) if SEPARATOR not in text
+    ]  # the way of nearly all documents: one call for all of them
     assert encode([texts[i] for i in plain]).tolist() == list(chain(*(expected[i] for i in plain)))
     backend = ordinary_encoder(tokenizer)
     assert [backend.encode(text, add_special_tokens=False).ids for text in texts] == [ids[:-1] for ids in expected]
@@ -91,7 +95,9 @@ def test_a_trained_bpe_gives_its_own_ids(trained):
     assert library == "tiktoken"
     texts = [*ODD, *list(documents("pydocs"))[1::12]]
     backend = ordinary_encoder(trained)
-    expected = [i for text in texts for i in [*backend.encode(text, add_special_tokens=False).ids, trained.eos_token_id]]
+    expected = [
+        i for text in texts for i in [*backend.encode(text, add_special_tokens=False).ids, trained.eos_token_id]
+    ]
     assert encode(texts).tolist() == expected
     assert trained.eos_token_id not in encode(["a <|endoftext|> b"])[:-1]
     assert trained.decode(encode(["a <|endoftext|> b"])[:-1]) == "a <|endoftext|> b"
@@ -135,4 +141,9 @@ def test_other_tokenizers_stay_with_their_own_library(trained, change):
     encode, library = document_encoder(other)
     assert library == "tokenizers"
     expected = [ordinary_encoder(other).encode(text, add_special_tokens=False).ids for text in ("some text", "more")]
-    assert encode(["some text", "more"]).tolist() == [*expected[0], other.eos_token_id, *expected[1], other.eos_token_id]
+    assert encode(["some text", "more"]).tolist() == [
+        *expected[0],
+        other.eos_token_id,
+        *expected[1],
+        other.eos_token_id,
+    ]

@@ -23,7 +23,10 @@ def test_token_files_decode_to_the_documents(corpus, token_folder):
     folder = open_token_folder(token_folder)
     tokenizer = AutoTokenizer.from_pretrained(token_folder / "tokenizer")
     texts = list(documents(str(corpus)))
-    expected = {split: [t for t in texts if is_validation(content_hash(t), 0.2) == (split == "val")] for split in ("train", "val")}
+    expected = {
+        split: [t for t in texts if is_validation(content_hash(t), 0.2) == (split == "val")]
+        for split in ("train", "val")
+    }
     for split, wanted in expected.items():
         ids = folder.tokens(split).read(0, len(folder.tokens(split))).tolist()
         parts = tokenizer.decode(ids).split("<|endoftext|>")
@@ -51,7 +54,9 @@ def test_duplicates_and_empty_documents_are_dropped(tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "data/gpt2-tokenizer").is_dir(), reason="shared/data/gpt2-tokenizer is not here")
 def test_with_gpt2s_tokenizer(corpus, tmp_path):
-    folder = open_token_folder(prepare(str(corpus), tmp_path / "out", tokenizer=str(SHARED / "data/gpt2-tokenizer"), validation_share=0.2))
+    folder = open_token_folder(
+        prepare(str(corpus), tmp_path / "out", tokenizer=str(SHARED / "data/gpt2-tokenizer"), validation_share=0.2)
+    )
     assert folder.vocab_size == 50257
     assert folder.manifest["dtype"] == "uint16"
     assert folder.manifest["end_of_text"] == 50256
@@ -61,9 +66,14 @@ def test_large_vocabularies_take_uint32(corpus, token_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(token_folder / "tokenizer")
     tokenizer.add_tokens([f"<extra {i}>" for i in range(66_000)])
     tokenizer.save_pretrained(tmp_path / "big")
-    folder = open_token_folder(prepare(str(corpus), tmp_path / "out", tokenizer=str(tmp_path / "big"), validation_share=0.2))
+    folder = open_token_folder(
+        prepare(str(corpus), tmp_path / "out", tokenizer=str(tmp_path / "big"), validation_share=0.2)
+    )
     assert folder.manifest["dtype"] == "uint32"
-    assert folder.tokens("train").read(0, 50).tolist() == open_token_folder(token_folder).tokens("train").read(0, 50).tolist()
+    assert (
+        folder.tokens("train").read(0, 50).tolist()
+        == open_token_folder(token_folder).tokens("train").read(0, 50).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,9 +109,12 @@ def test_sources_share_a_folder_and_keep_their_provenance(corpus, tmp_path):
     other = tmp_path / "other.jsonl"
     first = corpus.read_text().splitlines()[0]
     other.write_text(
-        "".join(json.dumps({"body": f"Another text, number {i}."}) + "\n" for i in range(80)) + first.replace("text", "body", 1)
+        "".join(json.dumps({"body": f"Another text, number {i}."}) + "\n" for i in range(80))
+        + first.replace("text", "body", 1)
     )
-    out = prepare([f"{corpus},name=stories", f"{other},column=body"], tmp_path / "out", vocab_size=300, validation_share=0.2)
+    out = prepare(
+        [f"{corpus},name=stories", f"{other},column=body"], tmp_path / "out", vocab_size=300, validation_share=0.2
+    )
     folder = open_token_folder(out)
     stories, others = folder.manifest["sources"]
     assert (stories["name"], others["name"], others["column"]) == ("stories", "other.jsonl", "body")
@@ -113,7 +126,9 @@ def test_sources_share_a_folder_and_keep_their_provenance(corpus, tmp_path):
             s["name"]: s["splits"][split]["tokens"] for s in (stories, others)
         }
         assert sum(map(len, by_source.values())) == len(folder.tokens(split))
-    alone = open_token_folder(prepare(str(corpus), tmp_path / "alone", tokenizer=str(out / "tokenizer"), validation_share=0.2))
+    alone = open_token_folder(
+        prepare(str(corpus), tmp_path / "alone", tokenizer=str(out / "tokenizer"), validation_share=0.2)
+    )
     assert np.array_equal(alone.tokens("train").read(0, 10**9), folder.sources("train")["stories"].read(0, 10**9))
 
 
@@ -161,7 +176,12 @@ def test_a_source_with_another_number_of_documents_than_announced_is_refused(cor
 
 
 def test_inputs_that_can_never_work_are_refused_at_once(corpus, tmp_path):
-    for options in ({"validation_share": 0.0}, {"validation_share": 1.0}, {"validation": "random"}, {"shard_tokens": 0}):
+    for options in (
+        {"validation_share": 0.0},
+        {"validation_share": 1.0},
+        {"validation": "random"},
+        {"shard_tokens": 0},
+    ):
         with pytest.raises(InputError):
             prepare(str(corpus), tmp_path / "out", **options)
     with pytest.raises(InputError, match=r"two sources are called 'docs\.jsonl'"):

@@ -1,7 +1,7 @@
 """A preparation that is killed, or that the system or its input stops, continues and ends with the same bytes.
 
-The program below prepares in forked children and kills them for real: SIGKILL to themselves just before they put something on the
-disk. It starts once, because loading torch and datasets takes seconds, and forking does not.
+The program below prepares in forked children and kills them for real: SIGKILL to themselves just before they put
+something on the disk. It starts once, because loading torch and datasets takes seconds, and forking does not.
 """
 
 import json
@@ -109,13 +109,18 @@ def run():
 def folder(tmp_path):
     """Two sources: a folder of three files, and one file; duplicates and empty documents among them."""
     rng = random.Random(0)
-    texts = [" ".join(rng.choices(["a", "few", "words", "to", "learn", "from", "é"], k=rng.randrange(5, 60))) for _ in range(240)]
+    texts = [
+        " ".join(rng.choices(["a", "few", "words", "to", "learn", "from", "é"], k=rng.randrange(5, 60)))
+        for _ in range(240)
+    ]
     texts[50] = texts[3]
     texts[200] = texts[5]
     texts[77] = ""
     (tmp_path / "first").mkdir()
     for i in range(3):
-        (tmp_path / f"first/{i}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[60 * i : 60 * i + 60]))
+        (tmp_path / f"first/{i}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts[60 * i : 60 * i + 60])
+        )
     (tmp_path / "second.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[180:]))
     return tmp_path
 
@@ -157,7 +162,7 @@ result["chain"] = contents(out) == expected
 """,
     )
     assert result["shards"] >= 8
-    assert result["writes"] > 60
+    assert result["writes"] > 50
     assert result["killed"] == result["tried"]
     assert result["kept"] > result["tried"] / 2  # it did continue, rather than begin anew
     assert result["differ"] == []
@@ -166,7 +171,8 @@ result["chain"] = contents(out) == expected
 
 
 def test_the_disk_fills_up(run, folder):
-    """A limit on the size of files stands for the disk: the system refuses the same write calls, with another number."""
+    """A limit on the size of files stands for the disk: the system refuses the same write calls, with another
+    number."""
     result = run(
         folder,
         r"""
@@ -248,11 +254,9 @@ changed.write_text(text + json.dumps({"text": "one more"}) + "\n")
 result["changed"] = attempt(folder / "out")
 changed.write_text(text)
 result["untouched"] = contents(folder / "out.partial") == before
-import fcntl
-holder = os.open(folder / "out.partial", os.O_RDONLY)
-fcntl.flock(holder, fcntl.LOCK_EX)
-result["locked"] = attempt(folder / "out")
-os.close(holder)
+from filelock import FileLock
+with FileLock(folder / "out.partial/.lock"):
+    result["locked"] = attempt(folder / "out")
 other = fresh("other")
 (folder / "other.partial").mkdir()
 (folder / "other.partial/thesis.tex").write_text("years of work")

@@ -81,11 +81,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A dataset of the Hub, but for the Hub: a folder of parquet shards with OpenWebText's schema that `datasets` opens by its path."""
+    """A dataset of the Hub, but for the Hub: a folder of parquet shards with OpenWebText's schema that `datasets` opens
+    by its path."""
     folder = tmp_path / "hub"
     (folder / "plain_text").mkdir(parents=True)
     for i in range(3):
-        pq.write_table(pa.table({"text": TEXTS[10 * i : 10 * i + 10]}), folder / "plain_text" / f"train-{i:05}-of-00003.parquet")
+        pq.write_table(
+            pa.table({"text": TEXTS[10 * i : 10 * i + 10]}), folder / "plain_text" / f"train-{i:05}-of-00003.parquet"
+        )
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: plain_text\n  data_files:\n  - split: train\n    path: plain_text/train-*\n"
         "dataset_info:\n  config_name: plain_text\n  features:\n  - name: text\n    dtype: string\n"
@@ -123,7 +126,9 @@ def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(hub, monkeypat
 
 
 def test_an_unreachable_hub_names_the_offline_alternatives(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"):
+    with pytest.raises(
+        InputError, match=r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"
+    ):
         open_source("openwebtext")
 
 

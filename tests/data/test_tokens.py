@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from harmonic_gpt.data.sampler import Permutation, Sampler
 from harmonic_gpt.data.tokenizer import train_tokenizer
-from harmonic_gpt.data.tokens import Permutation, Sampler, Tokens, open_token_folder
+from harmonic_gpt.data.tokens import Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
 
 

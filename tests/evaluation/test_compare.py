@@ -12,11 +12,11 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import SCHEMA_VERSION, compare
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import SCHEMA_VERSION, compare
+from harmonic_gpt.evaluation.comparison.report import model_table, verdict
 from harmonic_gpt.evaluation.perplexity import perplexity
-from harmonic_gpt.evaluation.report import model_table, verdict
 from harmonic_gpt.evaluation.sample import sample
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.training import loop
 
 
@@ -48,7 +48,9 @@ def runs(tmp_path_factory, token_folder):
 
 
 def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
-    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=8000)
+    results = compare(
+        [str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=8000
+    )
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == results
     assert results["schema_version"] == SCHEMA_VERSION
     harmonic, standard = results["models"]
@@ -69,11 +71,15 @@ def test_results_report_and_figures(runs, tmp_path, token_folder, capsys):
     for name in ("loss_curves.png", "explained_variance.png"):
         assert name in report
         assert Image.open(tmp_path / "report" / name).size[0] > 600
-    compare([str(runs / "harmonic")], tmp_path / "report", tokens=600, reading_tokens=0)  # an earlier comparison may be replaced
+    compare(
+        [str(runs / "harmonic")], tmp_path / "report", tokens=600, reading_tokens=0
+    )  # an earlier comparison may be replaced
 
 
 def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
-    (tmp_path / "mood.csv").write_text("text,label\n" + "".join(f"The cat {w} {i}.,{w}\n" for i in range(20) for w in ("sees", "finds")))
+    (tmp_path / "mood.csv").write_text(
+        "text,label\n" + "".join(f"The cat {w} {i}.,{w}\n" for i in range(20) for w in ("sees", "finds"))
+    )
     arms = {"harmonic": ["harmonic/step-000006", "harmonic/step-000012"], "standard": ["standard"]}
     named = {arm: [str(runs / run) for run in members] for arm, members in arms.items()}
     results = compare(named, tmp_path / "report", tokens=600, reading_tokens=8000, probe_files=[tmp_path / "mood.csv"])
@@ -90,7 +96,15 @@ def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
         assert {row["task"] for row in reading["probes"]} >= {"part of speech", "sentence source", "mood"}
         assert 2000 < sum(reading[key] for key in ("probe_tokens", "text_tokens", "word_tokens")) <= 8000
     report = (tmp_path / "report" / "report.md").read_text()
-    for name in ("parallelograms_paper", "layers", "probes", "similarity", "center_norms", "loss_curves", "explained_variance"):
+    for name in (
+        "parallelograms_paper",
+        "layers",
+        "probes",
+        "similarity",
+        "center_norms",
+        "loss_curves",
+        "explained_variance",
+    ):
         assert f"({name}.png)" in report
         assert (tmp_path / "report" / f"{name}.svg").stat().st_size > 5000
     assert "mood, layer 1" in report
@@ -98,7 +112,9 @@ def test_arms_of_several_runs_with_everything_in_the_report(runs, tmp_path):
 
 
 def test_no_reading_tokens_means_no_forward_pass_but_the_matrices(runs, tmp_path):
-    results = compare([str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=0)
+    results = compare(
+        [str(runs / "harmonic"), str(runs / "standard")], tmp_path / "report", tokens=600, reading_tokens=0
+    )
     assert "probes" not in results["models"][0]["interpretability"]
     assert results["comparison"]["similarity"] == []
     assert "## Probes" not in (tmp_path / "report" / "report.md").read_text()
@@ -114,7 +130,9 @@ def test_verdict_says_who_and_by_how_much():
 
 
 def test_older_checkpoints_and_foreign_models(runs, tmp_path, token_folder):
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     names = [str(runs / "harmonic" / "step-000006"), str(runs / "harmonic" / "step-000012"), str(tmp_path / "gpt2")]
     results = compare(names, tmp_path / "report", data=str(token_folder), tokens=300, reading_tokens=8000)
     assert [m["name"] for m in results["models"]] == ["step-000006", "step-000012", "gpt2"]
@@ -138,9 +156,9 @@ def test_bad_input_is_named(runs, tmp_path, tiny_config, token_folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    BertForMaskedLM(BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
-        tmp_path / "bert"
-    )
+    BertForMaskedLM(
+        BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "bert")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
     harmonic = str(runs / "harmonic")

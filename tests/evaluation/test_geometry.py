@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from harmonic_gpt.evaluation.geometry import components_for, cumulative_explained_variance, norm_statistics
+from harmonic_gpt.evaluation.measures.geometry import components_for, cumulative_explained_variance, norm_statistics
 
 
 def test_a_plane_needs_two_components():

@@ -5,17 +5,17 @@ import torch
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer
-from harmonic_gpt.evaluation.arms import compare_arms
-from harmonic_gpt.evaluation.compare import paper_losses
+from harmonic_gpt.evaluation.comparison.arms import compare_arms
+from harmonic_gpt.evaluation.comparison.compare import paper_losses
 from harmonic_gpt.evaluation.interpretability import measure_interpretability
-from harmonic_gpt.evaluation.models import LoadedModel
-from harmonic_gpt.evaluation.word_pairs import spaced_token
+from harmonic_gpt.evaluation.tasks.word_pairs import single_token_id
+from harmonic_gpt.runs.load import LoadedModel
 
 
 def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, token_folder):
     tokenizer = load_tokenizer(token_folder / "tokenizer")
     words = [word for token in range(300) if (word := tokenizer.decode([token]).strip()).isalpha()]
-    words = [word for word in words if spaced_token(tokenizer, word) is not None]
+    words = [word for word in words if single_token_id(tokenizer, word) is not None]
     tasks = {"made up": list(zip(words[:20:2], words[1:20:2], strict=True))}
     assert len(tasks["made up"]) == 10
     text = torch.randint(0, 12, (1200,)).numpy()
@@ -30,7 +30,9 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     assert plain.row["flags"] == []
     measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
     paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
-    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)["differences"][0]
+    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)[
+        "differences"
+    ][0]
     assert found["paper_tasks"]["lower"] == ["made up"]
     assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}
     assert found["tasks"]["won"] == []

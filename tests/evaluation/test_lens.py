@@ -18,7 +18,7 @@ from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.evaluation.interpretability import geometry_rows, measure_interpretability
 from harmonic_gpt.evaluation.lens import draw, lens
-from harmonic_gpt.evaluation.models import LoadedModel
+from harmonic_gpt.runs.load import LoadedModel
 
 MODELS = ["harmonic", "gpt2 tied", "llama untied", "neox untied", "opt tied"]
 

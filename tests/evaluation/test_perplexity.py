@@ -11,7 +11,8 @@ from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.tokenizer import load_tokenizer, ordinary_encoder
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.perplexity import block_nats, perplexity, unigram_nats
+from harmonic_gpt.evaluation.perplexity import perplexity
+from harmonic_gpt.likelihood import block_nats, unigram_nats
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ def direct(model, ids, window, stride):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize(("n", "window", "stride"), [(2, 8, 4), (8, 8, 4), (9, 8, 8), (50, 8, 3), (51, 24, 12), (40, 8, 1), (50, 20, 20)])
+@pytest.mark.parametrize(
+    ("n", "window", "stride"), [(2, 8, 4), (8, 8, 4), (9, 8, 8), (50, 8, 3), (51, 24, 12), (40, 8, 1), (50, 20, 20)]
+)
 def test_every_token_is_scored_once(model, n, window, stride, batch_size):
     ids = np.random.default_rng(0).integers(0, 101, n)
     result = perplexity(model, ids, window=window, stride=stride, batch_size=batch_size)

@@ -1,4 +1,5 @@
-"""Probes on planted features, where the answer is known; mean hidden states against a direct loop; files that users bring."""
+"""Probes on planted features, where the answer is known; mean hidden states against a direct loop; files that users
+bring."""
 
 import json
 
@@ -8,15 +9,21 @@ import torch
 from sklearn.metrics import f1_score
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt.cli.probes import run_probes_command
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import hidden_states, mean_states
-from harmonic_gpt.evaluation.models import LoadedModel
-from harmonic_gpt.evaluation.neighbours import neighbours
-from harmonic_gpt.evaluation.probe_tasks import ProbeTask, built_in_tasks, file_task, frequency_band, load_probe_file
-from harmonic_gpt.evaluation.probes import FOLDS, probe, run_probes
-from harmonic_gpt.evaluation.probes_command import run_probes_command
-from harmonic_gpt.evaluation.word_pairs import spaced_token
+from harmonic_gpt.evaluation.measures.neighbors import neighbours
+from harmonic_gpt.evaluation.measures.probes import FOLDS, probe, run_probes
+from harmonic_gpt.evaluation.tasks.probe_tasks import (
+    ProbeTask,
+    built_in_tasks,
+    file_task,
+    frequency_band,
+    load_probe_file,
+)
+from harmonic_gpt.evaluation.tasks.word_pairs import single_token_id
+from harmonic_gpt.runs.load import LoadedModel
 
 
 @pytest.fixture
@@ -40,7 +47,9 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     nothing = probe(features, rng.integers(3, size=300))
     assert max(nothing[kind]["f1"] for kind in ("mlp", "logistic", "shuffled")) < 0.45
     rare = np.arange(300) % 10 == 0
-    assert probe(features, rare)["majority"]["f1"] == pytest.approx(f1_score(rare, np.zeros(300, bool), average="macro"))
+    assert probe(features, rare)["majority"]["f1"] == pytest.approx(
+        f1_score(rare, np.zeros(300, bool), average="macro")
+    )
 
 
 def test_features_are_standardised():
@@ -120,8 +129,10 @@ def test_files_in_the_formats_of_sst2_and_cola(tmp_path, loaded):
 
 
 def test_neighbours_of_a_planted_twin(loaded):
-    words = [w for w in ("cat", "dog", "the", "house", "tree", "bird") if spaced_token(loaded.tokenizer, w) is not None]
-    one, other = (spaced_token(loaded.tokenizer, w) for w in words[:2])
+    words = [
+        w for w in ("cat", "dog", "the", "house", "tree", "bird") if single_token_id(loaded.tokenizer, w) is not None
+    ]
+    one, other = (single_token_id(loaded.tokenizer, w) for w in words[:2])
     centers = loaded.model.get_output_embeddings().weight.data
     centers[one] = centers[other] + 1e-4
     row = neighbours(loaded, [words[0]])["words"][0]
@@ -143,6 +154,10 @@ def test_the_verb_prints_and_writes_and_refuses(loaded, tmp_path, capsys):
     assert json.loads(out.read_text()) == rows
     assert rows[0]["logistic"]["f1"] > 0.9
     assert "mine" in capsys.readouterr().out
-    for layers, target, message in (("a", None, "expected numbers"), ("0,9", None, "asked for"), ("0", str(out), "exists already")):
+    for layers, target, message in (
+        ("a", None, "expected numbers"),
+        ("0,9", None, "asked for"),
+        ("0", str(out), "exists already"),
+    ):
         with pytest.raises(InputError, match=message):
             run_probes_command(model, [str(texts)], layers, 100, None, target, "cpu")

@@ -1,4 +1,5 @@
-"""Planted geometry, where the truth is known; degenerate embeddings, which must not win; independent implementations."""
+"""Planted geometry, where the truth is known; degenerate embeddings, which must not win; independent
+implementations."""
 
 import json
 import re
@@ -11,10 +12,17 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.analogies import analogy_ranks
-from harmonic_gpt.evaluation.arms import compare_arms, parse_arms
-from harmonic_gpt.evaluation.class_centers import class_centers, convex_distance
-from harmonic_gpt.evaluation.geometry import (
+from harmonic_gpt.evaluation.comparison.arms import compare_arms, parse_arms
+from harmonic_gpt.evaluation.comparison.report import first_screen, write_html
+from harmonic_gpt.evaluation.measures.analogies import analogy_ranks
+from harmonic_gpt.evaluation.measures.bootstrap import (
+    bootstrap_means,
+    difference_over_runs,
+    percentile_interval,
+    sign_test,
+)
+from harmonic_gpt.evaluation.measures.class_centers import class_centers, convex_distance
+from harmonic_gpt.evaluation.measures.geometry import (
     WITHOUT_FIRST,
     compression,
     effective_rank,
@@ -23,11 +31,9 @@ from harmonic_gpt.evaluation.geometry import (
     participation_ratio,
     spectrum,
 )
-from harmonic_gpt.evaluation.parallelogram import paper_test, strict_test
-from harmonic_gpt.evaluation.report import first_screen, write_html
-from harmonic_gpt.evaluation.similarity import layer_similarity, linear_cka, rsa
-from harmonic_gpt.evaluation.uncertainty import difference_over_runs, interval, sign_test, weighted_means
-from harmonic_gpt.evaluation.word_pairs import BUILT_IN, TokenPairs, load_tasks, trivial
+from harmonic_gpt.evaluation.measures.parallelogram import paper_test, strict_test
+from harmonic_gpt.evaluation.measures.similarity import layer_similarity, linear_cka, rsa
+from harmonic_gpt.evaluation.tasks.word_pairs import BUILT_IN, TokenPairs, load_tasks, trivial
 
 P, D = 40, 24
 
@@ -116,7 +122,8 @@ def test_collapse_is_flagged_and_does_not_win():
 
 
 def test_a_frequency_axis_does_not_win():
-    """Partners that differ along one large common direction, and in nothing else: as rare words from their frequent base."""
+    """Partners that differ along one large common direction, and in nothing else: as rare words from their frequent
+    base."""
     rows = planted("random")
     rows[:, 0] = 8 * torch.randn(len(rows))
     rows[1 : 2 * P : 2, 0] = rows[0 : 2 * P : 2, 0] - 8
@@ -148,7 +155,9 @@ def test_trivial_quadruples_are_counted_and_left_out():
 
 def test_spectrum_measures_agree_with_scikit_learn_and_formulas():
     rows = torch.randn(500, 12) * torch.linspace(0.1, 3, 12) + 4
-    np.testing.assert_allclose(spectrum(rows).variances, PCA().fit(rows.double().numpy()).explained_variance_ * 499 / 500, rtol=1e-9)
+    np.testing.assert_allclose(
+        spectrum(rows).variances, PCA().fit(rows.double().numpy()).explained_variance_ * 499 / 500, rtol=1e-9
+    )
     assert effective_rank(np.ones(7)) == pytest.approx(7)
     assert participation_ratio(np.array([1.0, 0, 0])) == pytest.approx(1)
     unit = torch.nn.functional.normalize(rows.double(), dim=1).numpy()
@@ -217,7 +226,7 @@ def test_class_centers():
 
 def test_intervals():
     values = np.random.default_rng(0).normal(size=400)
-    low, high = interval(weighted_means(values))
+    low, high = percentile_interval(bootstrap_means(values))
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert difference_over_runs([1.0], [2.0, 3.0]) is None
@@ -259,7 +268,10 @@ def measured(nats, ratio):
 def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     tasks = [{"t": np.full(100, 0.9)}, {"t": np.full(100, 0.8)}]
     comparison = compare_arms(
-        {"harmonic": [0], "standard": [1]}, [measured(5.2, 0.9), measured(5.1, 0.8)], tasks, [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}]
+        {"harmonic": [0], "standard": [1]},
+        [measured(5.2, 0.9), measured(5.1, 0.8)],
+        tasks,
+        [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}],
     )
     text = "\n".join(first_screen(comparison))
     assert "standard is better by 0.1000 nats" in text
@@ -268,8 +280,13 @@ def test_first_screen_says_where_harmonic_is_not_better(tmp_path):
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
     assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
     assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
-    assert "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1." in text
-    seeds = compare_arms({"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4)
+    assert (
+        "which collapse would win, harmonic is lower in 1 of 1 (p = 1), and for the same words paired at random in 1."
+        in text
+    )
+    seeds = compare_arms(
+        {"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in (5.0, 5.01, 6.0, 6.01)], [{}] * 4, [{}] * 4
+    )
     row = seeds["differences"][0]["headlines"]["nats"]
     assert (row["over"], row["better"]) == ("seeds", "harmonic")
     json.dumps(seeds, allow_nan=False)

@@ -1,4 +1,5 @@
-"""Runs that are hurt. Each test records (fault, expected, seen); HARMONIC_GPT_WRITE_TABLE=1 puts the rows into docs/reliability.md."""
+"""Runs that are hurt. Each test records (fault, expected, seen); HARMONIC_GPT_WRITE_TABLE=1 puts the rows into
+docs/reliability.md."""
 
 import json
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harmonic_gpt.training import checkpoint as ckpt
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.files import file_sha256
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reliability.md"
@@ -31,7 +33,9 @@ class Victims:
     def __init__(self, folder: Path):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.victim"]
-        self.program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        self.program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
         self.log = folder / "log"
 
     def ask(self, **request):
@@ -82,9 +86,9 @@ def config(token_folder, tmp_path_factory) -> Path:
 def outcome(run_dir: Path) -> tuple[list, str]:
     """What two runs have in common if and only if they are the same: every loss, and the final weights."""
     latest = run_dir / "latest"
-    assert ckpt.damage(latest) is None
+    assert ckpt.find_corruption(latest) is None
     losses = [(row["step"], row["loss"]) for row in read_metrics(run_dir) if "loss" in row]
-    return losses, ckpt.file_sha256(latest / "model.safetensors")
+    return losses, file_sha256(latest / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

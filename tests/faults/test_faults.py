@@ -1,4 +1,5 @@
-"""Whatever happens, the last good checkpoint is intact, the run continues exactly, and no wrong result comes silently."""
+"""Whatever happens, the last good checkpoint is intact, the run continues exactly, and no wrong result comes
+silently."""
 
 import io
 import json
@@ -11,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.files import file_sha256
+from harmonic_gpt.runs import checkpoint as ckpt
 from tests.faults.conftest import outcome
 
 SAME = "continues to the very same losses and weights"
@@ -28,14 +30,18 @@ def test_killed_at_every_write(victims, config, undisturbed, tmp_path, record, e
         run_dir = tmp_path / "run"
         ended = victims.train(config, run_dir, kill_at_write=number)
         assert ended.code == -signal.SIGKILL, ended.text
-        good = [path for path in ckpt.checkpoints(run_dir) if ckpt.damage(path) is None]
+        good = [path for path in ckpt.checkpoints(run_dir) if ckpt.find_corruption(path) is None]
         assert good == ckpt.checkpoints(run_dir)  # a folder of that name is whole
         ended = victims.train(config, run_dir)
         assert ended.code == 0, (number, ended.text)
         assert outcome(run_dir) == undisturbed, number
         assert not list(run_dir.glob(".writing*"))
         shutil.rmtree(run_dir)
-    record(f"SIGKILL before each of {writes} changes of the file system (keep 1)", SAME, f"{len(tried)} of {len(tried)} tried did")
+    record(
+        f"SIGKILL before each of {writes} changes of the file system (keep 1)",
+        SAME,
+        f"{len(tried)} of {len(tried)} tried did",
+    )
 
 
 def test_killed_at_steps_again_and_again(victims, config, undisturbed, tmp_path, record):
@@ -52,10 +58,14 @@ def test_terminated_within_accumulation_and_again_while_saving(victims, config, 
     ended = victims.train(config, run_dir, terminate_at_forward=6)
     assert ended.code == 128 + signal.SIGTERM, ended.text
     assert "stopped by SIGTERM after step 3" in ended.text
-    assert ckpt.damage(run_dir / "step-000003") is None
+    assert ckpt.find_corruption(run_dir / "step-000003") is None
     assert victims.train(config, run_dir).code == 0
     assert outcome(run_dir) == undisturbed
-    record("SIGTERM within accumulation, another during the save", f"finishes the step, one checkpoint, code 143; {SAME}", "as expected")
+    record(
+        "SIGTERM within accumulation, another during the save",
+        f"finishes the step, one checkpoint, code 143; {SAME}",
+        "as expected",
+    )
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def test_damaged_files(victims, config, undisturbed, stopped, record, how, damag
     assert "step-000004 at step 4" in ended.text
     assert outcome(stopped) == undisturbed
     kept = stopped / "damaged-step-000005-0"
-    assert (ckpt.damage(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
+    assert (ckpt.find_corruption(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
     record(
         f"each of {len(names)} files of the newest checkpoint {how} (rng-0.pt too)",
         f"named, skipped, kept aside; the one before it {SAME}",
@@ -115,7 +125,7 @@ def forge(path, content):
     checksums.pop(path.name)
     if content is not None:
         path.write_bytes(content)
-        checksums[path.name] = ckpt.file_sha256(path)
+        checksums[path.name] = file_sha256(path)
     (path.parent / ckpt.CHECKSUMS).write_text(json.dumps(checksums))
 
 
@@ -130,7 +140,11 @@ def test_what_checksums_cannot_see(victims, config, stopped, record):
     torch.save(state, optimizer)
     cases = [
         ("rng-0.pt", None, "rng-0.pt is missing"),
-        ("model.safetensors", save(weights, {"format": "pt"}), "weights and config.json do not fit: transformer.h.0.ln_1.weight"),
+        (
+            "model.safetensors",
+            save(weights, {"format": "pt"}),
+            "weights and config.json do not fit: transformer.h.0.ln_1.weight",
+        ),
         ("optimizer.pt", optimizer.getvalue(), "optimizer or random state is not of this run"),
         ("config.json", b"[]", "its model cannot be loaded"),
         ("state.json", b"{}", "not the state of a training checkpoint"),
@@ -210,14 +224,20 @@ def test_not_finite(victims, config, tmp_path, record):
     assert ended.code == 3, ended.text
     assert "step 5: loss" in ended.text
     assert f"Last good checkpoint: {run_dir}/step-000004" in ended.text
-    record("gradient NaN in step 5", "the optimizer does not move; code 3, the last good checkpoint named", "as expected")
+    record(
+        "gradient NaN in step 5", "the optimizer does not move; code 3, the last good checkpoint named", "as expected"
+    )
     ended = victims.train(config, run_dir, "--train.max_skipped_steps=1", nan_at_forward=1)
     assert ended.code == 0, ended.text
     assert "warning: step 5: loss" in ended.text
     assert json.loads((run_dir / "latest/state.json").read_text())["skipped_steps"] == 1
     steps = [step for step, _ in outcome(run_dir)[0]]
     assert steps == [1, 2, 3, 4, 6]
-    record("the same with train.max_skipped_steps 1", "the step is skipped, said and counted; the run goes on", "as expected")
+    record(
+        "the same with train.max_skipped_steps 1",
+        "the step is skipped, said and counted; the run goes on",
+        "as expected",
+    )
 
 
 def test_two_runs_in_one_folder(victims, config, undisturbed, tmp_path, record):
@@ -231,21 +251,32 @@ def test_two_runs_in_one_folder(victims, config, undisturbed, tmp_path, record):
     os.write(pipe, b"x")
     assert victims.end(first) == 0
     assert outcome(run_dir) == undisturbed
-    record("a second run started on the same folder", "refused in one line, code 2; the first is not disturbed", "as expected")
+    record(
+        "a second run started on the same folder",
+        "refused in one line, code 2; the first is not disturbed",
+        "as expected",
+    )
 
 
 def test_damaged_tokens(victims, config, token_folder, tmp_path, record):
     data = tmp_path / "data"
     shutil.copytree(token_folder, data)
     shard = next(data.glob("train-*.bin"))
-    for how, message in ((flip_low_bit, "its SHA-256 is not the one in the manifest"), (cut_short, "the manifest says")):
+    for how, message in (
+        (flip_low_bit, "its SHA-256 is not the one in the manifest"),
+        (cut_short, "the manifest says"),
+    ):
         how(shard)
         ended = victims.train(config, tmp_path / "run", f"--data.dir={data}")
         assert ended.code == 2, ended.text
         assert shard.name in ended.text
         assert message in ended.text
         assert not (tmp_path / "run").exists()
-    record("a token file with one id changed to another, or cut short", "named in one line, code 2, nothing written", "as expected")
+    record(
+        "a token file with one id changed to another, or cut short",
+        "named in one line, code 2, nothing written",
+        "as expected",
+    )
 
 
 def flip_low_bit(path):

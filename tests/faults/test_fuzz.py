@@ -1,9 +1,11 @@
-"""Whatever stands in a config, a manifest or a checkpoint's JSON: it is read, or refused in words. Never a traceback."""
+"""Whatever stands in a config, a manifest or a checkpoint's JSON: it is read, or refused in words. Never a
+traceback."""
 
 import json
 import shutil
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +17,28 @@ from harmonic_gpt.__main__ import main
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_harmonic.yaml"
+SETTINGS = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([-1, 0, 2**70, "sqrt", "1e-3", "/"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([-1, 0, 2**70, "sqrt", "1e-3", "/"])
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
 )
-NAMES = st.sampled_from([path for path, _ in fields()] + ["model", "data", "train", "nonsense", "model.nonsense"]) | st.text(max_size=10)
+NAMES = st.sampled_from(
+    [path for path, _ in fields()] + ["model", "data", "train", "nonsense", "model.nonsense"]
+) | st.text(max_size=10)
 
 
 @SETTINGS
@@ -59,9 +73,11 @@ def test_configs(tmp_path, values):
 @example({"model.hidden_scale": 5e-324})
 def test_the_command(capsys, values):
     """`train --dry-run`: 0 or 2, and on 2 one message."""
-    overrides = [f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()]
+    overrides = [
+        f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()
+    ]
     with pytest.raises(SystemExit) as ended:
-        main(["train", *overrides, "--model.n_layer=1", "--dry-run"])
+        main(["train", "--config", str(CONFIG), *overrides, "--model.n_layer=1", "--dry-run"])
     text = capsys.readouterr().err
     assert (ended.value.code or 0, text.startswith("error: ")) in ((0, False), (2, True)), text
 
@@ -92,9 +108,21 @@ def test_overrides(overrides):
 def checkpoint(token_folder, tmp_path_factory):
     from harmonic_gpt.training.loop import train
 
-    sizes = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=8", "--model.n_positions=16", "--optim.warmup_steps=0"]
+    sizes = [
+        "--model.n_layer=1",
+        "--model.n_head=1",
+        "--model.n_embd=8",
+        "--model.n_positions=16",
+        "--optim.warmup_steps=0",
+    ]
     run_dir = tmp_path_factory.mktemp("fuzz") / "run"
-    short = ["--train.steps=1", "--train.batch_tokens=64", "--eval.tokens=16", f"--run_dir={run_dir}", f"--data.dir={token_folder}"]
+    short = [
+        "--train.steps=1",
+        "--train.batch_tokens=64",
+        "--eval.tokens=16",
+        f"--run_dir={run_dir}",
+        f"--data.dir={token_folder}",
+    ]
     assert train(load_run_config(None, sizes + short)) == 0
     return run_dir / "step-000001"
 
@@ -153,7 +181,7 @@ def test_checksums(checkpoint, tmp_path):
     @example({"../../etc": "x", "\0": "y"})
     def check(value):
         write_json(copy / ckpt.CHECKSUMS, value)
-        problem = ckpt.damage(copy)
+        problem = ckpt.find_corruption(copy)
         assert problem is not None or value == checksums
 
     check()

@@ -1,6 +1,7 @@
 """A program that trains in forked children and hurts them as it is told. One line of JSON in, one out, for each.
 
-Starting from nothing takes seconds; a fork of this process, which has everything imported and has computed nothing, takes none.
+Starting from nothing takes seconds; a fork of this process, which has everything imported and has computed nothing,
+takes none.
 """
 
 import ctypes
@@ -50,7 +51,9 @@ def kill_at_write(run_dir: str, number: int) -> None:
         elif event in WRITES:
             path = arguments[1] if event == "os.symlink" else arguments[0]
             inside = arguments[-1]  # the open folder that the name is relative to: how rmtree goes about it
-            change(f"{os.readlink(f'/proc/self/fd/{inside}')}/{path}" if inside >= 0 and not os.path.isabs(path) else path)
+            change(
+                f"{os.readlink(f'/proc/self/fd/{inside}')}/{path}" if inside >= 0 and not os.path.isabs(path) else path
+            )
 
     real = os.fsync
 

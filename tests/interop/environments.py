@@ -19,13 +19,17 @@ def _site_packages(folder: Path) -> Path:
 
 
 def clean_environ(home: Path) -> dict:
-    """Environment variables of a process that must not see this checkout, nor the network, nor the user's Hugging Face files."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "WANDB", "VIRTUAL_ENV"))}
+    """Environment variables of a process that must not see this checkout, nor the network, nor the user's Hugging Face
+    files."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "WANDB", "VIRTUAL_ENV"))
+    }
     return kept | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def only(folder: Path, *packages: str) -> Path:
-    """A virtual environment with these packages and what they require, linked from ours, and nothing else. Returns its python."""
+    """A virtual environment with these packages and what they require, linked from ours, and nothing else. Returns its
+    python."""
     venv.create(folder, symlinks=True)
     wanted, seen = list(packages), set()
     while wanted:
@@ -46,18 +50,38 @@ def only(folder: Path, *packages: str) -> Path:
 
 
 def extended(folder: Path, *requirements: str) -> Path | None:
-    """A virtual environment that shares ours and adds packages from the registry at our pinned versions. None: the registry is out of
-    reach."""
+    """A virtual environment that shares ours and adds packages from the registry at our pinned versions. None: the
+    registry is out of reach."""
     venv.create(folder, symlinks=True)
     ours = sysconfig.get_paths()["purelib"]
     # Not recursive: what lies in .pth files there (this checkout's editable install) is not seen
     (_site_packages(folder) / "shared.pth").write_text(ours + "\n")
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "1", "--disable-pip-version-check"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--retries",
+        "1",
+        "--disable-pip-version-check",
+    ]
     done = subprocess.run(
-        [*pip, "-c", str(ROOT / "requirements.txt"), *requirements], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        [*pip, "-c", str(ROOT / "requirements.txt"), *requirements],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    unreachable = ("NewConnectionError", "ConnectTimeout", "Temporary failure in name resolution", "No matching distribution found")
+    unreachable = (
+        "NewConnectionError",
+        "ConnectTimeout",
+        "Temporary failure in name resolution",
+        "No matching distribution found",
+    )
     if done.returncode and any(text in done.stderr for text in unreachable):
         return None
     assert done.returncode == 0, done.stderr
@@ -65,7 +89,8 @@ def extended(folder: Path, *requirements: str) -> Path | None:
 
 
 def run(python: Path, script: str | Path, home: Path, *arguments: str, timeout: int = 120) -> str:
-    """Run a script (text, or a file) away from this checkout; returns what it printed, or fails with its whole output."""
+    """Run a script (text, or a file) away from this checkout; returns what it printed, or fails with its whole
+    output."""
     home.mkdir(exist_ok=True, parents=True)
     done = subprocess.run(
         [python, *(["-c", script] if isinstance(script, str) else [script]), *arguments],

@@ -1,4 +1,5 @@
-"""A stand-in for the Hub's API on loopback: enough of it for huggingface_hub's real requests to create, upload and commit."""
+"""A stand-in for the Hub's API on loopback: enough of it for huggingface_hub's real requests to create, upload and
+commit."""
 
 import base64
 import json
@@ -11,7 +12,8 @@ TOKEN = "hf_standin0secret0token"
 
 
 class HubStandIn:
-    """`files[repo][branch]` is what was published. `fail(path_part, status)` makes requests to such a path fail; status 0 drops them."""
+    """`files[repo][branch]` is what was published. `fail(path_part, status)` makes requests to such a path fail; status
+    0 drops them."""
 
     def __init__(self):
         self.files: dict[str, dict[str, dict[str, bytes]]] = {}
@@ -67,7 +69,9 @@ class HubStandIn:
                     request = json.loads(body)
                     name = f"{request['organization']}/{request['name']}"
                     if name in hub.files:
-                        return self.answer(409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"})
+                        return self.answer(
+                            409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"}
+                        )
                     hub.files[name], hub.private[name] = {"main": {}}, request.get("visibility") == "private"
                     return self.answer(200, {"url": f"{hub.url}/{name}", "name": name})
                 if path == "/api/validate-yaml":
@@ -90,17 +94,24 @@ class HubStandIn:
                     return self.answer(404, {"error": "Repository not found"})
                 match rest:
                     case []:
-                        return self.answer(200, {"id": repo, "private": hub.private[repo], "sha": "0" * 40, "siblings": [], "tags": []})
+                        return self.answer(
+                            200, {"id": repo, "private": hub.private[repo], "sha": "0" * 40, "siblings": [], "tags": []}
+                        )
                     case ["branch", branch]:
                         if branch in hub.files[repo]:
                             return self.answer(409, {"error": "Reference already exists"})
                         hub.files[repo][branch] = {}
                         return self.answer(200, {})
                     case ["xet-write-token", _]:
-                        return self.answer(200, {"casUrl": hub.url, "exp": int(time.time()) + 600, "accessToken": "xet-token"})
+                        return self.answer(
+                            200, {"casUrl": hub.url, "exp": int(time.time()) + 600, "accessToken": "xet-token"}
+                        )
                     case ["preupload", _]:
                         modes = [
-                            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".pt")) else "regular"}
+                            {
+                                "path": f["path"],
+                                "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".pt")) else "regular",
+                            }
                             for f in json.loads(body)["files"]
                         ]
                         return self.answer(200, {"files": [{"shouldIgnore": False, **m} for m in modes]})
@@ -111,7 +122,9 @@ class HubStandIn:
                             if entry["key"] == "file":
                                 hub.files[repo][branch][value["path"]] = base64.b64decode(value["content"])
                             elif entry["key"] == "lfsFile":
-                                hub.files[repo][branch][value["path"]] = hub.large.get(value["oid"], value["oid"].encode())
+                                hub.files[repo][branch][value["path"]] = hub.large.get(
+                                    value["oid"], value["oid"].encode()
+                                )
                         if hub.commit_then_drop:
                             self.close_connection = True
                             self.connection.close()

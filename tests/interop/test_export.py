@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import compare
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import compare
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.export import check_folder, export
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from tests.interop.hub_stand_in import TOKEN
 
 
@@ -24,7 +24,10 @@ def run(*arguments) -> int:
 
 def test_export_holds_everything_but_the_training_state(exported):
     names = {path.name for path in exported.iterdir()}
-    code = {"configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "modeling_harmonic_gpt2.py"}
+    code = {
+        "configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "harmonic_logits.py", "harmonic_loss.py",
+        "modeling_harmonic_gpt2.py",
+    }  # fmt: skip
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == code | weights | {"tokenizer.json", "tokenizer_config.json", "README.md", "figures"}
 
@@ -39,7 +42,10 @@ def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_r
     card = ModelCard.load(exported / "README.md")
     last = read_metrics(harmonic_run)[-1]
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert values == {"loss": pytest.approx(last["val_loss"], rel=1e-5), "perplexity": pytest.approx(last["val_perplexity"], rel=1e-5)}
+    assert values == {
+        "loss": pytest.approx(last["val_loss"], rel=1e-5),
+        "perplexity": pytest.approx(last["val_perplexity"], rel=1e-5),
+    }
     assert card.data.library_name == "transformers"
     assert "30 steps, 15,360 tokens" in card.text
     assert "batch_tokens: 512" in card.text
@@ -61,7 +67,9 @@ def test_card_names_public_sources_and_no_local_path(harmonic_run):
 
 def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):
     results = compare([str(harmonic_run), str(standard_run)], tmp_path / "report", tokens=500)
-    out = export(str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), licence="apache-2.0", repo="ann/tiny")
+    out = export(
+        str(harmonic_run), tmp_path / "out", report=str(tmp_path / "report"), license="apache-2.0", repo="ann/tiny"
+    )
     card = ModelCard.load(out / "README.md")
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
     validation = results["models"][0]["validation"]
@@ -69,7 +77,9 @@ def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmoni
     assert values["loss"] == pytest.approx(validation["nats_per_token"], rel=1e-5)
     assert card.data.license == "apache-2.0"
     assert 'model="ann/tiny"' in card.text
-    assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        path.name for path in (tmp_path / "report").glob("*.png")
+    }
     results["models"] = results["models"][1:]
     (tmp_path / "report/results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match="no model with the weights"):
@@ -83,7 +93,9 @@ def test_export_never_overwrites(exported, harmonic_run):
 
 
 def test_a_plain_gpt2_can_be_exported(tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     out = export(str(tmp_path / "gpt2"), tmp_path / "out")
     text = (out / "README.md").read_text()
     assert "Nothing has been measured" in text

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.compare import data_of
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.compare import data_of
 from harmonic_gpt.evaluation.perplexity import perplexity
-from harmonic_gpt.evaluation.word_pairs import load_tasks
+from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.interop import harness
 from harmonic_gpt.interop.lm_eval_tasks import documents
+from harmonic_gpt.runs.load import load_model
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def scored(harmonic_run):
-    """Our own perplexity in the harness's protocol: windows that do not overlap, an end-of-text token in front of all."""
+    """Our own perplexity in the harness's protocol: windows that do not overlap, an end-of-text token in front of
+    all."""
     loaded = load_model(str(harmonic_run))
     stream = data_of(loaded, None).tokens("val")
     ids = np.concatenate([[loaded.tokenizer.eos_token_id], stream.read(0, len(stream))])
@@ -91,7 +92,9 @@ def test_short_form_agrees_with_perplexity_and_reaches_the_card(harmonic_run, sc
     pytest.importorskip("lm_eval")
     from harmonic_gpt.interop.export import export
 
-    _, scores = harness.evaluate(str(harmonic_run), ["validation_text", "relation_antonym"], out=tmp_path / "report", limit=20)
+    _, scores = harness.evaluate(
+        str(harmonic_run), ["validation_text", "relation_antonym"], out=tmp_path / "report", limit=20
+    )
     found = scores["validation_text"]
     assert found["bits_per_byte"] == pytest.approx(scored.bits_per_byte, rel=1e-5)
     assert 0 <= scores["relation_antonym"]["acc"] <= 1

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.interop.hub import upload_checkpoint
+from harmonic_gpt.runs.hub import upload_checkpoint
 from tests.interop.hub_stand_in import TOKEN
 
 

@@ -73,9 +73,15 @@ def bare_python(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_published_model_needs_only_torch_and_transformers(exported, bare_python, tmp_path):
-    elsewhere = json.loads(environments.run(bare_python, SCRIPT, tmp_path / "bare", str(exported), "bare").splitlines()[-1])
+    elsewhere = json.loads(
+        environments.run(bare_python, SCRIPT, tmp_path / "bare", str(exported), "bare").splitlines()[-1]
+    )
     root = str(Path(__file__).parents[2])
-    here = json.loads(environments.run(Path(sys.executable), SCRIPT, tmp_path / "here", str(exported), "package", root).splitlines()[-1])
+    here = json.loads(
+        environments.run(Path(sys.executable), SCRIPT, tmp_path / "here", str(exported), "package", root).splitlines()[
+            -1
+        ]
+    )
     assert (elsewhere.pop("module"), here.pop("module")) == ("transformers_modules", "harmonic_gpt")
     assert elsewhere == here  # the very same numbers
     assert elsewhere["bf16_kl"] < 1e-3

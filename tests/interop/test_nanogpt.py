@@ -1,4 +1,5 @@
-"""Checkpoints are written here in nanoGPT's format; the truth is the formulas of the paper and of nanoGPT, in float64, straight down."""
+"""Checkpoints are written here in nanoGPT's format; the truth is the formulas of the paper and of nanoGPT, in float64,
+straight down."""
 
 import math
 import os
@@ -9,8 +10,8 @@ from torch.nn import functional as F
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.interop.nanogpt import SMOOTHING, import_nanogpt, smoothed_log_probabilities
+from harmonic_gpt.runs.load import load_model
 
 MARK = f"/tmp/harmonic-gpt-test-{os.getpid()}"  # what a checkpoint with code would leave
 ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "bias": True, "vocab_size": 37, "dropout": 0.0}
@@ -26,7 +27,12 @@ def weights(prefix: str = "", bias: bool = True, tied: bool = True, rows: int = 
     state["transformer.wte.weight"], state["transformer.wpe.weight"] = normal(rows, d), normal(ARGS["block_size"], d)
     for i in range(ARGS["n_layer"]):
         h = f"transformer.h.{i}"
-        for name, shape in (("attn.c_attn", (3 * d, d)), ("attn.c_proj", (d, d)), ("mlp.c_fc", (4 * d, d)), ("mlp.c_proj", (d, 4 * d))):
+        for name, shape in (
+            ("attn.c_attn", (3 * d, d)),
+            ("attn.c_proj", (d, d)),
+            ("mlp.c_fc", (4 * d, d)),
+            ("mlp.c_proj", (d, 4 * d)),
+        ):
             state[f"{h}.{name}.weight"] = normal(*shape)
             if bias:
                 state[f"{h}.{name}.bias"] = normal(shape[0])
@@ -57,7 +63,9 @@ def hidden_states(state: dict, ids: torch.Tensor, inverse_layer: bool = False) -
     n_head, head_size = ARGS["n_head"], ARGS["n_embd"] // ARGS["n_head"]
     for i in range(ARGS["n_layer"]):
         h = f"transformer.h.{i}"
-        q, k, v = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").view(len(ids), 3, n_head, head_size).permute(1, 2, 0, 3)
+        q, k, v = (
+            linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").view(len(ids), 3, n_head, head_size).permute(1, 2, 0, 3)
+        )
         scores = q @ k.mT / math.sqrt(head_size) / (i + 1 if inverse_layer else 1)
         scores = scores.masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf)
         mixed = (scores.softmax(-1) @ v).permute(1, 0, 2).reshape(len(ids), -1)
@@ -69,7 +77,12 @@ def hidden_states(state: dict, ids: torch.Tensor, inverse_layer: bool = False) -
 
 def write(tmp_path, state: dict, **arguments):
     path = tmp_path / "ckpt.pt"
-    checkpoint = {"model": state, "optimizer": {"state": {}, "param_groups": []}, "model_args": ARGS | arguments, "iter_num": 7}
+    checkpoint = {
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": []},
+        "model_args": ARGS | arguments,
+        "iter_num": 7,
+    }
     torch.save(checkpoint | {"best_val_loss": torch.tensor(3.1), "config": {"dataset": "openwebtext"}}, path)
     return path
 
@@ -83,7 +96,8 @@ IDS = torch.arange(10) * 3 % 37
 
 
 def published_probabilities(x, w, pow_n) -> torch.Tensor:
-    """The paper's code: squared distances over n_embd, over their smallest in the row, to the power -pow_n, normalised."""
+    """The paper's code: squared distances over n_embd, over their smallest in the row, to the power -pow_n,
+    normalised."""
     d2 = torch.cdist(x, w, compute_mode="donot_use_mm_for_euclid_dist").square() / x.shape[-1]
     powers = (d2 / d2.min(-1, keepdim=True).values) ** -pow_n
     return powers / powers.sum(-1, keepdim=True)
@@ -137,7 +151,9 @@ def test_nanogpts_own_padding_is_known(tmp_path):
     assert any("47 padding rows" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("choice", [{}, {"standard": True, "exponent": 2.0}, {"exponent": 2.0, "squared_distance_exponent": 1.0}])
+@pytest.mark.parametrize(
+    "choice", [{}, {"standard": True, "exponent": 2.0}, {"exponent": 2.0, "squared_distance_exponent": 1.0}]
+)
 def test_asks_for_the_head_when_it_cannot_know(tmp_path, choice):
     with pytest.raises(InputError, match="which head"):
         import_nanogpt(write(tmp_path, weights()), tmp_path / "out", **choice)
@@ -157,7 +173,10 @@ class Malicious:
         ({"model": {"transformer.wpe.weight": torch.ones(2)}, "model_args": ARGS}, r"no transformer\.wte"),
         ({"model": weights() | {"transformer.h.0.rotary": torch.ones(1)}, "model_args": ARGS}, "does not have"),
         ({"model": weights(), "model_args": ARGS | {"n_embd": 32}}, "model_args say"),
-        ({"model": {k: v for k, v in weights().items() if "ln_f.weight" not in k}, "model_args": ARGS}, "ln_f.weight is missing"),
+        (
+            {"model": {k: v for k, v in weights().items() if "ln_f.weight" not in k}, "model_args": ARGS},
+            "ln_f.weight is missing",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):

@@ -105,4 +105,6 @@ def test_what_is_left_out_is_marked():
     text = "<!-- not run: needs a GPU -->\n```bash\nnvidia-smi\n```\nand\n```bash\npython eval.py\n```\n"
     assert [match["reason"] for match in BLOCK.finditer(text)] == ["needs a GPU", None]
     for page in PAGES:
-        assert (ROOT / page).read_text().count("```bash") == sum(m["language"] == "bash" for m in BLOCK.finditer((ROOT / page).read_text()))
+        assert (ROOT / page).read_text().count("```bash") == sum(
+            m["language"] == "bash" for m in BLOCK.finditer((ROOT / page).read_text())
+        )

@@ -22,7 +22,9 @@ def lines(exported, tmp_path_factory):
         python = environments.extended(folder / "venv", *EXAMPLES[name])
         if python is None:
             pytest.skip("the package registry cannot be reached")
-        return environments.run(python, environments.ROOT / "examples" / name, folder / "home", str(exported), str(folder / "out"))
+        return environments.run(
+            python, environments.ROOT / "examples" / name, folder / "home", str(exported), str(folder / "out")
+        )
 
     return run
 

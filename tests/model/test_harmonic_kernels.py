@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from harmonic_gpt.model import harmonic_head as module
 from harmonic_gpt.model import harmonic_kernels
+from harmonic_gpt.model import harmonic_loss as module
 from tests.conftest import HEADS
-from tests.model.test_harmonic_head import EXPONENTS, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.test_harmonic_loss import EXPONENTS, N, V, hard_inputs, inputs, naive, ours, run
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # masked lanes, computed by numpy
@@ -17,9 +17,9 @@ def interpreted(monkeypatch):
     """Every chunk goes through the kernel; returns how often it did."""
     calls = []
 
-    def element_pass(*args):
+    def element_pass(*args, **options):
         calls.append(args)
-        return harmonic_kernels.element_pass(*args)
+        return harmonic_kernels.element_pass(*args, **options)
 
     monkeypatch.setattr(module, "_kernels", lambda x: element_pass if x.dtype != torch.float64 else None)
     monkeypatch.setattr(module, "CHUNK_BYTES", 20 * V * 4)
@@ -68,8 +68,8 @@ def test_bfloat16_gradients_and_losses_without_gradients(interpreted, monkeypatc
         patch.setattr(module, "_kernels", lambda x: None)
         torch_ = run(ours(head, 28), x, w, y)
     torch.testing.assert_close(kernel[0], torch_[0], rtol=1e-5, atol=1e-5)
-    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and the
-    # gradient, itself bfloat16, by as much again
+    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and
+    # the gradient, itself bfloat16, by as much again
     for a, b in zip(kernel[1:], torch_[1:], strict=True):
         assert (a.float() - b.float()).abs().max() <= 2**-6 * b.float().abs().max()
 

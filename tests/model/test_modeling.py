@@ -60,7 +60,8 @@ def test_harmonic_logits_are_log_probabilities(model, ids):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_matched_initialisation(tiny_config, tied):
-    """Hidden states after hidden_scale and centers start with equal norms; the paper's plain start is one config away."""
+    """Hidden states after hidden_scale and centers start with equal norms; the paper's plain start is one config
+    away."""
     config = tiny_config(n_embd=64, vocab_size=2000, tie_word_embeddings=tied)
     model = HarmonicGPT2ForCausalLM(config).eval()
     assert model.lm_head.weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
@@ -106,7 +107,12 @@ def test_loads_without_our_package(model, ids, tmp_path):
     """
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -140,9 +146,17 @@ def test_generation_with_and_without_cache(model, ids):
 
 def test_changed_weights_are_seen_by_the_next_generation(model, ids):
     """Norms of the centers are kept within one generation only, however the weights were changed."""
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 5,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "return_dict_in_generate": True,
+    }
     model.generate(ids[:1, :1], **options)
-    model.lm_head.weight.data.mul_(torch.linspace(0.5, 2, 101)[:, None])  # .data: autograd's version counter does not see it
+    model.lm_head.weight.data.mul_(
+        torch.linspace(0.5, 2, 101)[:, None]
+    )  # .data: autograd's version counter does not see it
     fresh = HarmonicGPT2ForCausalLM(model.config).eval()
     fresh.load_state_dict(model.state_dict())
     a, b = (m.generate(ids[:1, :1], output_logits=True, **options) for m in (model, fresh))
@@ -188,7 +202,9 @@ def test_bfloat16_weights_still_give_float32_logits(model, ids):
 
 
 def test_hugging_face_trainer_trains_it(tiny_config, tmp_path, ids):
-    rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 5, (16, 12))]  # five tokens of 101: easy to learn
+    rows = [
+        {"input_ids": row, "labels": row} for row in torch.randint(0, 5, (16, 12))
+    ]  # five tokens of 101: easy to learn
     model = HarmonicGPT2ForCausalLM(tiny_config())
     arguments = TrainingArguments(
         tmp_path, max_steps=8, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=3e-3,

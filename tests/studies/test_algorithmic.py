@@ -10,7 +10,17 @@ from harmonic_gpt.studies import algorithmic
 from harmonic_gpt.studies.batched import Cell, Member, Result, run
 from harmonic_gpt.studies.report import report
 
-CELL = Cell("main.in_context.harmonic_mlp", "in_context", "mlp", "harmonic", tuple(Member(seed) for seed in range(5)), 2, 2e-3, 1e-2, False)
+CELL = Cell(
+    "main.in_context.harmonic_mlp",
+    "in_context",
+    "mlp",
+    "harmonic",
+    tuple(Member(seed) for seed in range(5)),
+    2,
+    2e-3,
+    1e-2,
+    False,
+)
 
 
 @pytest.fixture
@@ -18,7 +28,8 @@ def early_result(monkeypatch):
     """Histories are slices where every model stopped before the last check."""
     result = run(CELL)
     histories = {
-        key: np.stack([getattr(result, key), np.full_like(getattr(result, key), np.nan)], 2) for key in ("epochs", "train", "test", "norm")
+        key: np.stack([getattr(result, key), np.full_like(getattr(result, key), np.nan)], 2)
+        for key in ("epochs", "train", "test", "norm")
     }
     cut = Result(result.embedding, result.test_accuracy, result.reason, **{k: v[..., 0] for k, v in histories.items()})
     assert not cut.epochs.flags.c_contiguous

@@ -43,5 +43,11 @@ def test_combined(verdicts, whole):
 def test_what_does_not_hold_is_said_first(tmp_path):
     claims = [Claim("a", "1", "holds", "holds"), Claim("b", "2", "does not hold", "holds"), Claim("c", "3", "partly")]
     write_claims(tmp_path, "Title", claims, "note")
-    rows = [line for line in (tmp_path / "claims.md").read_text().splitlines() if line.startswith(("| a ", "| b ", "| c "))]
-    assert rows == ["| b | 2 | **does not hold** | holds |", "| c | 3 | **partly** |  |", "| a | 1 | **holds** | the same |"]
+    rows = [
+        line for line in (tmp_path / "claims.md").read_text().splitlines() if line.startswith(("| a ", "| b ", "| c "))
+    ]
+    assert rows == [
+        "| b | 2 | **does not hold** | holds |",
+        "| c | 3 | **partly** |  |",
+        "| a | 1 | **holds** | the same |",
+    ]

@@ -88,7 +88,9 @@ def test_contrastive_loss_against_loops():
         for j in range(4):
             d = (x[0, i] - x[0, j]).norm().item()
             if i != j:
-                (same if labels[0, i] == labels[0, j] else other).append(d**2 if labels[0, i] == labels[0, j] else max(0, 1 - d) ** 2)
+                (same if labels[0, i] == labels[0, j] else other).append(
+                    d**2 if labels[0, i] == labels[0, j] else max(0, 1 - d) ** 2
+                )
     expected = sum(same) / len(same) + sum(other) / len(other)
     assert networks.contrastive_loss(x, labels, weight.double()).item() == pytest.approx(expected)
 

@@ -1,6 +1,8 @@
-"""What the ranks of test_several_processes.py run: `torchrun several_ranks.py CHECK FOLDER`, with FOLDER/*.yaml the runs' configs.
+"""What the ranks of test_several_processes.py run: `torchrun several_ranks.py CHECK FOLDER`, with FOLDER/*.yaml the
+runs' configs.
 
-Each rank writes what it saw to FOLDER/CHECK-RANK.json; the test looks at it. An assertion that fails here fails the launch.
+Each rank writes what it saw to FOLDER/CHECK-RANK.json; the test looks at it. An assertion that fails here fails the
+launch.
 """
 
 import json
@@ -23,8 +25,7 @@ from torch.distributed.tensor import DTensor
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import load_run_config
-from harmonic_gpt.training import loop, saving
-from harmonic_gpt.training import setup as setup_module
+from harmonic_gpt.training import distributed, init_from, loop, saving, setup
 
 RANK = int(os.environ["RANK"])
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -72,7 +73,7 @@ def plain(folder: Path) -> dict:
     seen = {"skips": []}
     assert train(config(folder, "two")) == 0
     backend = dist.group.WORLD._get_backend(torch.device("cpu"))
-    assert backend.options._timeout == setup_module.COLLECTIVE_TIMEOUT < timedelta(hours=1)
+    assert backend.options._timeout == distributed.COLLECTIVE_TIMEOUT < timedelta(hours=1)
 
     # Dropout: in one go; and 3 steps, other work, 3 steps
     assert train(config(folder, "dropout")) == 0
@@ -102,6 +103,21 @@ def plain(folder: Path) -> dict:
     assert loop.fit(run) == 128 + signal.SIGTERM
     loop.train_step = step
     seen["stopped_at"] = run.step
+
+    # The same during an evaluation, which all ranks break off
+    run = start(config(folder, "stopped-evaluating"))
+    nats = loop.block_nats
+
+    def told_while_evaluating(*args, **kwargs):
+        if RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return nats(*args, **kwargs)
+
+    loop.block_nats, loop.STOP_CHECK_BATCHES = told_while_evaluating, 1
+    assert loop.fit(run) == 128 + signal.SIGTERM
+    loop.block_nats = nats
+    assert run.step == 3
+    dist.barrier()
 
     # NaN on one rank: no rank moves
     run = start(config(folder, "nan"))
@@ -144,6 +160,34 @@ def plain(folder: Path) -> dict:
     return seen
 
 
+def fitted(folder: Path) -> dict:
+    """A head fitted to other weights: by the first rank, for all. Threads alone would change its last digits."""
+    torch.set_num_threads(1 + RANK)
+    fits, fit = [], init_from.fit_head
+
+    def noted(*args, **kwargs):
+        fits.append(RANK)
+        return fit(*args, **kwargs)
+
+    init_from.fit_head = noted
+    run = start(config(folder, "fitted"))
+    seen = {"fits": len(fits), "facts": distributed.model_facts(run.bare_model)}
+    init_from.fit_head = fit
+
+    build = setup.start_from
+
+    def differing(*args):
+        model, done = build(*args)
+        if RANK == 1:
+            model.config.hidden_scale += 1e-6
+        return model, done
+
+    setup.start_from = differing
+    with pytest.raises(InputError, match="the ranks disagree about the model's configuration"):
+        start(config(folder, "differing"))
+    return seen
+
+
 def sharding_accelerator(**settings) -> Accelerator:
     """accelerate shards on GPUs only; this makes it take the same path on the CPU, with the launcher's environment."""
     accelerator = Accelerator(**settings)
@@ -156,12 +200,14 @@ def sharding_accelerator(**settings) -> Accelerator:
 
 def sharded(folder: Path) -> dict:
     """FSDP2 through accelerate, with our loop; then fully_shard alone, against the whole model."""
-    setup_module.Accelerator = sharding_accelerator
+    distributed.Accelerator = sharding_accelerator
     run = start(config(folder, "fsdp"))
     parameters = dict(run.model.named_parameters())
     assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters.values())
     assert run.bare_model.lm_head.weight is run.bare_model.transformer.wte.weight
-    assert {id(p) for group in run.optimizer.param_groups for p in group["params"]} == {id(p) for p in parameters.values()}
+    assert {id(p) for group in run.optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in parameters.values()
+    }
     assert loop.fit(run) == 0
     dist.barrier()
 
@@ -176,7 +222,7 @@ def sharded(folder: Path) -> dict:
     for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16", "fsdp-muon"):
         assert train(config(folder, name)) == 0
     assert train(config(folder, "fsdp-muon-grown"), resume=True) == 0
-    setup_module.Accelerator = Accelerator
+    distributed.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0
     for head in HEADS:
@@ -276,12 +322,15 @@ def restarted(folder: Path) -> None:
 
 
 def hanging(folder: Path) -> None:
-    setup_module.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+    distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
     _lose_rank_1(config(folder, "hanging"), _hang)
 
 
 if __name__ == "__main__":
-    check, folder = {f.__name__: f for f in (plain, sharded, dying, restarted, hanging)}[sys.argv[1]], Path(sys.argv[2])
+    check, folder = (
+        {f.__name__: f for f in (plain, fitted, sharded, dying, restarted, hanging)}[sys.argv[1]],
+        Path(sys.argv[2]),
+    )
     (folder / f"{sys.argv[1]}-{RANK}.json").write_text(json.dumps(check(folder)))
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -2,18 +2,17 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
-from harmonic_gpt.evaluation.perplexity import block_nats
+from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.training import init_from
 from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
 from harmonic_gpt.training.loop import train
 from harmonic_gpt.training.plan import model_config
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,9 @@ def _few_tokens(monkeypatch):
 def gpt2(token_folder, tmp_path_factory):
     """A plain GPT-2 of another program, a little trained: tied, 48 positions, gelu_new."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
     model = GPT2LMHeadModel(config)
     tokens = open_token_folder(token_folder).tokens("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -42,7 +43,7 @@ def gpt2(token_folder, tmp_path_factory):
 def start(run_config, path, folder, **overrides):
     config = run_config(model__init_from=path, **overrides)
     data = open_token_folder(folder)
-    return start_from(config, model_config(config, data.vocab_size, None), data, CPU)
+    return start_from(config, model_config(config, data.vocab_size, None), data, Accelerator(cpu=True))
 
 
 def mean_nats(model, folder) -> float:
@@ -137,6 +138,8 @@ def test_settings_that_mean_nothing(run_config):
 
 
 def test_another_vocabulary_is_refused(run_config, token_folder, tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=32)).save_pretrained(tmp_path / "other")
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=32)).save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(InputError, match="knows 400 tokens, the data has 300"):
         start(run_config, tmp_path / "other", token_folder)

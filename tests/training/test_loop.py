@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training import loop, setup
-from harmonic_gpt.training.tracking import read_metrics
 
 
 def losses(run_dir):
@@ -51,12 +51,16 @@ def test_it_learns_and_leaves_a_ready_hugging_face_folder(run_config, tmp_path, 
     tokenizer = AutoTokenizer.from_pretrained(latest)
     assert isinstance(model, HarmonicGPT2ForCausalLM)
     assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
-    text = tokenizer.decode(model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=12, do_sample=False)[0])
+    text = tokenizer.decode(
+        model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=12, do_sample=False)[0]
+    )
     assert text.startswith("The cat")
     state = json.loads((latest / "state.json").read_text())
     assert (state["step"], state["tokens"], state["world_size"]) == (80, 80 * 256, 1)
     assert state["config"]["model"]["n_embd"] == 32
-    assert {"modeling_harmonic_gpt2.py", "harmonic_head.py", "configuration_harmonic_gpt2.py"} <= {p.name for p in latest.iterdir()}
+    assert {"modeling_harmonic_gpt2.py", "harmonic_head.py", "configuration_harmonic_gpt2.py"} <= {
+        p.name for p in latest.iterdir()
+    }
     assert (run_dir / "config.yaml").exists()
 
 
@@ -77,9 +81,10 @@ def test_micro_batches_do_not_change_the_losses(run_config, tmp_path):
         assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr": 2.0}])
+@pytest.mark.parametrize("optimizer", [{}, {"optim__optimizer": "muon", "optim__head_lr_scale": 2.0}])
 def test_resume_is_exact(run_config, tmp_path, optimizer):
-    """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and accumulation on."""
+    """6 steps in one go, and 3, a new process's worth of state, 3: the same losses and weights, dropout and
+    accumulation on."""
     options = {"model__dropout": 0.1, "train__micro_batch_size": 3, **optimizer}
     loop.train(run_config(run_dir=tmp_path / "whole", **options))
     stopped = run_config(run_dir=tmp_path / "parts", **options)
@@ -147,7 +152,7 @@ def test_a_damaged_checkpoint_is_skipped_and_kept(run_config, tmp_path, capsys):
     assert "step-000006 is damaged (model.safetensors does not match its checksum)" in capsys.readouterr().err
     assert losses(tmp_path / "run") == before
     assert (tmp_path / "run" / "damaged-step-000006-0").is_dir()
-    assert ckpt.damage(newest) is None
+    assert ckpt.find_corruption(newest) is None
     assert load_model(str(tmp_path / "run")).step == 6
     for step in ckpt.checkpoints(tmp_path / "run"):
         (step / "optimizer.pt").unlink()
@@ -164,7 +169,9 @@ def test_other_data_under_the_same_name_is_refused(run_config, tmp_path, token_f
     loop.save(run)
     run.tracker.close()
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert loop.setup(run_config(data__dir=tmp_path / "moved"), resume=True).step == 1  # a moved folder is the same data
+    assert (
+        loop.setup(run_config(data__dir=tmp_path / "moved"), resume=True).step == 1
+    )  # a moved folder is the same data
     prepare(str(corpus), tmp_path / "data", vocab_size=300, validation_share=0.3)
     with pytest.raises(InputError, match="is not the data that"):
         loop.train(config, resume=True)
@@ -178,7 +185,7 @@ def test_what_a_killed_save_left_does_not_stop_the_next(run_config, tmp_path):
         (tmp_path / "run" / name).mkdir()
         (tmp_path / "run" / name / "rng-7.pt").write_text("half")
     path = loop.save(run)
-    assert ckpt.damage(path) is None
+    assert ckpt.find_corruption(path) is None
     assert not list(tmp_path.glob("run/.writing*"))
     run.tracker.close()
 

@@ -72,7 +72,7 @@ def assert_equal_weights(a, b):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_is_torchs_for_the_blocks_matrices_and_adamw_for_the_rest(tiny_config, tied):
-    config = OptimSection(lr=0.01, weight_decay=0.1, optimizer="muon", head_lr=2.0, eps=1e-5)
+    config = OptimSection(lr=0.01, weight_decay=0.1, optimizer="muon", head_lr_scale=2.0, eps=1e-5)
     ours, theirs = fresh(tiny_config, tied), fresh(tiny_config, tied)
     stepped(ours, [build_optimizer(ours, config)])
 
@@ -94,7 +94,7 @@ def test_muon_is_torchs_for_the_blocks_matrices_and_adamw_for_the_rest(tiny_conf
 
 
 def test_muon_goes_on_from_a_loaded_state(tiny_config):
-    config = OptimSection(optimizer="muon", head_lr=2.0)
+    config = OptimSection(optimizer="muon", head_lr_scale=2.0)
     whole, parts = fresh(tiny_config), fresh(tiny_config)
     stepped(whole, [build_optimizer(whole, config)])
     first = build_optimizer(parts, config)
@@ -111,7 +111,7 @@ def test_a_rate_of_the_head_moves_the_centers_only(tiny_config):
     plain, fast = fresh(tiny_config), fresh(tiny_config)
     start = plain.lm_head.weight.detach().clone()
     stepped(plain, [build_optimizer(plain, OptimSection())], last=1)
-    stepped(fast, [build_optimizer(fast, OptimSection(head_lr=3.0))], last=1)
+    stepped(fast, [build_optimizer(fast, OptimSection(head_lr_scale=3.0))], last=1)
     torch.testing.assert_close(fast.lm_head.weight - start, 3 * (plain.lm_head.weight - start), rtol=1e-4, atol=1e-7)
     for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
         assert torch.equal(a, b) != (name == "lm_head.weight"), name

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.files import file_sha256
+from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.training import loop, pushing, saving
 from harmonic_gpt.training.pushing import Pusher
-from harmonic_gpt.training.setup import exclusive
-from harmonic_gpt.training.spikes import SpikeDetector
+from harmonic_gpt.training.run_dir import lock_run_dir
+from harmonic_gpt.training.tracking import SpikeDetector
 from tests.interop.conftest import hub  # noqa: F401  a fixture
 
 
@@ -49,7 +50,7 @@ def test_a_background_save_is_of_its_own_step(run_config, tmp_path, monkeypatch)
     assert not path.exists()
     gate.set()
     loop.finish_saving(run)
-    assert ckpt.damage(path) is None
+    assert ckpt.find_corruption(path) is None
     saved = type(run.bare_model).from_pretrained(path)
     for name, value in saved.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -85,7 +86,7 @@ def test_an_older_checkpoint_stays_until_the_new_one_reads_back(run_config, tmp_
     loop.train_step(run)
     loop.save(run)
     loop.train_step(run)
-    monkeypatch.setattr(ckpt, "damage", lambda path: "a bad block")
+    monkeypatch.setattr(ckpt, "find_corruption", lambda path: "a bad block")
     with pytest.raises(OSError, match="does not read back as it was written: a bad block"):
         loop.save(run)
     monkeypatch.undo()
@@ -102,20 +103,24 @@ def test_a_checkpoint_alone_continues(run_config, tmp_path):
     with pytest.raises(InputError, match="had another configuration"):
         loop.train(run_config(optim__lr=1e-4), resume=True)
     assert loop.train(run_config(), resume=True) == 0
-    ours, theirs = (ckpt.file_sha256(tmp_path / name / "latest/model.safetensors") for name in ("run", "whole"))
+    ours, theirs = (file_sha256(tmp_path / name / "latest/model.safetensors") for name in ("run", "whole"))
     assert ours == theirs
 
 
 def test_a_folder_is_held_by_one(run_config, tmp_path):
     run_dir = tmp_path / "new" / "run"
-    with exclusive(run_dir), pytest.raises(InputError, match="another process is training in"), exclusive(run_dir):
+    with (
+        lock_run_dir(run_dir),
+        pytest.raises(InputError, match="another process is training in"),
+        lock_run_dir(run_dir),
+    ):
         pass
     assert not run_dir.exists()  # it never became a run
-    with exclusive(run_dir):
+    with lock_run_dir(run_dir):
         pass
 
 
-def test_checkpoints_go_to_the_hub_as_branches(run_config, tmp_path, hub, capsys):  # noqa: F811
+def test_checkpoints_go_to_the_hub_as_branches(run_config, tmp_path, hub, capsys):
     push = {"checkpoint__push_to": "ann/tiny", "checkpoint__push_every": 2}
     assert loop.train(run_config(train__steps=5, checkpoint__every=1, **push)) == 0
     branches = hub.files["ann/tiny"]
@@ -128,7 +133,7 @@ def test_checkpoints_go_to_the_hub_as_branches(run_config, tmp_path, hub, capsys
 
 
 @pytest.mark.parametrize("status", [401, 500, 0])
-def test_a_push_that_fails_does_not_stop_the_run(run_config, tmp_path, hub, capsys, status):  # noqa: F811
+def test_a_push_that_fails_does_not_stop_the_run(run_config, tmp_path, hub, capsys, status):
     hub.fail("/preupload/", status)
     assert loop.train(run_config(checkpoint__push_to="ann/tiny")) == 0
     assert names(tmp_path / "run") == ["step-000003", "step-000006"]
@@ -184,7 +189,7 @@ def test_a_run_that_ends_badly_still_finishes_its_save_before_it_lets_go(run_con
     def late(*arguments):
         assert raised.wait(60)
         path = real_write(*arguments)
-        with pytest.raises(InputError, match="another process"), exclusive(tmp_path / "run"):
+        with pytest.raises(InputError, match="another process"), lock_run_dir(tmp_path / "run"):
             pass
         finished.append(path.name)
         return path

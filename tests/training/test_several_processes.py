@@ -1,4 +1,5 @@
-"""Two real processes against one: the same losses, exact resume, sharding, faults. several_ranks.py is what they run."""
+"""Two real processes against one: the same losses, exact resume, sharding, faults. several_ranks.py is what they
+run."""
 
 import json
 import os
@@ -15,14 +16,15 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from harmonic_gpt.data.tokens import open_token_folder, training_sampler
+from harmonic_gpt.data.sampler import training_sampler
+from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.models import load_model
-from harmonic_gpt.training import checkpoint as ckpt
-from harmonic_gpt.training import loop
-from harmonic_gpt.training import setup as training_setup
-from harmonic_gpt.training.tracking import read_metrics
+from harmonic_gpt.runs import checkpoint as ckpt
+from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.metrics import read_metrics
+from harmonic_gpt.training import distributed, loop
 
 ROOT = Path(__file__).parents[2]
 RANKS = str(Path(__file__).with_name("several_ranks.py"))
@@ -33,7 +35,9 @@ PATIENCE = 300  # seconds that a launch may take on a busy machine; each is to t
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *arguments]
-    return subprocess.run(command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def ranks(check: str, folder: Path, **environment: str) -> list[dict]:
@@ -97,6 +101,7 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
     begun_as(tmp_path / "one", tmp_path / "grown")
     settings("grown")
     settings("stopped", checkpoint__every=100)
+    settings("stopped-evaluating", checkpoint__every=100)
     settings("nan", train__max_skipped_steps=0)
     settings("nan-skipped", train__max_skipped_steps=1)
     settings("disagree")
@@ -121,9 +126,24 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
 
     assert [s["stopped_at"] for s in seen] == [4, 4]
     assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped")] == ["step-000004"]
-    assert ckpt.damage(tmp_path / "stopped/step-000004") is None
+    assert ckpt.find_corruption(tmp_path / "stopped/step-000004") is None
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped-evaluating")] == ["step-000003"]
+    assert column(tmp_path / "stopped-evaluating", "val_loss") == []
     assert [s["skipped_steps"] for s in seen] == [1, 1]
     assert not (tmp_path / "disagree").exists()
+
+
+@pytest.mark.slow
+def test_one_rank_fits_the_head_for_all(settings, tmp_path):
+    torch.manual_seed(0)
+    fields = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 48}
+    GPT2LMHeadModel(GPT2Config(**fields)).save_pretrained(tmp_path / "gpt2")
+    for name in ("fitted", "differing"):
+        settings(name, model__init_from=tmp_path / "gpt2", model__exponent="fit")
+    seen = ranks("fitted", tmp_path)
+    assert [rank["fits"] for rank in seen] == [1, 0]
+    assert seen[0]["facts"] == seen[1]["facts"]
+    assert not (tmp_path / "differing").exists()
 
 
 def launcher_environment(name: str) -> dict[str, str]:
@@ -135,7 +155,11 @@ def launcher_environment(name: str) -> dict[str, str]:
     arguments, _, _ = _validate_launch_command(arguments)
     before = dict(os.environ)
     environment = prepare_multi_gpu_env(arguments)
-    return {key: value for key, value in environment.items() if before.get(key) != value and key.startswith(("FSDP_", "ACCELERATE_"))}
+    return {
+        key: value
+        for key, value in environment.items()
+        if before.get(key) != value and key.startswith(("FSDP_", "ACCELERATE_"))
+    }
 
 
 @pytest.mark.slow
@@ -168,10 +192,14 @@ def test_sharded_weights_train_as_whole_ones_do(settings, tmp_path):
     assert_close_losses(tmp_path / "fsdp-bf16", tmp_path / "ddp-bf16", rel=1e-4)
     # A checkpoint of shards is like any other: the same files, loads and goes on in one process
     latest = tmp_path / "fsdp/latest"
-    assert sorted(p.name for p in latest.iterdir()) == sorted([*(p.name for p in (tmp_path / "one/latest").iterdir()), "rng-1.pt"])
+    assert sorted(p.name for p in latest.iterdir()) == sorted(
+        [*(p.name for p in (tmp_path / "one/latest").iterdir()), "rng-1.pt"]
+    )
     assert (latest / "config.json").read_text() == (tmp_path / "one/latest/config.json").read_text()
     loaded = load_model(str(tmp_path / "fsdp")).model
-    torch.testing.assert_close(loaded.lm_head.weight.detach(), weights(tmp_path / "fsdp")["transformer.wte.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.lm_head.weight.detach(), weights(tmp_path / "fsdp")["transformer.wte.weight"], rtol=0, atol=0
+    )
     begun_as(tmp_path / "fsdp", tmp_path / "shrunk")
     assert loop.train(settings("shrunk"), resume=True) == 0
     assert_close_runs(tmp_path / "shrunk", tmp_path / "one")
@@ -205,7 +233,15 @@ def test_a_rank_that_hangs_ends_the_others(settings, tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
     settings("stopped", train__steps=10**6, eval__every=10**6, checkpoint__every=10**6)
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "train.py", "--config", str(tmp_path / "stopped.yaml")]
+    command = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "train.py",
+        "--config",
+        str(tmp_path / "stopped.yaml"),
+    ]
     launcher = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     output = iter(launcher.stderr)
     next(line for line in output if line.startswith("step 5/"))
@@ -213,7 +249,7 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
     rest = "".join(output)
     assert launcher.wait(PATIENCE) != 0
     (path,) = ckpt.checkpoints(tmp_path / "stopped")
-    assert ckpt.damage(path) is None
+    assert ckpt.find_corruption(path) is None
     assert f"stopped by SIGTERM after step {ckpt.step_of(path)}; continue with --resume" in rest
     assert "[rank" not in rest  # as torch marks the traceback of a rank; the launcher shows its own
 
@@ -221,7 +257,8 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_machines(settings, tmp_path, launcher):
-    """Two launchers on this machine that meet over loopback, one rank each, by the commands of docs/several_processes.md."""
+    """Two launchers on this machine that meet over loopback, one rank each, by the commands of
+    docs/several_processes.md."""
     assert loop.train(settings("one")) == 0
     settings("nodes")
     with socket.socket() as probe:
@@ -230,10 +267,26 @@ def test_two_machines(settings, tmp_path, launcher):
     nodes = []
     for node in range(2):
         if launcher == "torchrun":
-            command = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a-run", "--rdzv_backend", "c10d"]
+            command = [
+                *TORCHRUN,
+                "--nnodes",
+                "2",
+                "--nproc_per_node",
+                "1",
+                "--rdzv_id",
+                "a-run",
+                "--rdzv_backend",
+                "c10d",
+            ]
             command += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
         else:
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"]
+            command = [
+                sys.executable,
+                "-m",
+                "accelerate.commands.launch",
+                "--config_file",
+                "configs/accelerate/ddp.yaml",
+            ]
             command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(node)]
             command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         command += ["train.py", "--config", str(tmp_path / "nodes.yaml")]
@@ -269,7 +322,7 @@ def test_what_would_train_wrongly_is_refused(run_config, tmp_path, monkeypatch, 
         def __init__(self, **_):
             pass
 
-    monkeypatch.setattr(training_setup, "Accelerator", Other)
+    monkeypatch.setattr(distributed, "Accelerator", Other)
     with pytest.raises(InputError, match="expected plain data parallelism, or FSDP with fsdp_version 2"):
         loop.train(run_config())
     assert not (tmp_path / "run").exists()

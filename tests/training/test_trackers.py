@@ -6,9 +6,9 @@ from PIL import Image
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training.loop import train
 from harmonic_gpt.training.trackers import attach, flat_config, trackers
-from harmonic_gpt.training.tracking import read_metrics
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_trackio(run_config, tmp_path, report):
 
     rows = SQLiteStorage.get_logs(f"test-{tmp_path.name}", "run")
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    assert losses == pytest.approx({row["step"]: row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row})
+    assert losses == pytest.approx(
+        {row["step"]: row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row}
+    )
     assert any("report/loss_curves" in row for row in rows)
 
 

@@ -1,4 +1,5 @@
-"""Documents of the harness's tasks in this folder. lm-evaluation-harness loads this file by its path; `**_` takes its model arguments."""
+"""Documents of the harness's tasks in this folder. lm-evaluation-harness loads this file by its path; `**_` takes its
+model arguments."""
 
 import random
 from pathlib import Path
@@ -9,20 +10,23 @@ from harmonic_gpt.data.sources import documents
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.word_pairs import load_tasks
+from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 
 CHOICES = 4
 
 
 def validation_text(pretrained: str, data: str | None = None, text_column: str = "text", **_) -> dict[str, Dataset]:
-    """One document: all texts with an end-of-text token after each, as in a token folder, so that windows reach across documents.
+    """One document: all texts with an end-of-text token after each, as in a token folder, so that windows reach across
+    documents.
 
     Args:
         pretrained: the model, for its tokenizer.
         data: token folder (its validation split, decoded), or a file of text.
     """
     if data is None:
-        raise InputError('validation_text needs its text: --metadata \'{"data": "FOLDER_OR_FILE"}\', or `eval.py lm-eval --data`')
+        raise InputError(
+            'validation_text needs its text: --metadata \'{"data": "FOLDER_OR_FILE"}\', or `eval.py lm-eval --data`'
+        )
     tokenizer = load_tokenizer(pretrained)
     if Path(data).expanduser().is_dir():
         folder = open_token_folder(data, len(tokenizer))
@@ -35,7 +39,8 @@ def validation_text(pretrained: str, data: str | None = None, text_column: str =
 
 
 def process_text(doc: dict, results: list[float]) -> dict[str, tuple[float, int]]:
-    """(log likelihood, words or bytes); the end-of-text tokens between documents cost likelihood and count as no text."""
+    """(log likelihood, words or bytes); the end-of-text tokens between documents cost likelihood and count as no
+    text."""
     texts = doc["text"].split(doc["end_of_text"])
     n_words = sum(len(text.split()) for text in texts)
     n_bytes = sum(len(text.encode("utf-8")) for text in texts)

@@ -1,0 +1,70 @@
+"""prepare, inspect."""
+
+from typing import Annotated
+
+import typer
+
+from harmonic_gpt.errors import InputError
+
+
+def prepare(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help='"pydocs", files or globs (.txt .jsonl .parquet, .gz .zst), or a hub dataset such as openwebtext; '
+            "PLACE[,name=..][,config=..][,split=..][,column=..][,revision=..]; may be given several times"
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="token folder to create; a killed preparation of it is continued")],
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name; default: train a BPE")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257)] = None,
+    validation: Annotated[
+        str, typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes")
+    ] = "content",
+    validation_share: Annotated[
+        float | None, typer.Option(help="share of documents for validation (0.05)", min=0, max=1)
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
+    ] = False,
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
+    num_workers: Annotated[int | None, typer.Option(help="threads that tokenise; default: the cores", min=1)] = None,
+) -> None:
+    """Turn documents into token files for training."""
+    from harmonic_gpt.data import prepare as module
+    from harmonic_gpt.data.tokens import open_token_folder
+
+    path = module.prepare(
+        source,
+        out,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        validation=validation,
+        validation_share=validation_share,
+        text_column=text_column,
+        drop_duplicates=not keep_duplicates,
+        shard_tokens=shard_tokens,
+        num_workers=num_workers,
+    )
+    manifest = open_token_folder(path).manifest
+    for name, split in manifest["splits"].items():
+        per_byte = split["tokens"] / split["text_bytes"]
+        print(
+            f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {per_byte:.3f} tokens a byte"
+        )
+    print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
+
+
+def inspect(
+    folder: Annotated[str, typer.Argument(help="token folder")],
+    samples: Annotated[int, typer.Option(help="documents of each split to show the start of", min=0)] = 3,
+    tokenizer: Annotated[str | None, typer.Option(help="to decode with; default: the one in the folder")] = None,
+) -> None:
+    """What a token folder holds; verifies its checksums."""
+    from harmonic_gpt.data.inspect import describe, inspect_folder
+
+    inspection = inspect_folder(folder, samples, tokenizer)
+    describe(inspection)
+    if inspection.problems:
+        raise InputError("the files are not as they were written:\n  " + "\n  ".join(inspection.problems))

@@ -1,0 +1,200 @@
+"""eval: perplexity, sample, geometry, probes, lens, compare, lm-eval."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harmonic_gpt.cli.options import Data, Device, Model, Out, ProbeFiles, Words, quiet_transformers
+from harmonic_gpt.errors import InputError
+
+
+def perplexity(
+    model: Model,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train or val")] = "val",
+    tokens: Annotated[int | None, typer.Option(help="score only this many leading tokens", min=2)] = None,
+    window: Annotated[int | None, typer.Option(help="tokens of context; default: the model's", min=1)] = None,
+    stride: Annotated[int | None, typer.Option(help="targets of a window; default: half of it", min=1)] = None,
+    device: Device = None,
+) -> None:
+    """Nats a token, perplexity and bits per byte on a token folder, with strided windows."""
+    from harmonic_gpt.evaluation.comparison.measure import data_of
+    from harmonic_gpt.evaluation.perplexity import perplexity as score
+    from harmonic_gpt.runs.load import load_model
+
+    quiet_transformers()
+    loaded = load_model(model, device)
+    stream = data_of(loaded, data).tokens(split)
+    print(f"evaluating {loaded.describe()}")
+    ids = stream.read(0, min(len(stream), tokens or len(stream)))
+    result = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)
+    per_byte = "unknown (the model has no tokenizer)" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+    print(
+        f"nats a token   {result.nats_per_token:.4f}\nperplexity     {result.perplexity:.3f}\nbits per byte  {per_byte}"
+    )
+    print(f"tokens         {result.tokens:,} of {split}, windows of {result.window} every {result.stride}")
+
+
+def sample(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="text to continue; empty: start of a document")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 100,
+    temperature: Annotated[float, typer.Option(help="0 is greedy", min=0)] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1)] = 50,
+    count: Annotated[int, typer.Option(help="number of samples", min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    device: Device = None,
+) -> None:
+    """Continue a prompt."""
+    from harmonic_gpt.evaluation.sample import sample as draw
+    from harmonic_gpt.runs.load import load_model
+
+    quiet_transformers()
+    loaded = load_model(model, device)
+    print(f"sampling from {loaded.describe()}")
+    texts = draw(
+        loaded, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, count=count, seed=seed
+    )
+    for text in texts:
+        print(f"---\n{text}")
+
+
+def geometry(
+    model: Model,
+    word_pairs: Annotated[
+        str | None, typer.Option(help="folder of relation tasks (function-vectors JSON); default: built in")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
+    data: Data = None,
+    tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
+    words: Words = None,
+    out: Out = None,
+    device: Device = None,
+) -> None:
+    """How readable one model is: word pairs, compression, class centers, analogies, nearest words."""
+    from harmonic_gpt.cli.geometry import run_geometry
+
+    run_geometry(model, word_pairs, layers, protocol, data, tokens, words, out, device)
+
+
+def probes(
+    model: Model,
+    task: ProbeFiles = None,
+    layers: Annotated[str | None, typer.Option(help="as in 0,6,12; default: first, middle, last")] = None,
+    examples: Annotated[int, typer.Option(help="of a task, at most", min=25)] = 2000,
+    data: Annotated[
+        str | None, typer.Option(help="token folder whose frequencies are probed; default: the run's own, if any")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+) -> None:
+    """What classifiers read from mean hidden states: labelled texts, or built-in tasks (F1, five folds)."""
+    from harmonic_gpt.cli.probes import run_probes_command
+
+    run_probes_command(model, task, layers, examples, data, out, device)
+
+
+def lens(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="text to read")],
+    top: Annotated[int, typer.Option(help="nearest tokens of a cell", min=1)] = 3,
+    out: Annotated[str | None, typer.Option(help="PNG file for a heat map")] = None,
+    device: Device = None,
+) -> None:
+    """Every layer and position of a prompt, read as its nearest tokens."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harmonic_gpt.evaluation import lens as module
+    from harmonic_gpt.runs.load import load_model
+
+    if out is not None and Path(out).exists():
+        raise InputError(f"--out {out}: exists already; choose another name")
+    quiet_transformers()
+    loaded = load_model(model, device)
+    read = module.lens(loaded, prompt, top)
+    table = Table("layer", *map(ascii, read.tokens), title=f"{loaded.name}: nearest by {read.by}")
+    for layer in reversed(range(len(read.words))):
+        cells = zip(read.words[layer], read.scores[layer], strict=True)
+        table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
+    Console(markup=False, width=max(Console().width, 8 + 16 * len(read.tokens))).print(
+        table
+    )  # words cut apart cannot be read
+    if out is not None:
+        module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
+
+
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="models, each its own arm; or --arm NAME MODEL... --arm NAME MODEL...")
+    ],
+    out: Annotated[str, typer.Option(help="folder for results.json, figures, report.md and report.html")],
+    data: Data = None,
+    tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
+    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
+    reading_tokens: Annotated[
+        int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)
+    ] = 32768,
+    probe_task: ProbeFiles = None,
+    words: Words = None,
+    device: Device = None,
+) -> None:
+    """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out
+    report/"""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from harmonic_gpt.evaluation.comparison import compare as comparison
+    from harmonic_gpt.evaluation.comparison.arms import parse_arms
+    from harmonic_gpt.evaluation.comparison.report import first_screen, model_table, verdict
+
+    arms = parse_arms(models)
+    chosen = {"probe_files": probe_task, "words": words.split(",") if words else None}
+    results = comparison.compare(
+        arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens, **chosen
+    )
+    header, rows = model_table(results)
+    table = Table(*header, box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
+    print(verdict(results))
+    for line in first_screen(results["comparison"]):
+        print(line.replace("**", ""))
+    print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")
+
+
+def lm_eval(
+    model: Model,
+    tasks: Annotated[
+        str, typer.Option(help="comma-separated: validation_text, relations, or any of `lm_eval ls tasks`")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="token folder or text file of validation_text; default: the run's own")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="folder whose results.json takes the scores")] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="examples before each question; default: the task's", min=0)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="questions of a task; default: all", min=1)] = None,
+    device: Device = None,
+) -> None:
+    """EleutherAI's lm-evaluation-harness."""
+    from harmonic_gpt.interop import harness
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    loaded, scores = harness.evaluate(model, names, data=data, out=out, few_shot=few_shot, limit=limit, device=device)
+    print(f"evaluated {loaded.describe()}")
+    for task, metrics in scores.items():
+        for metric, value in metrics.items():
+            print(f"{task:<28}{metric:<20}{value:.4f}")
+    if out:
+        print(f"numbers: {out}/results.json")

@@ -1,0 +1,52 @@
+"""How sure a number is: bootstrap over the things that were sampled (pairs, tokens, queries), and spread over seeds."""
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 500
+CONFIDENCE = 0.95
+
+
+def resample_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, n) float64: how often each of n things occurs in a bootstrap sample of n. A function of (n, seed)
+    alone, so that two models that are measured on the same things are resampled alike, and their difference is a paired
+    one."""
+    return np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def bootstrap_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(resamples,) bootstrap replicates of the mean of `values` (n,)."""
+    return resample_weights(len(values), seed) @ np.asarray(values, np.float64) / len(values)
+
+
+def percentile_interval(replicates: np.ndarray) -> list[float] | None:
+    """Percentile interval (95 %) of bootstrap replicates; None if any is not finite."""
+    if len(replicates) == 0 or not np.isfinite(replicates).all():
+        return None
+    tail = 50 * (1 - CONFIDENCE)
+    return [float(v) for v in np.percentile(replicates, [tail, 100 - tail])]
+
+
+def spread(values: list[float]) -> dict:
+    """Mean and standard deviation over runs; the deviation of one run is None: not known."""
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "runs": len(values),
+        "values": [float(v) for v in values],
+    }
+
+
+def difference_over_runs(a: list[float], b: list[float]) -> list[float] | None:
+    """95 % interval of mean(a) - mean(b) by Welch's t over runs; None where an arm has one run."""
+    if min(len(a), len(b)) < 2:
+        return None
+    if np.ptp(a) == np.ptp(b) == 0:
+        return [float(np.mean(a) - np.mean(b))] * 2
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
+    return [float(low), float(high)]
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of as uneven a split of wins and losses, if either were as likely. 1 without any."""
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

@@ -1,0 +1,72 @@
+"""Do two models represent the same text alike? Linear CKA and RSA between their layers.
+
+Both compare relations between positions, not coordinates, so models of different widths can be compared.
+"""
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+POSITIONS = 1000  # of the text, at which layers are compared: N x N matrices
+
+
+def kernel(x: Tensor) -> Tensor:
+    """Centered Gram matrix (N, N) of vectors (N, D), of Frobenius norm 1; NaN if they are all alike. Float64."""
+    centered = x.double() - x.double().mean(0)
+    gram = centered @ centered.T
+    return gram / gram.norm()
+
+
+def distance_ranks(x: Tensor) -> Tensor:
+    """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if
+    all are alike."""
+    unit = torch.nn.functional.normalize(x.double() - x.double().mean(0), dim=1)
+    distances = 1 - (unit @ unit.T)[*torch.triu_indices(len(x), len(x), 1)]
+    if distances.max() - distances.min() < 1e-12:
+        return torch.full_like(distances, torch.nan)
+    ranks = torch.from_numpy(rankdata(distances.numpy()))
+    return (ranks - ranks.mean()) / (ranks - ranks.mean()).norm()
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centered kernel alignment of two sets of vectors of the same N things (N, D1), (N, D2): 0 to 1 (Kornblith
+    et al. 2019).
+
+    Unchanged by rotation, translation and scale of either. NaN if one of them is collapsed. With N near D or below,
+    even unrelated sets score well above 0: compare with a shuffled control.
+    """
+    return float((kernel(x) * kernel(y)).sum())
+
+
+def rsa(x: Tensor, y: Tensor) -> float:
+    """Representational similarity (Kriegeskorte et al. 2008): Spearman correlation of the two sets' pairwise cosine
+    distances.
+
+    x (N, D1), y (N, D2) are centered first. -1 to 1; NaN if all distances of one are alike.
+    """
+    return float(distance_ranks(x) @ distance_ranks(y))
+
+
+def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
+    """CKA and RSA of every layer of one model with every layer of another, at the same N positions of the same text.
+
+    Args:
+        a, b: (N, D) a layer. `shuffled` values: the largest over layers when the positions of b are permuted: no
+            similarity.
+    Values of collapsed layers are None.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))
+    result: dict = {"positions": len(order), "seed": seed}
+    for key, form in (("cka", kernel), ("rsa", distance_ranks)):
+        left, right = ([form(x) for x in layers] for layers in (a, b))
+        result[key] = [[_number(x, y) for y in right] for x in left]
+        shuffled = [form(y[order]) for y in b]
+        values = [value for x in left for y in shuffled if (value := _number(x, y)) is not None]
+        result[f"{key}_shuffled"] = max(values, default=None)
+    return result
+
+
+def _number(x: Tensor, y: Tensor) -> float | None:
+    value = float((x * y).sum())
+    return None if np.isnan(value) else value

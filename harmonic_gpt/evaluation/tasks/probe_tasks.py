@@ -1,0 +1,123 @@
+"""What probes are asked: files in the format of SST-2 and CoLA, and three tasks that need no download."""
+
+import csv
+import json
+import re
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from harmonic_gpt.data.pydocs import docstrings
+from harmonic_gpt.errors import InputError
+
+WORDS = Path(__file__).parent / "parts_of_speech.json"  # written for this project, from common knowledge
+LONGEST = 128  # tokens of an example; more are cut off
+# Modules of the standard library with much prose; parsing all of it takes ten seconds
+MODULES = "argparse ast calendar configparser contextlib datetime difflib doctest enum fractions ftplib functools heapq inspect optparse os random statistics string subprocess tarfile tempfile textwrap threading turtle typing zipfile"
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    name: str
+    examples: list[list[int]]  # N token sequences
+    labels: np.ndarray  # (N,) of str
+
+
+def _task(name: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[str]) -> ProbeTask:
+    ids = [tokenizer.encode(text, add_special_tokens=False)[:LONGEST] for text in texts]
+    kept = [i for i, tokens in enumerate(ids) if tokens]
+    return ProbeTask(name, [ids[i] for i in kept], np.array([labels[i] for i in kept]))
+
+
+def _thinned(texts: list[str], labels: list[str], count: int, seed: int) -> tuple[list[str], list[str]]:
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
+    return [texts[i] for i in chosen], [labels[i] for i in chosen]
+
+
+def load_probe_file(path: str | Path) -> tuple[list[str], list[str]]:
+    """(texts, labels) of a .csv, .tsv or .jsonl file.
+
+    Columns "sentence" or "text", and "label" (GLUE's SST-2); or a .tsv without header and with four columns: source,
+    label, mark, sentence (CoLA as published). Raises InputError.
+    """
+    path = Path(path).expanduser()
+    expected = 'columns "text" (or "sentence") and "label", or CoLA\'s four columns without header'
+    if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(f"{path}: expected a .csv, .tsv or .jsonl file with {expected}")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        else:  # GLUE's files do not quote
+            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+            table = list(csv.reader(content.splitlines(keepends=True), **dialect))
+            if table and len(table[0]) == 4 and "label" not in table[0]:
+                table.insert(0, ["source", "label", "mark", "sentence"])
+            rows = [dict(zip(table[0], line, strict=True)) for line in table[1:] if line]
+        pairs = [(row["sentence"] if "sentence" in row else row["text"], row["label"]) for row in rows]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: expected {expected}, got something else ({type(error).__name__}: {error})") from None
+    if not pairs or not all(isinstance(text, str) and text.strip() for text, _ in pairs):
+        raise InputError(f"{path}: every row needs a text; expected {expected}")
+    return [text for text, _ in pairs], [str(label) for _, label in pairs]
+
+
+def file_task(path: str | Path, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
+    """At most `most` examples of a file, chosen by the seed; longer texts than LONGEST tokens are cut."""
+    return _task(Path(path).stem, tokenizer, *_thinned(*load_probe_file(path), most, seed))
+
+
+def part_of_speech(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
+    """Noun, verb, adjective or adverb, of a word that stands alone. Suffixes may give it away: a word can be several
+    tokens."""
+    words = json.loads(WORDS.read_text(encoding="utf-8"))
+    pairs = [(" " + word, kind) for kind, listed in words.items() for word in listed.split()]
+    return _task("part of speech", tokenizer, *_thinned([w for w, _ in pairs], [k for _, k in pairs], most, seed))
+
+
+def frequency_band(counts: np.ndarray, most: int, seed: int = 0) -> ProbeTask:
+    """Is a token common, middling or rare? Thirds of the tokens that occur, by how often. counts: (V,) in some text."""
+    order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+    bands = dict(zip(("common", "middling", "rare"), np.array_split(order, 3), strict=True))
+    rng = np.random.default_rng(seed)
+    chosen = [(int(token), name) for name, band in bands.items() for token in rng.permutation(band)[: most // 3]]
+    return ProbeTask("token frequency", [[token] for token, _ in chosen], np.array([name for _, name in chosen]))
+
+
+def two_sources(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
+    """Is a sentence from Python's language reference or from docstrings of its library? Both come with every Python."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for name, sentences in _python_prose().items():
+        pairs += [(sentences[i], name) for i in rng.permutation(len(sentences))[: most // 2]]
+    return _task("sentence source", tokenizer, [s for s, _ in pairs], [n for _, n in pairs])
+
+
+@cache  # parsing takes a second, and each model of a comparison asks
+def _python_prose() -> dict[str, list[str]]:
+    from pydoc_data.topics import topics
+
+    library = Path(sysconfig.get_paths()["stdlib"])
+    modules = [docstrings((library / f"{name}.py").read_bytes()) for name in MODULES.split()]
+    sources = {"reference": [topics[key] for key in sorted(topics)], "docstrings": modules}
+    return {name: sorted({s for text in documents for s in _sentences(text)}) for name, documents in sources.items()}
+
+
+def _sentences(text: str) -> list[str]:
+    """Plain prose of 40 to 120 characters: no markup, no code."""
+    found = [" ".join(s.split()) for paragraph in text.split("\n\n") for s in re.split(r"(?<=[.!?])\s+", paragraph)]
+    return [s for s in found if 40 <= len(s) <= 120 and re.fullmatch(r"[A-Z][A-Za-z ,;'-]+\.", s)]
+
+
+def built_in_tasks(
+    tokenizer: PreTrainedTokenizerBase, counts: np.ndarray | None, most: int, seed: int = 0
+) -> list[ProbeTask]:
+    """The tasks that need no file; frequency only where `counts` of tokens in a text are known."""
+    tasks = [part_of_speech(tokenizer, most, seed), two_sources(tokenizer, most, seed)]
+    return tasks if counts is None else [*tasks, frequency_band(counts, most, seed)]

@@ -1,0 +1,47 @@
+"""Nats of tokens: what training, evaluation and reports all count."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from harmonic_gpt.data.tokens import Tokens
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+
+COUNTED_TOKENS = 20_000_000  # of a corpus: token frequencies settle long before
+
+
+@torch.no_grad()
+def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> Tensor:
+    """Nats that a causal model needs for ids[:, 1:] given what precedes each; scalar sum in float32 (float64 of a
+    float64 model).
+
+    Args:
+        ids: (B, T + 1) int64.
+        ignore_leading: this many first targets of every row are context only.
+    """
+    targets = ids[:, 1:].clone()
+    targets[:, :ignore_leading] = -100
+    if isinstance(model, HarmonicGPT2ForCausalLM):  # its loss never builds the (B T, V) logits
+        return model(
+            input_ids=ids[:, :-1], shift_labels=targets, num_items_in_batch=1, skip_logits=True, use_cache=False
+        ).loss
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+def token_counts(tokens: Tokens) -> np.ndarray:
+    """(V,) int64: how often each token occurs among the first 20 M."""
+    return np.bincount(tokens.read(0, min(len(tokens), 20_000_000)), minlength=tokens.vocab_size)
+
+
+def unigram_nats(train: Tokens, validation: Tokens, limit: int) -> float:
+    """Nats a token of predicting validation tokens from training frequencies alone (add-one smoothed).
+
+    What a model must beat to have learned more than which tokens are common. Reads at most 20 M training tokens.
+    """
+    counts = token_counts(train) + 1
+    log_p = np.log(counts / counts.sum())
+    return float(-log_p[validation.read(0, min(len(validation), limit))].mean())

@@ -1,0 +1,293 @@
+"""The loss against its oracle. Truth is float64; tolerances follow from n * eps * (||x||^2 + ||w||^2) / d^2, they are
+not chosen."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harmonic_gpt import HarmonicHead, harmonic_cross_entropy, head_logits
+from harmonic_gpt.model import harmonic_loss as module
+from tests.conftest import HEADS
+
+N, V, D = 53, 37, 11  # multiples of nothing
+EXPONENTS = [1, 28, 56, 768, 1536]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Several chunks, several blocks a chunk, a ragged end, at test sizes."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 20 * V * 4)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 6 * V * 4)
+
+
+def inputs(dtype=torch.float64, n=N, v=V, d=D):
+    return torch.randn(n, d, dtype=dtype), torch.randn(v, d, dtype=dtype), torch.randint(0, v, (n,))
+
+
+def hard_inputs():
+    """Rows on a center, zero rows, both zero, ignored targets, rows close to a center."""
+    x, w, y = inputs()
+    x[3], y[3] = w[5], 5
+    x[4], y[4] = w[5], 6
+    x[7], w[8], y[7] = 0, 0, 8
+    x[9] = 0
+    x[11] = w[2] + 1e-2 * torch.randn(D, dtype=torch.float64)
+    y[::10] = -100
+    return x, w, y
+
+
+def run(loss_of, x, w, y, upstream=None):
+    """(loss, grad_x, grad_w) of a loss function of (x, w, y)."""
+    x, w = x.detach().clone().requires_grad_(), w.detach().clone().requires_grad_()
+    loss = loss_of(x, w, y)
+    ((loss * upstream).sum() if upstream is not None else loss).backward()
+    return loss.detach(), x.grad, w.grad
+
+
+def ours(head, n, reduction="mean"):
+    similarity, normalization = head
+    return lambda x, w, y: harmonic_cross_entropy(
+        x, w, y, exponent=n, similarity=similarity, normalization=normalization, reduction=reduction
+    )
+
+
+def naive(head, n, reduction="mean"):
+    """Materialised logits and torch's own cross-entropy, differentiated by autograd."""
+    similarity, normalization = head
+    return lambda x, w, y: F.cross_entropy(
+        head_logits(x, w, exponent=n, similarity=similarity, normalization=normalization), y, reduction=reduction
+    )
+
+
+def test_logits_are_the_definition():
+    """softmax(z) is HarMax(d) = d^-n / sum d^-n (paper, section 2)."""
+    x, w, _ = inputs()
+    d = torch.cdist(x, w)
+    n = 5.0
+    expected = d**-n / (d**-n).sum(1, keepdim=True)
+    torch.testing.assert_close(head_logits(x, w, exponent=n).softmax(1), expected)
+    torch.testing.assert_close(head_logits(x, w, exponent=n, normalization="softmax"), -d)
+    torch.testing.assert_close(head_logits(x, w, exponent=n, similarity="dot"), n * (x @ w.T).abs().log())
+    torch.testing.assert_close(head_logits(x, w, exponent=n, similarity="dot", normalization="softmax"), x @ w.T)
+
+
+def test_logits_take_leading_batch_dimensions():
+    x, w = torch.randn(3, 5, D), torch.randn(3, V, D)
+    for similarity, normalization in HEADS:
+        options = {"exponent": 4.0, "similarity": similarity, "normalization": normalization}
+        each = torch.stack([head_logits(a, b, **options) for a, b in zip(x, w, strict=True)])
+        torch.testing.assert_close(head_logits(x, w, **options), each)
+        torch.testing.assert_close(head_logits(x, w[0], **options)[0], each[0])
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("n", EXPONENTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_float64_equals_autograd_through_materialised_logits(head, n, reduction):
+    x, w, y = hard_inputs()
+    upstream = torch.randn(N, dtype=torch.float64) if reduction == "none" else None
+    results = zip(
+        run(ours(head, n, reduction), x, w, y, upstream), run(naive(head, n, reduction), x, w, y, upstream), strict=True
+    )
+    # the row 1e-2 from a center has (||x||^2 + ||w||^2) / d^2 of about 1e4
+    tolerance = max(n, 1) * torch.finfo(torch.float64).eps * 1e5
+    for got, expected in results:
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("n", EXPONENTS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("shift", [0.0, 3.0], ids=["centered", "common offset"])
+def test_float32_is_no_worse_than_naive_float32(head, n, shift):
+    x, w, y = inputs()
+    x, w = (x + shift).float(), (w + shift).float()
+    truth = run(naive(head, n), x.double(), w.double(), y)
+    got = run(ours(head, n), x, w, y)
+    plain = run(naive(head, n), x, w, y)
+    x2, w2 = x.square().sum(1), w.square().sum(1)
+    conditioning = ((x2[:, None] + w2) / torch.cdist(x, w).square()).max().item()
+    for ours_value, naive_value, true_value in zip(got, plain, truth, strict=True):
+        error, naive_error = ((v.double() - true_value).abs().max() for v in (ours_value, naive_value))
+        small = max(n, 1) * torch.finfo(torch.float32).eps * conditioning * true_value.abs().max()
+        assert error <= naive_error + 2 * small
+
+
+@pytest.mark.parametrize("n", EXPONENTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_float32_on_a_center_and_on_zero_is_finite(head, n):
+    x, w, y = hard_inputs()
+    for value in run(ours(head, n), x.float(), w.float(), y):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gradcheck(head):
+    x, w, y = inputs(n=5, v=7, d=3)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: ours(head, 6.0, "none")(a, b, y), (x, w))
+
+
+@pytest.mark.parametrize("n", [1, 28, 768])
+def test_invariants_of_the_harmonic_gradient(n):
+    """The loss does not see a common translation or scale (MATH, table): exact zeros away from the floor."""
+    x, w, y = inputs()
+    _, gx, gw = run(ours(HEADS[0], n, "sum"), x, w, y)
+    size = gx.abs().sum() + gw.abs().sum()
+    assert (gx.sum(0) + gw.sum(0)).abs().max() < 1e-13 * size
+    assert ((x * gx).sum() + (w * gw).sum()).abs() < 1e-13 * size
+
+
+def test_ignored_targets_do_not_count(small_chunks):
+    x, w, y = inputs()
+    y[5:30] = -100
+    kept = y != -100
+    loss, gx, gw = run(ours(HEADS[0], 8.0), x, w, y)
+    expected, gx_kept, gw_kept = run(ours(HEADS[0], 8.0), x[kept], w, y[kept])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gx[kept], gx_kept)
+    torch.testing.assert_close(gw, gw_kept)
+    assert (gx[~kept] == 0).all()
+
+
+def test_no_targets_at_all_is_zero_not_nan():
+    x, w, y = inputs()
+    for value in run(ours(HEADS[0], 8.0), x, w, torch.full_like(y, -100)):
+        assert (value == 0).all()
+    empty = harmonic_cross_entropy(x[:0].requires_grad_(), w, y[:0], exponent=8.0)
+    assert empty.item() == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_bfloat16_operands_give_float32_distances(head, reduction):
+    """bf16 inputs, and float32 ones under autocast, are the float64 loss of the rounded operands, not of bf16
+    distances."""
+    x, w, y = inputs(torch.float32)
+    rounded = [t.bfloat16() for t in (x, w)]
+    upstream = torch.rand(N) if reduction == "none" else None
+    truth = run(naive(head, 28, reduction), *(t.double() for t in rounded), y, upstream)
+    direct = run(ours(head, 28, reduction), *rounded, y, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic = run(ours(head, 28, reduction), x, w, y, upstream)
+    for loss, gx, gw in (direct, automatic):
+        torch.testing.assert_close(loss.double(), truth[0], rtol=1e-5, atol=1e-5)
+        for got, expected in ((gx, truth[1]), (gw, truth[2])):  # g is rounded to bf16 (2^-9), and so is a bf16 gradient
+            assert (got.double() - expected).abs().max() < 2**-7 * expected.abs().max()
+    assert direct[0].dtype == automatic[0].dtype == torch.float32
+    assert direct[1].dtype == torch.bfloat16
+    assert automatic[1].dtype == torch.float32
+    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())  # float32 parameters get float32 gradients
+
+
+def test_a_likely_label_loses_no_digits():
+    """p_y = 1 - 2e-7 and less: 1 - p_y and the loss come from the other classes, not from a difference to 1 (float32's
+    epsilon is 6e-8)."""
+    x, w, y = inputs(torch.float32, n=9)
+    x = w[y] + 0.08 * torch.randn(9, D)
+    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
+    assert truth[0] / 9 < 1e-6
+    for got, expected in zip(run(ours(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
+        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_nan_stays_nan():
+    x, w, y = inputs(torch.float32)
+    x[2, 0] = float("nan")
+    for head in HEADS:
+        assert run(ours(head, 28), x, w, y)[0].isnan()
+
+
+class _Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_never_builds_all_logits(head, small_chunks):
+    x, w, y = inputs(torch.float32, n=400)
+    with _Largest() as largest:
+        run(ours(head, 28), x, w, y)
+    assert largest.elements <= max(20 * V, 400 * D)  # a chunk, or the hidden states; N x V is 14,800
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_grad_does_no_gradient_work(monkeypatch, reduction):
+    asked = []
+    real = module._losses_and_gradients
+
+    def spy(*args, with_gradients):
+        asked.append(with_gradients)
+        return real(*args, with_gradients=with_gradients)
+
+    monkeypatch.setattr(module, "_losses_and_gradients", spy)
+    x, w, y = inputs()
+    with torch.no_grad():
+        a = harmonic_cross_entropy(x.requires_grad_(), w, y, exponent=8.0, reduction=reduction)
+    b = harmonic_cross_entropy(x.detach(), w, y, exponent=8.0, reduction=reduction)
+    assert asked == [False, False]
+    torch.testing.assert_close(a, b)
+
+
+def test_gradients_of_one_operand_only():
+    x, w, y = inputs()
+    _, gx, gw = run(ours(HEADS[0], 8.0), x, w, y)
+    for a, b in ((x.clone().requires_grad_(), w), (x, w.clone().requires_grad_())):
+        ours(HEADS[0], 8.0)(a, b, y).backward()
+        torch.testing.assert_close(a.grad if a.requires_grad else b.grad, gx if a.requires_grad else gw)
+
+
+def test_second_and_double_backward_are_refused():
+    x, w, y = inputs()
+    x.requires_grad_()
+    loss = ours(HEADS[0], 8.0)(x, w, y)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward ran twice"):
+        loss.backward()
+    each = ours(HEADS[0], 8.0, "none")(x, w, y).sum()
+    each.backward(retain_graph=True)
+    each.backward()  # recomputes: allowed
+    for reduction in ("mean", "none"):
+        with pytest.raises(RuntimeError, match="double backward"):
+            torch.autograd.grad(ours(HEADS[0], 8.0, reduction)(x, w, y).sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_states": torch.randn(N, D).half(), "centers": torch.randn(V, D).half()}, "bfloat16"),
+        ({"hidden_states": torch.randn(N, D + 1)}, "expected hidden_states"),
+        ({"labels": torch.zeros(N + 1, dtype=torch.long)}, "expected hidden_states"),
+        ({"labels": torch.full((N,), V)}, f"\\[0, {V}\\)"),
+        ({"labels": torch.full((N,), -1)}, "got -1"),
+        ({"labels": torch.zeros(N)}, "integer"),
+        ({"reduction": "average"}, "reduction"),
+        ({"similarity": "cosine"}, "similarity"),
+        ({"normalization": "sparsemax"}, "normalization"),
+        ({"exponent": 0.0}, "exponent"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    x, w, y = inputs(torch.float32)
+    arguments = {"hidden_states": x, "centers": w, "labels": y, "exponent": 8.0} | change
+    with pytest.raises(ValueError, match=message):
+        harmonic_cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_module_loss_is_the_cross_entropy_of_its_logits(head):
+    module_ = HarmonicHead(D, V, exponent=7.0, similarity=head[0], normalization=head[1], hidden_scale=0.3)
+    torch.nn.init.normal_(module_.weight)
+    x, y = torch.randn(2, 9, D), torch.randint(0, V, (2, 9))
+    logits = module_(x)
+    torch.testing.assert_close(module_(x, y), F.cross_entropy(logits.flatten(0, 1), y.flatten()))
+    if head != ("dot", "softmax"):
+        torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(2, 9), atol=1e-5, rtol=0)
