@@ -24,6 +24,8 @@ from pydantic_core import ErrorDetails
 
 from harmonic_gpt.errors import InputError
 
+OLD_NAMES = {"optim.head_lr": "optim.head_lr_scale"}  # of version 0.1
+
 Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Gt(0), Le(2**31 - 1)]
@@ -265,8 +267,8 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), valu
             raise InputError(f"{path}: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
-    problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
     _take_old_names(values)
+    problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -295,10 +297,12 @@ def _parse(text: str) -> Any:
 
 
 def _take_old_names(values: dict) -> None:
-    """Files of version 0.1 stay valid."""
-    optim = values.get("optim")
-    if isinstance(optim, dict) and "head_lr" in optim:
-        optim.setdefault("head_lr_scale", optim.pop("head_lr"))
+    """Files of version 0.1 stay valid. With both names in one file the old one is left, to be refused as unknown."""
+    for old, new in OLD_NAMES.items():
+        section, old_key = old.split(".")
+        settings = values.get(section)
+        if isinstance(settings, dict) and old_key in settings and (new_key := new.split(".")[1]) not in settings:
+            settings[new_key] = settings.pop(old_key)
 
 
 def _combination_problems(values: dict, error: ValidationError) -> list[str]:
@@ -339,7 +343,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _apply(values: dict, key: str, text: str) -> str | None:
-    """Set the dotted key in place; returns a problem or None."""
+    """Set the dotted key in place, an old name as its new one; returns a problem or None."""
+    key = OLD_NAMES.get(key, key)
     try:
         value = _parse(text)
     except ValueError:
