@@ -1,4 +1,4 @@
-"""pyproject.toml, requirements.txt and requirements.lock agree, and the lock leaves nothing open: `make lock` mends that.
+"""pyproject.toml, requirements.txt and requirements.lock agree, and the lock leaves nothing open (else: `make lock`);
 CHANGELOG.md and CITATION.cff are of the version that the package has."""
 
 import pkgutil
