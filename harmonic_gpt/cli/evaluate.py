@@ -143,10 +143,8 @@ def compare(
     words: Words = None,
     device: Device = None,
 ) -> None:
-    """Compare arms, each of one or more runs (seeds).
-
-    Example: eval.py compare --arm harmonic RUN RUN --arm standard RUN RUN --out report/
-    """
+    """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out
+    report/"""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
