@@ -16,7 +16,8 @@ import harmonic_gpt
 from tests.interop import environments
 from tests.interop.environments import ROOT
 
-OF_EXTRAS = ["PIL", "datasets", "matplotlib", "scipy", "sklearn", "tiktoken", "triton", "wandb"]  # markdown-it-py: rich has it
+# Without markdown-it-py, which rich needs
+OF_EXTRAS = ["PIL", "datasets", "matplotlib", "scipy", "sklearn", "tiktoken", "triton", "wandb"]
 
 
 def tracked(folder: str = ".") -> list[str]:
@@ -82,7 +83,7 @@ def test_trains_and_evaluates_with_its_core_dependencies_and_compares_with_eval(
 ):
     run, data, texts = tmp_path / "run", tmp_path / "data", tmp_path / "texts"
     texts.mkdir()
-    for number, line in enumerate(corpus.read_text().splitlines()):  # the core reads .txt; the rest is of the extra data
+    for number, line in enumerate(corpus.read_text().splitlines()):  # .jsonl is read by the extra data alone
         (texts / f"{number}.txt").write_text(json.loads(line)["text"])
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(run_config(data__dir=data).model_dump(mode="json")))
