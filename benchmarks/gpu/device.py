@@ -4,7 +4,7 @@ import hashlib
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,7 +96,7 @@ def seconds(function: Callable[[], object], device: str) -> float:
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]], rounds: int, device: str
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """(seconds of every round by contender, error by contender that failed).
 

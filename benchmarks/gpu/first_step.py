@@ -5,24 +5,22 @@ import json
 import sys
 import time
 
+import torch
+
+from benchmarks.gpu.settings import running
 from harmonic_gpt.run_config import RunConfig, load_run_config
+from harmonic_gpt.training.loop import train_step
 
 
 def first_step(config: RunConfig, started: float) -> dict:
     """Everything that train.py does up to the end of its first step. started: time.time() of the start."""
-    import torch
-
-    from harmonic_gpt.training.loop import train_step
-    from harmonic_gpt.training.setup import setup
-
     imported = time.time()
-    run = setup(config, resume=False)
-    ready = time.time()
-    train_step(run)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    done = time.time()
-    run.tracker.close()
+    with running(config) as run:
+        ready = time.time()
+        train_step(run)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        done = time.time()
     return {
         "seconds_to_first_step": done - started,
         "seconds_of_imports": imported - started,

@@ -16,8 +16,8 @@ from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training.loop import train
 
 COLUMNS = {
-    "head": "", "steps": ",", "batch_tokens": ",", "train_tokens": ",", "val_loss": ".4f", "lowest_val_loss": ".4f", "tokens_per_second": ",.0f",
-    "mfu": ".1%", "peak_gib": ".1f",
+    "head": "", "steps": ",", "batch_tokens": ",", "train_tokens": ",", "val_loss": ".4f", "lowest_val_loss": ".4f",
+    "tokens_per_second": ",.0f",    "mfu": ".1%", "peak_gib": ".1f",
 }  # fmt: skip
 TRAINING_SECONDS = 280  # by the measured speed; evaluation, checkpoints and the start come on top
 ASSUMED_TOKENS_PER_SECOND = 100_000  # where the stage `step` has no number yet
@@ -31,7 +31,7 @@ def measurements(settings: Settings, earlier: list[dict], head: str) -> dict[str
 
 
 def pair_config(settings: Settings, head: str, earlier: list[dict]) -> RunConfig:
-    """configs/gpt2_small_HEAD.yaml with a shorter schedule, the same for both heads, on the given or the embedded data."""
+    """configs/gpt2_small_HEAD.yaml with a shorter schedule, alike for both heads, on the given or the embedded data."""
     if settings.toy:
         steps, batch = 4, {"train__log_every": 1}
     else:

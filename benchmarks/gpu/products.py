@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.device import interleaved, spread
-from benchmarks.gpu.settings import Settings, gpt2_small, random_tokens
+from benchmarks.gpu.settings import Settings, gpt2_small, random_tokens, running
 from harmonic_gpt.training.loop import train_step
 from harmonic_gpt.training.plan import peak_flops
-from harmonic_gpt.training.setup import setup
 
 COLUMNS = {
     "dtype": "", "product": "", "classes": ",", "ms": ",.3f", "tflops": ",.1f", "of_peak": ".0%",
@@ -64,15 +63,14 @@ def products(settings: Settings, dtype: torch.dtype) -> list[dict]:
 
 
 def attention(settings: Settings, compiled: bool) -> list[dict]:
-    """Names of what attention runs in a step of train.py, by torch's profiler: kernels on CUDA, operators on the CPU."""
+    """Names of what attention runs in a step of train.py, by torch's profiler: kernels on CUDA, else operators."""
     with tempfile.TemporaryDirectory(dir=settings.work) as folder:
         size = {} if settings.toy else {"model__n_layer": 2, "train__batch_tokens": 8192, "train__micro_batch_size": 4}
         config = gpt2_small(
             settings, "harmonic", run_dir=f"{folder}/run", data__dir=random_tokens(settings),
             data__vocab_size=settings.vocab_size, train__compile=compiled, **size,
         )  # fmt: skip
-        run = setup(config, resume=False)
-        try:
+        with running(config) as run:
             for _ in range(2):
                 train_step(run)
             activities = [ProfilerActivity.CPU, *([] if settings.toy else [ProfilerActivity.CUDA])]
@@ -80,8 +78,6 @@ def attention(settings: Settings, compiled: bool) -> list[dict]:
                 train_step(run)
                 if not settings.toy:
                     torch.cuda.synchronize()
-        finally:
-            run.tracker.close()
     kind = torch.autograd.DeviceType.CPU if settings.toy else torch.autograd.DeviceType.CUDA
     names = {event.key for event in profiler.key_averages() if event.device_type == kind}
     kernels = sorted(name for name in names if ATTENTION.search(name))

@@ -62,7 +62,7 @@ STAGES = {
 
 
 class Results:
-    """The rows of --out that one device has for one state of the code; others stay in the file and are not looked at."""
+    """The rows of --out that one device has for one state of the code. Others stay in the file and are not read."""
 
     def __init__(self, out: Path, settings: Settings):
         self.out, self.settings = out, settings
@@ -106,7 +106,7 @@ def _failed(rows: list[dict]) -> bool:
 
 
 def measure(stages: list[str], settings: Settings, out: Path, isolate: bool = True) -> int:
-    """Every stage that is asked for and not finished, each in a process of its own unless not `isolate`; then the table.
+    """Every stage that is asked for and not finished, with `isolate` in a process of its own; then the table.
 
     Returns 0, or 1 if a measurement is not finished at the end.
     """
@@ -174,7 +174,7 @@ def run_stage(stage: str, results: Results) -> bool:
         results.append(rows, stage=stage, measurement=name, seconds=round(time.perf_counter() - started, 1))
         gc.collect()
         if not results.settings.toy:
-            torch.cuda.synchronize()  # raises, and so ends the stage, after an error that the device does not recover from
+            torch.cuda.synchronize()  # after an error from which the device does not recover it raises: the stage ends
             torch.cuda.empty_cache()
     return good
 

@@ -1,11 +1,15 @@
 """What the stages of a measurement share: the device, the folders, and the runs that they train."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harmonic_gpt.run_config import RunConfig, load_run_config
+from harmonic_gpt.training.run import Run
+from harmonic_gpt.training.setup import setup
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -20,8 +24,8 @@ TOY = {
 
 @dataclass(frozen=True)
 class Settings:
-    """work: folder for runs and token files. toy: every stage at the smallest size, on the CPU. data: token folder of the
-    pair; None: the embedded corpus. nanogpt: nanoGPT's model.py, if there is one."""
+    """work: folder for runs and token files. toy: every stage at the smallest size, on the CPU. data: token folder of
+    the pair; None: the embedded corpus. nanogpt: nanoGPT's model.py, if there is one."""
 
     work: Path
     toy: bool = False
@@ -38,10 +42,21 @@ class Settings:
 
 
 def gpt2_small(settings: Settings, head: str, **overrides: object) -> RunConfig:
-    """configs/gpt2_small_HEAD.yaml with changes; "__" in a name stands for a dot. At toy size, toy values come first."""
+    """configs/gpt2_small_HEAD.yaml with changes, at toy size beside those of TOY; "__" in a name stands for a dot."""
     changes = (TOY if settings.toy else {}) | {name.replace("__", "."): value for name, value in overrides.items()}
     arguments = [f"--{name}={'null' if value is None else value}" for name, value in changes.items()]
     return load_run_config(CONFIGS / f"gpt2_small_{head}.yaml", arguments)
+
+
+@contextmanager
+def running(config: RunConfig) -> Iterator[Run]:
+    """A run as train.py sets it up, for its steps to be measured."""
+    run = setup(config, resume=False)
+    try:
+        yield run
+    finally:
+        if run.tracker:
+            run.tracker.close()
 
 
 def random_tokens(settings: Settings) -> Path:

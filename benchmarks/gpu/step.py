@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from benchmarks.gpu.device import describe, interleaved, micro_batch_size, peak_bytes
 from benchmarks.gpu.first_step import first_step
 from benchmarks.gpu.plain_gpt import PlainGPT, Shape
-from benchmarks.gpu.settings import ROOT, Settings, gpt2_small, random_tokens
+from benchmarks.gpu.settings import ROOT, Settings, gpt2_small, random_tokens, running
 from benchmarks.train_step import hugging_face, nanogpt
 from harmonic_gpt.run_config import RunConfig
 from harmonic_gpt.training.loop import train_step
 from harmonic_gpt.training.plan import model_config, peak_flops, training_flops_per_token
-from harmonic_gpt.training.setup import setup
 
 COLUMNS = {
     "contender": "", "micro_batch": "", "tokens_per_second": ",.0f", "mfu": ".1%", "peak_gib": ".1f",
@@ -75,7 +74,7 @@ def throughput(settings: Settings) -> list[dict]:
         peak = peak_flops(torch.device(settings.device), "bf16")
         rows = []
         for name in builders:
-            row = {"contender": name, "batch_tokens": config.train.batch_tokens}
+            row: dict = {"contender": name, "batch_tokens": config.train.batch_tokens}
             if name in errors:  # a rival's failure is its own, and no reason to measure anew
                 rows.append(row | {"error" if name in (HARMONIC, STANDARD) else "skipped": errors[name]})
                 continue
@@ -123,11 +122,8 @@ def _tied(settings: Settings, head: str, folder: Path) -> RunConfig:
 @contextmanager
 def _ours(settings: Settings, head: str, folder: Path) -> Iterator[Trainee]:
     config = _tied(settings, head, folder)
-    run = setup(config, resume=False)
-    try:
+    with running(config) as run:
         yield Trainee(partial(train_step, run), lambda: _state(run.model, run.optimizer), config.train.micro_batch_size)
-    finally:
-        run.tracker.close()
 
 
 @contextmanager

@@ -54,9 +54,10 @@ def test_bf16_follows_fp32(device, run_config, tmp_path, head, compiled):
     assert column(tmp_path / "bf16", "val_loss") == pytest.approx(column(tmp_path / "fp32", "val_loss"), rel=BF16_RTOL)
 
 
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_is_exact(device, deterministic, run_config, tmp_path, precision, optimizer):
+def test_resume_is_exact(device, run_config, tmp_path, precision, optimizer):
     """6 steps in one go; 3, a checkpoint, and 3: the same losses and weights to the bit, with dropout."""
     options = {"model__dropout": 0.1, "train__precision": precision, "optim__optimizer": optimizer}
     assert loop.train(run_config(run_dir=tmp_path / "whole", **options)) == 0
