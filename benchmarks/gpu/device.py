@@ -31,7 +31,7 @@ def facts(device: str) -> dict:
         }
     row |= {name: _version(name) for name in ("torch", "triton", "transformers")}
     row |= {"cuda": torch.version.cuda, "driver": _driver() if device == "cuda" else None}
-    return row | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    return row | {"date": datetime.now(UTC).isoformat(timespec="milliseconds")}
 
 
 def _version(library: str) -> str | None:

@@ -97,9 +97,9 @@ def _steps(trainee: Trainee) -> None:
 
 
 def _contenders(settings: Settings, folder: Path) -> dict[str, Callable]:
-    like_nanogpt = (NANOGPT, nanogpt(settings.nanogpt)) if settings.nanogpt else (NANOGPT_LIKE, _plain_gpt)
-    rivals = {
-        like_nanogpt[0]: (like_nanogpt[1], True),
+    like_nanogpt: Build = nanogpt(settings.nanogpt) if settings.nanogpt else _plain_gpt
+    rivals: dict[str, tuple[Build, bool]] = {
+        NANOGPT if settings.nanogpt else NANOGPT_LIKE: (lambda shape: like_nanogpt(_padded(shape)), True),
         "GPT2LMHeadModel, eager": (hugging_face, False),
         "GPT2LMHeadModel, compiled": (hugging_face, True),
     }
@@ -173,9 +173,13 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tenso
         yield from (value for value in values.values() if isinstance(value, Tensor))
 
 
+def _padded(shape: dict) -> dict:
+    """As nanoGPT has it by default: GPT-2's vocabulary becomes 50,304."""
+    return shape | {"vocab_size": -(-shape["vocab_size"] // 64) * 64}
+
+
 def _plain_gpt(shape: dict) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    padded = -(-shape["vocab_size"] // 64) * 64  # as nanoGPT does by default
-    model = PlainGPT(Shape(**shape | {"vocab_size": padded}))
+    model = PlainGPT(Shape(**shape))
     return model, lambda ids: model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
 
