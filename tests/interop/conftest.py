@@ -1,24 +1,9 @@
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training.loop import train
-from tests.interop.hub_stand_in import TOKEN, HubStandIn
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub on loopback that huggingface_hub talks to, with a valid token."""
-    stand_in = HubStandIn()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
-    for name, value in {"ENDPOINT": stand_in.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its retries
-    yield stand_in
-    stand_in.close()
 
 
 def _trained(token_folder: Path, run_dir: Path, similarity: str, normalization: str) -> Path:

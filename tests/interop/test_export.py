@@ -13,7 +13,7 @@ from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.export import check_folder, export
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.metrics import read_metrics
-from tests.interop.hub_stand_in import TOKEN
+from tests.hub_stand_in import TOKEN
 
 
 def run(*arguments) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.runs.hub import upload_checkpoint
-from tests.interop.hub_stand_in import TOKEN
+from tests.hub_stand_in import TOKEN
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from harmonic_gpt.__main__ import main
 from harmonic_gpt.run_config import fields
 from harmonic_gpt.runs.metrics import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
