@@ -193,5 +193,5 @@ def read_progress(folder: Path) -> dict | None:
         return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from None
+    except ValueError as error:
+        raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from error

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -94,7 +94,7 @@ def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurement
         results = json.loads((report / RESULTS).read_text(encoding="utf-8"))
         row = next((row for row in results["models"] if row["weights_sha256"] == loaded.weights_sha256), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from None
+        raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from error
     if row is None:
         raise InputError(
             f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its report"
@@ -171,7 +171,7 @@ def check_folder(folder: Path) -> None:
         if not card.data.to_dict().get("library_name"):
             raise ValueError("the card has no metadata")
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} cannot be published: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{folder} cannot be published: {reason_of(error)}") from error
 
 
 def _linked_files(text: str) -> list[str]:

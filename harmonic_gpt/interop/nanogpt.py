@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
@@ -130,10 +130,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many kinds
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{path}: not a checkpoint of tensors and plain values (anything else could run code): {reason}"
-        ) from None
+        if is_out_of_memory(error):
+            raise
+        expected = "a checkpoint of tensors and plain values (anything else could run code)"
+        raise InputError(f"{path}: not {expected}: {reason_of(error)}") from error
     arguments = content.get("model_args") if isinstance(content, dict) else None
     state = content.get("model") if isinstance(content, dict) else None
     needed = {"n_layer", "n_head", "n_embd", "block_size"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.files import file_sha256, sync
 
 CONFIG_FILE = "config.yaml"  # of a run, beside its checkpoints
@@ -161,7 +161,7 @@ def load_state(path: Path) -> dict:
         raise InputError(f"{path} is missing; resuming needs it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:
+    except Exception as error:  # pickle, zipfile and torch raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: not what training writes ({type(error).__name__}: {reason_of(error)})") from error

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.files import file_sha256
 from harmonic_gpt.runs.checkpoint import CHECKSUMS, LATEST, checkpoints, find_corruption, read_state
 from harmonic_gpt.swap_head import STORED, swap_head
@@ -80,9 +80,9 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
         model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with output_loading_info
             path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
+    except Exception as error:  # the hub client, safetensors and the model's own code raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"cannot load a causal language model from {path}: {reason_of(error)}") from error
     if info.get("missing_keys") or info.get("mismatched_keys"):
         broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
@@ -96,9 +96,9 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
         raise InputError(f"{path} is damaged: {problem}")
     try:
         model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to`, and loses its signature
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"device {device!r}: {reason_of(error)}") from error
     _check_causal(model, path)
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) or not folder.is_dir()
