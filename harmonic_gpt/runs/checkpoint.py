@@ -137,13 +137,8 @@ def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint of ours. Raises InputError."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        counts = (
-            state["step"],
-            state["tokens"],
-            state["world_size"] - 1,
-            state.get("skipped_steps", 0),
-            state.get("skipped_in_a_row", 0),
-        )
+        counts = [state["step"], state["tokens"], state["world_size"] - 1]
+        counts += [state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0)]
         texts = (state["config"]["data"]["dir"], state.get("wandb_id") or "")
         if not all(type(count) is int and count >= 0 for count in counts):
             raise TypeError("a count is not a number")
@@ -155,8 +150,7 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def load_state(path: Path) -> dict:
-    """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds
-    anything else."""
+    """Tensors and plain values that `torch.save` wrote; no code is run. Raises InputError if there is anything else."""
     if not path.is_file():
         raise InputError(f"{path} is missing; resuming needs it")
     try:

@@ -49,19 +49,17 @@ def resolve(name: str) -> str:
     """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
     path = Path(name).expanduser()
     if not path.exists():
-        if (
-            name.startswith((".", "/", "~"))
-            or name.count("/") > 1
-            or (path.parent.is_dir() and path.parent != Path("."))
-        ):
+        in_a_folder = path.parent != Path(".") and path.parent.is_dir()
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or in_a_folder:
             raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
         return name
     if (path / "config.json").is_file():
         return str(path.resolve())
-    found = path / LATEST if (path / LATEST).exists() else next(iter(reversed(checkpoints(path))), None)
-    if found is None:
-        raise InputError(f"{path}: no config.json and no checkpoint; expected a run folder or a Hugging Face folder")
-    return str(found.resolve())
+    if (path / LATEST).exists():
+        return str((path / LATEST).resolve())
+    if saved := checkpoints(path):
+        return str(saved[-1].resolve())
+    raise InputError(f"{path}: no config.json and no checkpoint; expected a run folder or a Hugging Face folder")
 
 
 def load_model(name: str, device: str | torch.device | None = "cpu", trust_remote_code: bool = False) -> LoadedModel:
