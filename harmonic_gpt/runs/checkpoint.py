@@ -67,7 +67,7 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
     try:
         write_files(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
+        checksums = {p.relative_to(temporary).as_posix(): file_sha256(p) for p in files}
         (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
         for path in (*files, temporary / CHECKSUMS, temporary):
             sync(path)
