@@ -122,7 +122,9 @@ def _config(
     program, form = ("the paper's code", "the tanh form of GELU") if papers else ("nanoGPT", "the exact GELU")
     notes.append(f"activation: {form}, as in {program}")
     if "distance" in arguments:
-        notes.append("warning: the follow-up's code clamps embeddings at 10 and final hidden states at 20; not done here")
+        notes.append(
+            "warning: the follow-up clamps embeddings to 10 and final hidden states to 20; this model does not"
+        )
     head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
     return HarmonicGPT2Config(
         vocab_size=vocab_size,
