@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from harmonic_gpt.cli.probes import run_probes_command
 from sklearn.metrics import f1_score
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt.cli.probes import run_probes_command
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import hidden_states, mean_states
