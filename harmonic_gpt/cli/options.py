@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 class Group(TyperGroup):
     """Lists its verbs with the whole first sentence of each; click would cut it to the width of the screen."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  click's signature
         with formatter.section("Commands"):
             formatter.write_dl([(name, first_sentence(command.help or "")) for name, command in self.commands.items()])
 

@@ -62,6 +62,35 @@ def test_train_prepares_missing_data(cli, config_file, corpus, tmp_path):
     assert (tmp_path / "new" / "manifest.json").exists()
 
 
+def test_verify_reads_what_a_note_vouches_for(cli, config_file, token_folder, tmp_path):
+    """A flipped byte in a file that has kept its time: the one damage that a note hides."""
+    copy = tmp_path / "tokens"
+    shutil.copytree(token_folder, copy)
+    assert cli("train", "--config", config_file, f"--data.dir={copy}", f"--run_dir={tmp_path / 'a'}")[0] == 0
+    file = copy / "train-00000.bin"
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    arguments = ("train", "--config", config_file, f"--data.dir={copy}", f"--run_dir={tmp_path / 'b'}")
+    code, _, err = cli(*arguments, "--verify")
+    assert code == 2
+    assert "train-00000.bin: its SHA-256 is not the manifest's" in err
+    assert cli(*arguments)[0] == 0
+
+
+def test_inspect(cli, token_folder, tmp_path):
+    code, out, _ = cli("inspect", token_folder, "--samples", 1)
+    assert code == 0
+    assert "train: 'Story " in out
+    copy = tmp_path / "tokens"
+    shutil.copytree(token_folder, copy)
+    (copy / "val-00000.bin").write_bytes(bytes((copy / "val-00000.bin").stat().st_size))
+    code, _, err = cli("inspect", copy)
+    assert code == 2
+    assert "the files are not as they were written" in err
+
+
 def test_dry_run_writes_nothing(cli, config_file, tmp_path):
     before = sorted(tmp_path.iterdir())
     code, out, _ = cli("train", "--config", config_file, "--dry-run", "--train.steps=1000")

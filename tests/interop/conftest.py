@@ -8,8 +8,10 @@ from harmonic_gpt.training.loop import train
 
 def _trained(token_folder: Path, run_dir: Path, similarity: str, normalization: str) -> Path:
     settings = {
-        "run_dir": run_dir, "data.dir": token_folder, "model.similarity": similarity, "model.normalization": normalization,
-        "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.n_positions": 64, "optim.lr": 5e-3, "optim.warmup_steps": 2,
+        "run_dir": run_dir, "data.dir": token_folder,
+        "model.similarity": similarity, "model.normalization": normalization,
+        "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.n_positions": 64,
+        "optim.lr": 5e-3, "optim.warmup_steps": 2,
         "train.steps": 30, "train.batch_tokens": 512, "train.log_every": 5, "eval.every": 15,
     }  # fmt: skip
     config = load_run_config(None, [f"--{key}={value}" for key, value in settings.items()])
