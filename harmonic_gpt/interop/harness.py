@@ -40,8 +40,8 @@ def evaluate(
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise InputError("eval lm-eval needs EleutherAI's harness: pip install 'harmonic-gpt[lm-eval]'") from None
+    except ImportError as error:
+        raise InputError("eval lm-eval needs EleutherAI's harness: pip install 'harmonic-gpt[lm-eval]'") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default it takes
     earlier = _read_results(Path(out).expanduser() / RESULTS) if out else None
     loaded = load_model(name, device)
@@ -94,7 +94,7 @@ def _read_results(path: Path) -> dict:
         assert all(isinstance(row, dict) for row in results["models"])
         return results
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path}: not the results of an evaluation ({error})") from None
+        raise InputError(f"{path}: not the results of an evaluation ({error})") from error
 
 
 def _write_results(out: Path, results: dict, loaded: LoadedModel, scores: Scores) -> None:

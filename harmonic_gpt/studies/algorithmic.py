@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harmonic_gpt.errors import InputError
@@ -237,11 +237,11 @@ def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
         fields = metadata["cell"]
         cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
         return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]
-    except Exception as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a finished cell of this study ({error}): move it away and run the study again"
-        ) from None
+        ) from error

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
@@ -58,18 +58,20 @@ def load(data: str) -> Images:
         raise InputError(f"--data: expected digits, mnist or a local folder, got {data!r}")
     try:
         from datasets import load_dataset
-    except ImportError:
+    except ImportError as error:
         raise InputError(
             "MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits"
-        ) from None
+        ) from error
     try:
         dataset = load_dataset(MNIST if data == "mnist" else data)
         sides = [tensor for side in ("train", "test") for tensor in _tensors(dataset[side])]
     except Exception as error:  # of the network, of the files: `datasets` has many
+        if is_out_of_memory(error):
+            raise
         raise InputError(
-            f"--data {data}: cannot load images ({type(error).__name__}: {error}); expected a train and a test split with the "
-            "columns image and label. --data digits needs no download"
-        ) from None
+            f"--data {data}: cannot load images ({type(error).__name__}: {error}); expected a train and a test split "
+            "with the columns image and label. --data digits needs no download"
+        ) from error
     return Images("mnist", *sides)
 
 
