@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input, hidden_states
 from harmonic_gpt.evaluation.measures.geometry import nearest_rows
+from harmonic_gpt.extras import require
 from harmonic_gpt.runs.load import LoadedModel
 
 # The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
@@ -65,10 +66,12 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
 
 def draw(read: Lens, path: str | Path, title: str) -> None:
     """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
-    from matplotlib import pyplot as plt  # with the backend as it is: this is called from notebooks too
+    require("eval", "matplotlib")
+    from matplotlib.figure import Figure  # no window and no backend of pyplot's: this is called from notebooks too
 
     layers, width = read.nearest.shape[:2]
-    figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    figure = Figure(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(
         read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis"
     )
@@ -83,7 +86,6 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
     axes.set_yticks(range(layers))
     figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _shown(word: str, most: int = 10) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means, percentile_interval
+from harmonic_gpt.extras import require
 
 MIN_CONTEXTS = 20
 MAX_TOKENS = 200
@@ -25,6 +25,9 @@ class ClassCenters:
 def convex_distance(point: Tensor, contexts: Tensor) -> float:
     """Distance of a point (D,) to the convex hull of contexts (n, D): non-negative least squares, weights summing to
     one."""
+    require("eval", "scipy")
+    from scipy.optimize import nnls
+
     heavy = 1e3 * float(contexts.norm(dim=1).max().clamp(min=1e-12))  # holds the sum of the weights to one
     system = np.vstack([contexts.double().numpy().T, np.full(len(contexts), heavy)])
     weights, _ = nnls(system, np.append(point.double().numpy(), heavy))

@@ -5,8 +5,9 @@ Both compare relations between positions, not coordinates, so models of differen
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
+
+from harmonic_gpt.extras import require
 
 POSITIONS = 1000  # of the text, at which layers are compared: N x N matrices
 
@@ -21,6 +22,9 @@ def kernel(x: Tensor) -> Tensor:
 def distance_ranks(x: Tensor) -> Tensor:
     """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if
     all are alike."""
+    require("eval", "scipy")
+    from scipy.stats import rankdata
+
     unit = torch.nn.functional.normalize(x.double() - x.double().mean(0), dim=1)
     distances = 1 - (unit @ unit.T)[*torch.triu_indices(len(x), len(x), 1)]
     if distances.max() - distances.min() < 1e-12:
