@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means, percentile_interval
+from harmonic_gpt.evaluation.measures.geometry import COLLAPSED
 from harmonic_gpt.extras import require
 
 MIN_CONTEXTS = 20
@@ -62,7 +63,7 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     means = torch.stack([c.mean(0) for c in contexts])  # (K, D)
     mean_part, center_part = means - means.mean(0), w[tokens] - w[tokens].mean(0)
     power = center_part.square().sum()
-    if power <= 1e-10 * w[tokens].square().sum():
+    if power <= COLLAPSED * w[tokens].square().sum():
         return ClassCenters(
             {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}, np.zeros(len(tokens))
         )

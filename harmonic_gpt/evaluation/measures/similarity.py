@@ -20,8 +20,8 @@ def kernel(x: Tensor) -> Tensor:
 
 
 def distance_ranks(x: Tensor) -> Tensor:
-    """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if
-    all are alike."""
+    """(N (N - 1) / 2,) float64: ranks of the pairwise cosine distances of centered vectors (N, D), standardised to
+    length 1; NaN if all are alike."""
     require("eval", "scipy")
     from scipy.stats import rankdata
 
@@ -61,14 +61,14 @@ def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
     Values of collapsed layers are None.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))
-    result: dict = {"positions": len(order), "seed": seed}
+    similarity: dict = {"positions": len(order), "seed": seed}
     for key, form in (("cka", kernel), ("rsa", distance_ranks)):
         left, right = ([form(x) for x in layers] for layers in (a, b))
-        result[key] = [[_number(x, y) for y in right] for x in left]
+        similarity[key] = [[_number(x, y) for y in right] for x in left]
         shuffled = [form(y[order]) for y in b]
         values = [value for x in left for y in shuffled if (value := _number(x, y)) is not None]
-        result[f"{key}_shuffled"] = max(values, default=None)
-    return result
+        similarity[f"{key}_shuffled"] = max(values, default=None)
+    return similarity
 
 
 def _number(x: Tensor, y: Tensor) -> float | None:
