@@ -107,7 +107,7 @@ def probes(
 
 def lens(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="text to read")],
+    prompt: Annotated[str, typer.Option(help="text to look into")],
     top: Annotated[int, typer.Option(help="nearest tokens of a cell", min=1)] = 3,
     out: Annotated[str | None, typer.Option(help="PNG file for a heat map")] = None,
     device: Device = None,

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.extras import require
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -135,7 +134,6 @@ def _from_metrics(loaded: LoadedModel, folder: Path) -> Measurements:
 
 
 def _plot_losses(rows: list[dict], path: Path) -> None:
-    require("eval", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -144,7 +142,7 @@ def _plot_losses(rows: list[dict], path: Path) -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, alpha=0.4 if key == "loss" else 1)
-    axes.set(xlabel="step", ylabel="nats per token")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend()
     figure.savefig(path, dpi=150)

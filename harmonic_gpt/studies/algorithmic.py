@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import sync
 from harmonic_gpt.studies.batched import Cell, Member, Result, run, seconds_per_step
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
@@ -240,11 +240,11 @@ def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
         fields = metadata["cell"]
         cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
         return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a finished cell of this study ({reason_of(error)}): move it away and run the study again"
+            f"{path} is not a finished cell of this study ({error}): move it away and run the study again"
         ) from error

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.extras import require
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
@@ -59,17 +59,20 @@ def load(data: str) -> Images:
         return Images(data, *(torch.tensor(x, dtype=torch.float32 if x.ndim == 2 else torch.int64) for x in arrays))
     if data != "mnist" and not Path(data).is_dir():
         raise InputError(f"--data: expected digits, mnist or a local folder, got {data!r}")
-    require("data", "datasets")
-    from datasets import load_dataset
-
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(
+            "MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits"
+        ) from None
     try:
         dataset = load_dataset(MNIST if data == "mnist" else data)
         sides = [tensor for side in ("train", "test") for tensor in _tensors(dataset[side])]
     except Exception as error:  # of the network, of the files: `datasets` has many
         raise InputError(
-            f"--data {data}: cannot load images ({type(error).__name__}: {reason_of(error)}); expected a train and a "
-            "test split with the columns image and label. --data digits needs no download"
-        ) from error
+            f"--data {data}: cannot load images ({type(error).__name__}: {error}); expected a train and a test split with the "
+            "columns image and label. --data digits needs no download"
+        ) from None
     return Images("mnist", *sides)
 
 

@@ -14,7 +14,7 @@ from harmonic_gpt.studies.tasks import EQUIVALENCE_MODULUS, LAST_NODE, PROTOCOLS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The paper's colours
+# The paper's colors
 COLORS = {
     "standard_mlp": "tab:green",
     "harmonic_mlp": "tab:red",
@@ -111,7 +111,7 @@ def _label(model: str) -> str:
 
 
 def _colors(task_name: str) -> tuple[np.ndarray | str, str | None]:
-    """What the paper colours by: equivalence class, generation, left coset of the Klein four-group."""
+    """What the paper colors by: equivalence class, generation, left coset of the Klein four-group."""
     if task_name == "equivalence":
         return np.arange(40) % EQUIVALENCE_MODULUS, "tab10"
     if task_name == "genealogy":
@@ -321,7 +321,7 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
 
 
 def digit_weights(folder: Path, name: str, rows: dict) -> None:
-    """Weights (classes, D) of each row as square images; each row has its own symmetric scale of colours."""
+    """Weights (classes, D) of each row as square images; each row has its own symmetric scale of colors."""
     classes = len(next(iter(rows.values())))
     figure, axes = subplots(len(rows), classes, classes + 1.6, 1.15 * len(rows))
     for row, (label, weights) in zip(axes, rows.items(), strict=True):
