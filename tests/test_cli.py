@@ -13,6 +13,7 @@ from harmonic_gpt.run_config import fields
 from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart_harmonic.yaml")
 
 
 @pytest.fixture
@@ -104,8 +105,12 @@ def test_help_lists_every_setting(cli):
     ("arguments", "message"),
     [
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "--train.step=3"], "did you mean train.steps?"),
-        (["train", "--run_dir={tmp}/x", "--data.dir={tmp}/y"], "no token folder"),
+        (["train", "--train.steps=3"], "--config is missing"),
+        (["train", "--config", QUICKSTART, "--train.step=3"], "did you mean train.steps?"),
+        (
+            ["train", "--config", QUICKSTART, "--run_dir={tmp}/x", "--data.dir={tmp}/y", "--data.source=null"],
+            "no token folder",
+        ),
         (["eval", "perplexity", "{tmp}/none"], "no model at"),
         (["eval", "compare", "{tmp}", "--out", "{tmp}/r"], "no config.json and no checkpoint"),
         (["prepare", "--source", "{tmp}/none.txt", "--out", "{tmp}/d"], "no .txt"),

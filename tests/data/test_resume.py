@@ -162,7 +162,7 @@ result["chain"] = contents(out) == expected
 """,
     )
     assert result["shards"] >= 8
-    assert result["writes"] > 60
+    assert result["writes"] > 50
     assert result["killed"] == result["tried"]
     assert result["kept"] > result["tried"] / 2  # it did continue, rather than begin anew
     assert result["differ"] == []
@@ -254,11 +254,9 @@ changed.write_text(text + json.dumps({"text": "one more"}) + "\n")
 result["changed"] = attempt(folder / "out")
 changed.write_text(text)
 result["untouched"] = contents(folder / "out.partial") == before
-import fcntl
-holder = os.open(folder / "out.partial", os.O_RDONLY)
-fcntl.flock(holder, fcntl.LOCK_EX)
-result["locked"] = attempt(folder / "out")
-os.close(holder)
+from filelock import FileLock
+with FileLock(folder / "out.partial/.lock"):
+    result["locked"] = attempt(folder / "out")
 other = fresh("other")
 (folder / "other.partial").mkdir()
 (folder / "other.partial/thesis.tex").write_text("years of work")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harmonic_gpt.model import harmonic_loss as module
 from harmonic_gpt.model import harmonic_kernels
+from harmonic_gpt.model import harmonic_loss as module
 from tests.conftest import HEADS
 from tests.model.test_harmonic_loss import EXPONENTS, N, V, hard_inputs, inputs, naive, ours, run
 

@@ -1,9 +1,10 @@
 """Where two models lose: validation loss and probability mass by how often a token occurs in the training text.
 
-    python benchmarks/rare_tokens.py RUN... [--blocks 64]
+    python experiments/rare_tokens.py RUN... [--blocks 64]
 
-All runs must have been trained on one token folder. mass: probability that the model gives to a class of tokens, mean over positions;
-share: how often a token of that class is the target. A calibrated model has them equal. Loss in nats a target of that class.
+All runs must have been trained on one token folder. mass: probability that the model gives to a class of tokens, mean
+over positions; share: how often a token of that class is the target. They are equal for a calibrated model. Loss in
+nats per target of that class.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from harmonic_gpt.data.tokens import TokenFolder
-from harmonic_gpt.evaluation.measure import data_of
-from harmonic_gpt.evaluation.models import load_model
+from harmonic_gpt.evaluation.comparison.measure import data_of
+from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
 NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")
@@ -28,7 +29,10 @@ def token_counts(data: TokenFolder, vocab_size: int) -> np.ndarray:
 
 
 def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
-    """Mass, share, loss and mean norm of the centers of each class. blocks: (N, T + 1) token ids; classes: (V,) class of each token."""
+    """Mass, share, loss and mean norm of the centers of each class of tokens.
+
+    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64.
+    """
     count = len(NAMES)
     mass, targets, loss = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
     for block in blocks.split(1):
@@ -62,13 +66,17 @@ def main() -> None:
     classes = torch.from_numpy(np.digitize(counts, EDGES))
     blocks = torch.from_numpy(val.read(0, args.blocks * 257).astype(np.int64)).view(args.blocks, 257)
     print("| " + " | ".join(["", *NAMES]) + " |\n" + "|---" * (len(NAMES) + 1) + "|")
-    print("| tokens of the vocabulary | " + " | ".join(f"{n:,}" for n in np.bincount(classes, minlength=len(NAMES))) + " |")
+    print(
+        "| tokens of the vocabulary | "
+        + " | ".join(f"{n:,}" for n in np.bincount(classes, minlength=len(NAMES)))
+        + " |"
+    )
     for loaded in models:
         found = by_frequency(loaded.model.eval(), blocks, classes)
         if loaded is models[0]:
             print("| share of targets | " + " | ".join(f"{x:.2%}" for x in found["share"]) + " |")
         print(f"| {loaded.name}: mass | " + " | ".join(f"{x:.2%}" for x in found["mass"]) + " |")
-        print(f"| {loaded.name}: nats a target | " + " | ".join(f"{x:.3f}" for x in found["loss"]) + " |")
+        print(f"| {loaded.name}: nats per target | " + " | ".join(f"{x:.3f}" for x in found["loss"]) + " |")
         print(f"| {loaded.name}: norm of centers | " + " | ".join(f"{x:.2f}" for x in found["norm"]) + " |")
 
 

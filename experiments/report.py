@@ -1,11 +1,11 @@
-"""Tables and figures of what benchmarks/recipe.py measured.
+"""Tables and a figure of what run_queue.py measured.
 
-    python benchmarks/recipe_report.py docs/results/recipe.jsonl                      # tables
-    python benchmarks/recipe_report.py docs/results/recipe.jsonl --figures docs/recipe
-    python benchmarks/recipe_report.py docs/results/recipe.jsonl --match "2x128 .*muon"
+    python experiments/report.py docs/results/recipe.jsonl                      # tables
+    python experiments/report.py docs/results/recipe.jsonl --figures docs/recipe
+    python experiments/report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
-A setting is a row, with its seeds side by side. Then the heads against each other, for every question that both have answered with several
-seeds. The figure draws validation loss against tokens, mean and range over seeds.
+First every setting, with its seeds side by side. Then the heads against each other, for every question that both have
+answered with several seeds. The figure shows validation loss against tokens, mean and range over seeds.
 """
 
 import argparse
@@ -16,13 +16,33 @@ from statistics import mean, stdev
 from textwrap import fill
 
 import numpy as np
-from recipe import read_results
+from matplotlib.figure import Figure
 from scipy import stats
+
+from harmonic_gpt.files import read_jsonl
+
+
+def own_settings(row: dict) -> tuple[dict, dict]:
+    """The settings and trials of a row beyond its size and head, under today's names: equal for equal training.
+
+    Muon and the rate of the head were trials before they were settings. Without weight decay, which the trials did not
+    know, they trained the same to the last bit. A corpus is named by its folder, wherever that lies.
+    """
+    chosen, trial = dict(row["set"]), dict(row["trial"])
+    if "data.dir" in chosen:
+        chosen["data.dir"] = Path(chosen["data.dir"]).name
+    if "optim.weight_decay" not in chosen and trial.get("muon", 1.0) == 1.0:
+        if "head_lr" in trial:
+            chosen["optim.head_lr_scale"] = trial.pop("head_lr")
+        if trial.pop("muon", None):
+            chosen["optim.optimizer"] = "muon"
+    return chosen, trial
 
 
 def settings_of(row: dict) -> str:
     """The settings of a row in one short text, without size, head and seed."""
-    parts = [f"{name.split('.')[-1]} {json.dumps(value)}" for name, value in sorted((row["set"] | row["trial"]).items())]
+    chosen, trial = own_settings(row)
+    parts = [f"{name.split('.')[-1]} {json.dumps(value)}" for name, value in sorted((chosen | trial).items())]
     return ", ".join(parts) or "base"
 
 
@@ -42,7 +62,7 @@ def spread(values: list[float]) -> str:
 COLUMNS = (
     "settings",
     "seeds",
-    "validation nats",
+    "validation nats per token",
     "largest rise",
     "spikes",
     "gradient norm, median (max)",
@@ -53,9 +73,10 @@ COLUMNS = (
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: one line a setting, best first."""
+    """Markdown: one line per setting, best first."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for (_, _, settings), runs in sorted(by_setting(rows).items(), key=lambda item: mean(row["val_loss"] for row in item[1])):
+    best_first = sorted(by_setting(rows).items(), key=lambda item: mean(row["val_loss"] for row in item[1]))
+    for (_, _, settings), runs in best_first:
         calm = [run["training"] for run in runs]
         cells = [
             settings,
@@ -94,7 +115,7 @@ def paired(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float, flo
 
 
 def heads_compared(rows: list[dict]) -> str:
-    """Markdown: one line a question and size that has two or more seeds of both heads. Pairs share the order of the data.
+    """Markdown: one line per question and size with two or more seeds of both heads. A pair has one order of the data.
 
     interval: 95 % of the mean difference, by a paired t test over seeds.
     """
@@ -122,9 +143,10 @@ def line_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float, floa
 def trend_over_width(rows: list[dict], width: int = 768) -> str:
     """Markdown: for questions with three widths or more, lines in log2 of the width, and what they say at `width`.
 
-    Losses, and the paired difference, which is what a projection can use: equal tokens at every size are no scaling law of the loss.
+    Losses, and the paired difference. Only the difference can be projected: with equal tokens at every size the losses
+    follow no scaling law.
     """
-    lines = [f"| question | widths | | a doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
+    lines = [f"| question | widths | | per doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
     for question in dict.fromkeys(row["question"] for row in rows):
         found = {size: pairs for (q, size), pairs in paired(rows).items() if q == question}
         widths = {size: int(re.split("x|-| ", size)[1]) for size in found}
@@ -135,22 +157,19 @@ def trend_over_width(rows: list[dict], width: int = 768) -> str:
         for name, y in (("harmonic", ours), ("standard", theirs), ("harmonic - standard", ours - theirs)):
             value, low, high = line_at(x, y, np.log2(width))
             named = ", ".join(map(str, sorted(set(widths.values()))))
-            lines.append(f"| {question} | {named} | {name} | {stats.linregress(x, y).slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
+            slope = stats.linregress(x, y).slope
+            lines.append(f"| {question} | {named} | {name} | {slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
     return "\n".join(lines)
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """The best setting of each head, by mean over the most seeds, at every size: loss against tokens, with the range over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Loss over tokens at every size, of each head's best setting among those with the most seeds. Band: all seeds."""
     sizes = sorted({row["size"] for row in rows})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), squeeze=False)
+    figure = Figure(figsize=(5 * len(sizes), 4))
+    axes = figure.subplots(1, len(sizes), squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
         groups = by_setting([row for row in rows if row["size"] == size])
-        for head, colour in (("standard", "tab:orange"), ("harmonic", "tab:blue")):
+        for head, color in (("standard", "tab:orange"), ("harmonic", "tab:blue")):
             mine = {settings: runs for (_, h, settings), runs in groups.items() if h == head}
             if not mine:
                 continue
@@ -160,9 +179,10 @@ def draw(rows: list[dict], path: Path) -> None:
             curves = [run["curve"] for run in mine[best]]
             tokens = [point[0] / 1e6 for point in curves[0]]
             columns = list(zip(*[[point[1] for point in curve] for curve in curves], strict=True))
-            axis.plot(tokens, [mean(c) for c in columns], color=colour, label=fill(f"{head}: {best} ({most} seeds)", 45))
-            axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2)
-        axis.set(title=size, xlabel="million tokens", ylabel="validation nats a token")
+            label = fill(f"{head}: {best} ({most} seeds)", 45)
+            axis.plot(tokens, [mean(c) for c in columns], color=color, label=label)
+            axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
+        axis.set(title=size, xlabel="million tokens", ylabel="validation nats per token")
         axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -171,10 +191,11 @@ def draw(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--match", default="", help="only rows whose `size head settings` match this regular expression")
+    parser.add_argument("--match", default="", help="only rows whose size, head and settings match this pattern")
     parser.add_argument("--figures", type=Path, help="folder for loss.png")
     args = parser.parse_args()
-    rows = [row for row in read_results(args.results) if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
+    rows = read_jsonl(args.results)
+    rows = [row for row in rows if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
     print(f"### The heads against each other\n\n{heads_compared(rows)}\n")

@@ -1,7 +1,7 @@
-"""What the recipe bench tries and the product does not offer (yet): small changes to a run between `setup` and `fit`.
+"""Small changes to a run between `setup` and `fit`: what experiments try and the product does not offer (yet).
 
-A trial that pays moves into the product, with its gradient in the chunked loss; one that does not is deleted with a line in docs/recipe.md.
-`head_lr` and `muon` have (optim.head_lr, optim.optimizer); they stay, because the rows that were measured with them bear their names.
+A trial that pays becomes a setting of the product, with its gradient in the chunked loss; one that does not is deleted
+with a line in docs/recipe.md. In a queue file the setting `trial.NAME` asks for it.
 """
 
 import math
@@ -12,35 +12,37 @@ import torch.nn.functional as F
 from rare_tokens import token_counts
 from torch import nn
 
-from harmonic_gpt.model.harmonic_head import head_logits
-from harmonic_gpt.training.setup import Run
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.harmonic_logits import head_logits
+from harmonic_gpt.training.optimizer import learning_rate
+from harmonic_gpt.training.run import Run
 
 
 def apply_trial(run: Run, trial: dict) -> Callable[[], dict]:
-    """Apply `trial`, a dict from the names in TRIALS to their values. Returns a function that measures what it did, after training."""
+    """Apply `trial`, a dict from names in TRIALS to their values. Returns what measures, after training, what it did.
+
+    Raises InputError for a name that is not in TRIALS.
+    """
+    if unknown := trial.keys() - TRIALS.keys():
+        raise InputError(f"unknown trial {', '.join(sorted(unknown))}; expected one of {', '.join(TRIALS)}")
     measures = [TRIALS[name](run, value) for name, value in trial.items()]
     return lambda: {name: value for measure in measures if measure for name, value in measure().items()}
 
 
-def _scaled_rate(run: Run, parameters: list[nn.Parameter], scale: float) -> None:
-    """Give these parameters `scale` times the learning rate: a group of their own, whose rate is scaled as the step is taken."""
-    optimizer = run.optimizer.optimizer  # accelerate's wrapper hides the hooks
-    wanted = {id(p) for p in parameters}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in wanted]
-    group = {"params": parameters, "weight_decay": 0.0, "lr": run.config.optim.lr}
-    optimizer.add_param_group(group)
-    group = optimizer.param_groups[-1]
+def _train_apart(run: Run, parameter: nn.Parameter, lr_scale: float) -> None:
+    """Train a parameter that is not the model's, at lr_scale times the learning rate, with an AdamW of its own.
 
-    def scaled(*_):
-        group["lr"] *= scale  # train_step has just set it, for every group alike
+    It is no group of the run's optimizer, which may be Muon and AdamW in one; its gradient is not clipped.
+    """
+    optim = run.config.optim
+    adamw = torch.optim.AdamW([parameter], betas=optim.betas, eps=optim.eps, weight_decay=0.0, fused=True)
 
-    optimizer.register_step_pre_hook(scaled)
+    def step(*_):  # run.step still is the number of the update that was just made
+        adamw.param_groups[0]["lr"] = learning_rate(run.step, run.config.train.steps, optim) * lr_scale
+        adamw.step()
+        adamw.zero_grad()
 
-
-def head_lr(run: Run, scale: float) -> None:
-    """Another learning rate for the centers (and the embedding, where it is tied to them)."""
-    _scaled_rate(run, [run.bare_model.lm_head.weight], scale)
+    run.optimizer.optimizer.register_step_post_hook(step)  # accelerate's wrapper hides the hooks
 
 
 def anneal_exponent(run: Run, ends: list[float]) -> Callable[[], dict]:
@@ -57,13 +59,12 @@ def anneal_exponent(run: Run, ends: list[float]) -> Callable[[], dict]:
 
 
 def learn_exponent(run: Run, lr_scale: float) -> Callable[[], dict]:
-    """log n is a parameter, with lr_scale times the learning rate. Builds all logits: slow, and enough for a first look."""
+    """log n is a parameter, with lr_scale times the learning rate. Builds all logits: enough for a first look."""
     head = run.bare_model.lm_head
-    # Not a parameter of the model: its gradient stays out of the norm that is clipped
     log_exponent = nn.Parameter(torch.tensor(math.log(head.spec.exponent)))
-    _scaled_rate(run, [log_exponent], lr_scale)
+    _train_apart(run, log_exponent, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         x = hidden_states * head.hidden_scale
         # d z / d n = z / n: take the logits at n = 1, so that the exponent itself is differentiated
         logits = log_exponent.exp() * head_logits(x, head.weight, exponent=1.0)
@@ -77,9 +78,9 @@ def learn_temperature(run: Run, lr_scale: float) -> Callable[[], dict]:
     """The standard head's counterpart: logits times a learned factor, from 1."""
     head = run.bare_model.lm_head
     log_factor = nn.Parameter(torch.zeros(()))
-    _scaled_rate(run, [log_factor], lr_scale)
+    _train_apart(run, log_factor, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = log_factor.exp() * head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
@@ -87,31 +88,11 @@ def learn_temperature(run: Run, lr_scale: float) -> Callable[[], dict]:
     return lambda: {"temperature": log_factor.exp().item()}
 
 
-def muon(run: Run, lr_scale: float) -> None:
-    """torch.optim.Muon for the matrices of the blocks, at lr_scale times the learning rate; AdamW for everything else.
-
-    `match_rms_adamw` scales by the longer side, so it does not mind that GPT-2's Conv1D weights lie transposed.
-    """
-    optimizer = run.optimizer.optimizer
-    matrices = [p for p in run.bare_model.transformer.h.parameters() if p.ndim == 2]
-    moved = {id(p) for p in matrices}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in moved]
-    second = torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-
-    def step(*_):
-        second.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] * lr_scale
-        second.step()
-        second.zero_grad()
-
-    optimizer.register_step_post_hook(step)
-
-
 def random_signs(run: Run, _: bool) -> None:
     """The final layer norm's gain starts at +1 or -1 at random.
 
-    With tied embeddings a fresh trunk hands the input token's own embedding to the head, which then predicts that the token repeats
-    itself; random signs make the start uninformed instead.
+    With tied embeddings a fresh trunk hands the input token's own embedding to the head, which then predicts that the
+    token repeats itself; random signs make the start uninformed instead.
     """
     gain = run.bare_model.transformer.ln_f.weight
     generator = torch.Generator().manual_seed(run.config.seed)
@@ -133,16 +114,16 @@ def _log_frequencies(run: Run) -> torch.Tensor:
 
 
 def frequency_bias(run: Run, lr_scale: float) -> Callable[[], dict]:
-    """p_i ~ pi_i d_i^-n (standard: pi_i exp(s_i)): a bias of the head that starts at the tokens' log frequencies. 0: it stays there.
+    """p_i ~ pi_i d_i^-n (standard: pi_i exp(s_i)): the head has a bias that starts at the tokens' log frequencies.
 
-    Builds all logits: slow, and enough for a first look.
+    lr_scale 0: it stays there. Builds all logits: enough for a first look.
     """
     head = run.bare_model.lm_head
     start = _log_frequencies(run)
     bias = nn.Parameter(start.clone())
-    _scaled_rate(run, [bias], lr_scale)
+    _train_apart(run, bias, lr_scale)
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = bias + head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
 
@@ -151,11 +132,12 @@ def frequency_bias(run: Run, lr_scale: float) -> Callable[[], dict]:
 
 
 def frequency_start(run: Run, size: float) -> None:
-    """Centers start where the untrained model gives every token about its share of the training text. Nothing else changes. Untied only.
+    """Centers start where the untrained model gives every token about its share of the training text. Untied only.
 
-    Harmonic: the most frequent token's center has norm `size` (hidden states have 1), rarer ones lie farther out: at right angles to the
-    hidden state d^2 = 1 + |c|^2, and d^-n is to be the share. Standard: the final layer norm's bias starts along a random direction and
-    the centers have their log share along it, `size` times the norm of the rest on average (root mean square).
+    Harmonic: the most frequent token's center has norm `size` (hidden states have 1), rarer ones lie farther out: at
+    right angles to the hidden state d^2 = 1 + |c|^2, and d^-n is to be the share. Standard: the final layer norm's bias
+    starts along a random direction, and the centers have their log share along it, `size` times the norm of the rest
+    on average (root mean square).
     """
     head, ln_f = run.bare_model.lm_head, run.bare_model.transformer.ln_f
     log_share = _log_frequencies(run)
@@ -172,10 +154,10 @@ def frequency_start(run: Run, size: float) -> None:
 
 
 def label_smoothing(run: Run, share: float) -> None:
-    """`share` of the target's probability is spread over all tokens, in training; validation is as ever. Builds all logits."""
+    """`share` of the target's probability is spread over all tokens, in training alone. Builds all logits."""
     head = run.bare_model.lm_head
 
-    def forward(hidden_states, labels=None, reduction="mean", decoding=False):
+    def forward(hidden_states, labels=None, reduction="mean", **_):
         logits = head_logits(hidden_states * head.hidden_scale, head.weight, **head.spec._asdict())
         smoothing = share if head.training else 0.0
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction, label_smoothing=smoothing)
@@ -186,11 +168,9 @@ def label_smoothing(run: Run, share: float) -> None:
 TRIALS = {
     f.__name__: f
     for f in (
-        head_lr,
         anneal_exponent,
         learn_exponent,
         learn_temperature,
-        muon,
         random_signs,
         input_std,
         frequency_bias,
