@@ -10,7 +10,7 @@ from harmonic_gpt.data.tokens import Tokens
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
 IGNORED = -100  # a target that costs nothing, as torch and transformers mark it
-COUNTED_TOKENS = 20_000_000  # of a corpus: token frequencies settle long before
+COUNTED_TOKENS = 20_000_000  # leading tokens of a corpus: token frequencies settle long before
 
 
 def inputs_and_targets(ids: Tensor, rows: int = 0) -> tuple[Tensor, Tensor]:

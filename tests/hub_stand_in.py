@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 TOKEN = "hf_standin0secret0token"
+SIGNATURE = "standin0signature"  # in the addresses that large files go to
 
 
 class HubStandIn:
@@ -76,7 +77,7 @@ class HubStandIn:
                     return self.answer(200, {"url": f"{hub.url}/{name}", "name": name})
                 if path == "/api/validate-yaml":
                     return self.answer(200, {"warnings": [], "errors": []})
-                if path.startswith("/objects/"):
+                if path.startswith("/uploads/"):
                     hub.large[path.rpartition("/")[2]] = body
                     return self.answer(200, {})
                 if path.startswith(("/v1/chunks/", "/v2/")):  # "have you this chunk already?"; the newer protocol
@@ -137,6 +138,7 @@ class HubStandIn:
             def batch(item: dict) -> dict:
                 if item["oid"] in hub.large:
                     return item  # no actions: the Hub has it
-                return {**item, "actions": {"upload": {"href": f"{hub.url}/objects/{item['oid']}"}}}
+                address = f"{hub.url}/uploads/{item['oid']}?X-Amz-Signature={SIGNATURE}"
+                return {**item, "actions": {"upload": {"href": address}}}
 
         return Handler

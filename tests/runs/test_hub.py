@@ -1,11 +1,12 @@
 import hashlib
 import os
+import traceback
 
 import pytest
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.runs.hub import upload_checkpoint
-from tests.interop.hub_stand_in import TOKEN
+from tests.hub_stand_in import SIGNATURE, TOKEN
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_revision_leaves_main_alone_and_can_be_uploaded_again(hub, folder):
     upload_checkpoint(folder, "ann/model", revision="step-000004")
     assert hub.files["ann/model"] == {"main": {}, "step-000004": contents(folder)}
     assert hub.private["ann/model"] is True
-    assert sum(request.startswith("PUT /objects/") for request in hub.requests) == 1
+    assert sum(request.startswith("PUT /uploads/") for request in hub.requests) == 1
 
 
 def test_the_xet_protocol_is_used_where_its_client_is_installed(hub, folder, monkeypatch):
@@ -71,8 +72,8 @@ def test_private_is_never_put_into_a_public_repository(hub, folder):
         ("/api/repos/create", 403, InputError, "write access"),
         ("/preupload/", 404, InputError, "no such repository"),
         ("/api/repos/create", 503, ConnectionError, "503"),
-        ("/objects/", 500, ConnectionError, "500"),
-        ("/objects/", 0, ConnectionError, "cut short"),
+        ("/uploads/", 500, ConnectionError, "500"),
+        ("/uploads/", 0, ConnectionError, "cut short"),
         ("/info/lfs/", 502, ConnectionError, "502"),
         ("/preupload/", 0, ConnectionError, "cut short"),
     ],
@@ -101,19 +102,41 @@ def test_an_interrupted_upload_continues(hub, folder):
     hub.failures.clear()
     upload_checkpoint(folder, "ann/model", revision="main")
     assert hub.files["ann/model"]["main"] == contents(folder)
-    assert sum(request.startswith("PUT /objects/") for request in hub.requests) == 1
+    assert sum(request.startswith("PUT /uploads/") for request in hub.requests) == 1
 
 
-def test_a_wrong_token_is_refused_and_not_shown(hub, folder, monkeypatch, capfd, caplog):
+@pytest.mark.usefixtures("hub")
+def test_a_wrong_token_is_refused_and_not_shown(folder, monkeypatch, capfd, caplog):
     monkeypatch.setenv("HF_TOKEN", "hf_another0secret")
     with pytest.raises(InputError, match="401") as caught:
         upload_checkpoint(folder, "ann/model", revision="main")
     seen = capfd.readouterr()
-    assert "another0secret" not in str(caught.value) + seen.out + seen.err + caplog.text
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "another0secret" not in shown + seen.out + seen.err + caplog.text
 
 
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, 500), ("hf_a\nnew0line", None)])
+def test_a_traceback_has_the_cause_and_no_secret(hub, folder, monkeypatch, token, status):
+    """The text of the error of an upload to a signed address holds that address, and the one of a token that cannot be
+    a header holds the token."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.utils._auth._clean_token", lambda token: token)
+    if status is not None:
+        hub.fail("/uploads/", status)
+    with pytest.raises((InputError, ConnectionError)) as caught:
+        upload_checkpoint(folder, "ann/model", revision="main")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "The above exception was the direct cause" in shown
+    assert ("HfHubHTTPError" if status else "ProtocolError") in shown
+    assert "huggingface_hub" in shown  # where
+    assert SIGNATURE not in shown
+    assert "new0line" not in shown
+    assert TOKEN not in shown
+
+
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["model", "a/b/c", "ann/mo del"])
-def test_repository_names(hub, folder, name):
+def test_repository_names(folder, name):
     with pytest.raises(InputError):
         upload_checkpoint(folder, name, revision="main")
 
