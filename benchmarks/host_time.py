@@ -1,4 +1,4 @@
-"""The main thread's time for one training step, and how long a GPU would stand still for it. The device's work is faked.
+"""The main thread's time for one training step, and how long a GPU would wait for it. The device's work is faked.
 
     OMP_NUM_THREADS=1 python benchmarks/host_time.py                       # GPT-2 small on 8 GPUs: 60 sequences a rank
     OMP_NUM_THREADS=1 python benchmarks/host_time.py --against OTHER_TREE  # this checkout and another one, taking turns
@@ -79,19 +79,26 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
         clock.wait()
         return read(tensor)
 
-    Tensor.tolist = tolist  # type: ignore[method-assign]
     run.model = Model(clock, args.milliseconds / 1000)
     run.optimizer.optimizer.register_step_pre_hook(lambda *_: clock.queue(args.optimizer_milliseconds / 1000))
     times: dict[str, list[float]] = {"main thread": [], "device idle": [], "step": []}
-    for step in range(args.steps + 2):
-        clock.idle = clock.waited = 0.0
-        start = time.perf_counter()
-        loop.train_step(run)
-        wall = time.perf_counter() - start
-        if step >= 2:  # the first ones warm up
-            for name, seconds in (("main thread", wall - clock.waited), ("device idle", clock.idle), ("step", wall)):
-                times[name].append(1000 * seconds)
-    run.tracker.close()
+    Tensor.tolist = tolist  # type: ignore[method-assign]
+    try:
+        for step in range(args.steps + 2):
+            clock.idle = clock.waited = 0.0
+            start = time.perf_counter()
+            loop.train_step(run)
+            wall = time.perf_counter() - start
+            if step >= 2:  # the first ones warm up
+                for name, seconds in (
+                    ("main thread", wall - clock.waited),
+                    ("device idle", clock.idle),
+                    ("step", wall),
+                ):
+                    times[name].append(1000 * seconds)
+    finally:
+        Tensor.tolist = read  # type: ignore[method-assign]
+        run.tracker.close()
     return times
 
 
@@ -113,7 +120,7 @@ def compared(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return {tree: {name: median(values) for name, values in named.items()} for tree, named in times.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=60, help="of 1,024 tokens, in a step")
     parser.add_argument("--micro-batch", type=int, default=12, help="sequences of one forward pass")
@@ -123,7 +130,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout to compare with")
     parser.add_argument("--turns", type=int, default=3, help="of each checkout")
     parser.add_argument("--json", action="store_true", help="print all times as one line")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.against:
         medians = compared(args)
         for name in medians["this"]:
