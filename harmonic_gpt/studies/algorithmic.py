@@ -3,7 +3,6 @@ not run again."""
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import sync
 from harmonic_gpt.studies.batched import Cell, Member, Result, run, seconds_per_step
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS
@@ -150,7 +150,8 @@ def study(
     print(f"{len(plan)} cells of {sum(len(c.members) for c in plan)} models, {len(plan) - len(missing)} done before")
     if missing:
         print(
-            f"{_estimate(missing, workers)}; {workers} processes, one thread each. Ctrl-C is safe: finished cells are kept.",
+            f"{_estimate(missing, workers)}; {workers} processes, one thread each. "
+            "Ctrl-C is safe: finished cells are kept.",
             flush=True,
         )
         _run_all(folder, missing, workers)
@@ -228,7 +229,9 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
         part,
         metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)},
     )
-    os.replace(part, path)
+    sync(part)
+    part.replace(path)
+    sync(folder)
     return seconds["wall_seconds"], seconds["cpu_seconds"]
 
 

@@ -31,11 +31,11 @@ def test_train_resume_evaluate_sample_compare(cli, config_file, tmp_path):
     assert cli("train", "--config", config_file, "--resume")[0] == 0
     code, out, _ = cli("eval", "perplexity", run, "--tokens", 500)
     assert code == 0
-    for expected in ("nats a token", "bits per byte", "499 of val, windows of 32 every 16", "step 6, weights sha256"):
+    for expected in ("nats per token", "bits per byte", "499 of val, windows of 32 every 16", "step 6, weights sha256"):
         assert expected in out
     code, out, _ = cli("eval", "sample", run, "--prompt", "The cat", "--max-new-tokens", 5)
     assert (code, "---\nThe cat" in out) == (0, True)
-    code, out, _ = cli("eval", "compare", run, "--out", tmp_path / "report")
+    code, out, _ = cli("eval", "compare", run, "--out", tmp_path / "report", "--reading-tokens", 1000)
     assert code == 0
     assert "harmonic" in out
     assert (tmp_path / "report" / "report.md").exists()

@@ -1,10 +1,21 @@
-"""Planted geometry, where the truth is known."""
+"""Geometry of planted matrices, against formulas and independent implementations."""
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
+from sklearn.decomposition import PCA
 
-from harmonic_gpt.evaluation.measures.geometry import components_for, cumulative_explained_variance, norm_statistics
+from harmonic_gpt.evaluation.measures.geometry import (
+    components_for,
+    cumulative_explained_variance,
+    effective_rank,
+    mean_cosine,
+    nearest_rows,
+    norm_statistics,
+    participation_ratio,
+    spectrum,
+)
 
 
 def test_a_plane_needs_two_components():
@@ -33,3 +44,17 @@ def test_norms():
     stats = norm_statistics(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     assert (stats["mean"], stats["min"], stats["max"]) == (3.0, 1.0, 5.0)
     assert stats["std"] == pytest.approx(8**0.5)
+
+
+def test_spectrum_measures_agree_with_scikit_learn_and_formulas():
+    rows = torch.randn(500, 12) * torch.linspace(0.1, 3, 12) + 4
+    np.testing.assert_allclose(
+        spectrum(rows).variances, PCA().fit(rows.double().numpy()).explained_variance_ * 499 / 500, rtol=1e-9
+    )
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    assert participation_ratio(np.array([1.0, 0, 0])) == pytest.approx(1)
+    unit = torch.nn.functional.normalize(rows.double(), dim=1).numpy()
+    assert mean_cosine(rows) == pytest.approx(1 - pdist(unit, "cosine").mean())
+    indices, distances = nearest_rows(rows, rows[:3], 2)
+    assert indices[:, 0].tolist() == [0, 1, 2]
+    assert distances[0, 1] == pytest.approx(torch.cdist(rows[:1], rows)[0].sort().values[1].item(), rel=1e-5)
