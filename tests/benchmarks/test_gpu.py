@@ -164,7 +164,7 @@ def test_a_failing_test_of_the_gpu_is_an_error(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(tests, "SUITE", str(file))
     (row,) = tests.suite(settings)
     assert (row["passed"], row["n_failed"]) == (1, 2)
-    assert row["failed"]["test_some::test_b"] == "assert 1 == 2"
+    assert "assert 1 == 2" in row["failed"].values()
     assert "2 failed, 1 passed" in row["error"]
     monkeypatch.setattr(tests, "outcomes", lambda _: {"passed": 0, "failed": {}, "skipped_tests": {"a": "why"}})
     monkeypatch.setattr(tests.subprocess, "run", ended_well)
