@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from harmonic_gpt.data.tokens import TokenFolder
-from harmonic_gpt.evaluation.comparison.measure import data_of
+from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them

@@ -56,8 +56,9 @@ def run_config(token_folder, tmp_path):
         settings = {
             "run_dir": tmp_path / "run", "data__dir": token_folder,
             "model__n_layer": 2, "model__n_head": 2, "model__n_embd": 32, "model__n_positions": 32,
-            "optim__lr": 3e-3, "optim__warmup_steps": 2, "train__steps": 6, "train__batch_tokens": 256, "train__micro_batch_size": 4,
-            "train__log_every": 1, "eval__every": 3, "eval__tokens": 512, "checkpoint__every": 3,
+            "optim__lr": 3e-3, "optim__warmup_steps": 2, "train__steps": 6, "train__batch_tokens": 256,
+            "train__micro_batch_size": 4, "train__log_every": 1,
+            "eval__every": 3, "eval__tokens": 512, "checkpoint__every": 3,
         } | overrides  # fmt: skip
         return load_run_config(None, [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()])
 

@@ -6,17 +6,18 @@ Collected by test_transformers_model_tests.py in a process of its own, with tran
 import unittest
 
 import torch
-from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 
 # Which classes get labels is read from transformers' own table of names
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["harmonic_gpt2"] = "HarmonicGPT2ForCausalLM"
 SIZE = {
-    "vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 97, "eos_token_id": 97,
-    "pad_token_id": 98, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu_pytorch_tanh",
+    "vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 97,
+    "eos_token_id": 97, "pad_token_id": 98, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    "activation_function": "gelu_pytorch_tanh",
 }  # fmt: skip
 
 

@@ -146,19 +146,24 @@ def mean_ratio(place: dict) -> float | None:
 
 def _pair(difference: dict, headlines: dict, heads: dict[str, str]) -> dict:
     """A difference of two arms, and the names of the headlines that each is ahead in. heads: of the arms."""
-    arms, nats = (difference["first"], difference["second"]), difference["headlines"]["nats"]
-    lower = arms[nats["difference"] >= 0]
-    better = {headlines[key]["name"]: row["better"] for key, row in difference["headlines"].items()}
-    suite = {name: arm for name, arm in better.items() if name != headlines["nats"]["name"]}
-    if nats["interval"] is None:  # a loss counts against harmonic even where its spread is not known
-        better[headlines["nats"]["name"]] = lower
+    arms, rows = (difference["first"], difference["second"]), difference["headlines"]
+    lower = arms[rows["nats"]["difference"] >= 0]
+    better = {headlines[key]["name"]: row["better"] for key, row in rows.items() if row["difference"] is not None}
+    loss = headlines["nats"]["name"]
+    suite = {name: leader for name, leader in better.items() if name != loss}
+    if rows["nats"]["interval"] is None:  # a higher loss counts against harmonic even where its spread is not known
+        better[loss] = lower
     return difference | {
         "lower": lower,
         "measures": len(suite),
         "ahead": {arm: [name for name, leader in suite.items() if leader == arm] for arm in arms},
         "even": [name for name, leader in suite.items() if leader is None],
-        "harmonic_is_worse": {
-            arm: [name for name, leader in better.items() if leader not in (arm, None)]
+        "missing": [headlines[key]["name"] for key, row in rows.items() if row["difference"] is None],
+        "harmonic": {
+            arm: {
+                "not_ahead": [name for name, leader in better.items() if leader != arm],
+                "worse": [name for name, leader in better.items() if leader not in (arm, None)],
+            }
             for arm in arms
             if heads[arm] == "harmonic"
         },

@@ -65,6 +65,7 @@ def test_one_model_is_in_memory_at_a_time(runs, tmp_path, monkeypatch):
     models: list[weakref.ref] = []
 
     def load(*arguments):
+        assert arguments[1] is None  # the device: CUDA where there is one
         assert [model() for model in models] == [None] * len(models), "a model is still alive while the next one loads"
         loaded = load_model(*arguments)
         models.append(weakref.ref(loaded.model))

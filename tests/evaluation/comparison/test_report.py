@@ -43,8 +43,9 @@ def test_first_screen_says_where_harmonic_is_worse():
     text = "\n".join(verdict(results_of(comparison)))
     assert "the validation loss of standard is lower by 0.1000 nats per token" in text
     assert "the spread over seeds is not known" in text
-    assert "standard is ahead in 1 of 5 measures: parallelogram loss." in text
-    assert "harmonic is worse in validation loss, parallelogram loss." in text
+    assert "standard is ahead in 1 of 1 measures: parallelogram loss." in text
+    assert "Not measured: cosine of offsets, analogies, class centers, probes." in text
+    assert "harmonic is not ahead in validation loss, parallelogram loss. It is worse in validation loss" in text
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
     assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
     assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
@@ -66,11 +67,13 @@ def test_ahead_is_said_only_where_the_interval_over_seeds_leaves_out_zero():
     json.dumps(clear, allow_nan=False)
     text = "\n".join(verdict(results_of(clear)))
     assert "harmonic is ahead by 1.0000 nats per token. The 95 % interval of harmonic - standard over seeds" in text
-    assert "harmonic is worse in none of these measures" in text
+    assert "harmonic is not ahead in parallelogram loss." in text
+    assert "worse" not in text
     assert "Runs:" not in text
     text = "\n".join(verdict(results_of(unclear)))
     assert "Prediction: no difference is shown. harmonic - standard is -0.2500 nats per token" in text
-    assert "neither is ahead in any of 5 measures" in text
+    assert "neither is ahead in any measure. No difference is shown in parallelogram loss." in text
+    assert "harmonic is not ahead in validation loss, parallelogram loss." in text
 
 
 def test_the_report_holds_every_number_of_the_model_table(full):
@@ -103,7 +106,7 @@ def test_a_name_is_shown_as_it_is(full, tmp_path, name):
         assert body.count(tag) == expected.count(tag), tag
     shown = name.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert f">{shown}</th>" in body
-    assert f"{shown} is worse" in body
+    assert f"<strong>{shown} is not ahead</strong>" in body
 
 
 def test_plain_and_code_keep_markdown_out():
