@@ -9,10 +9,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TRACKIO_DIR", str(Path(tempfile.gettempdir()) / "harmonic-gpt-tests-trackio"))  # read on import
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported and when a kernel is defined
 
 from harmonic_gpt import HarmonicGPT2Config
 from harmonic_gpt.data.prepare import prepare
@@ -54,8 +56,9 @@ def run_config(token_folder, tmp_path):
         settings = {
             "run_dir": tmp_path / "run", "data__dir": token_folder,
             "model__n_layer": 2, "model__n_head": 2, "model__n_embd": 32, "model__n_positions": 32,
-            "optim__lr": 3e-3, "optim__warmup_steps": 2, "train__steps": 6, "train__batch_tokens": 256, "train__micro_batch_size": 4,
-            "train__log_every": 1, "eval__every": 3, "eval__tokens": 512, "checkpoint__every": 3,
+            "optim__lr": 3e-3, "optim__warmup_steps": 2,
+            "train__steps": 6, "train__batch_tokens": 256, "train__micro_batch_size": 4, "train__log_every": 1,
+            "eval__every": 3, "eval__tokens": 512, "checkpoint__every": 3,
         } | overrides  # fmt: skip
         return load_run_config(None, [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()])
 
