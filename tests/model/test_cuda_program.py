@@ -28,8 +28,8 @@ N, D, V = 65536, 768, 50257
 PADDED = 50304
 ALIGNMENT = 16  # bytes: of rows, for the fastest products and for wide loads
 # Limits of one step with bfloat16 operands, in 7 chunks. Bytes of all operators but the products and the kernel (inputs
-# read once, outputs written once): the column sums read g (6.6 GB), the rest is of the size of x and w; 3 TB/s move 3 GB
-# in a millisecond. Memory beyond inputs and gradients: u, half as much for g, the padded w, a float32 w.
+# read once, outputs written once): the column sums read g (6.6 GB), the rest is of the size of x and w; an H100 moves
+# 3 GB in a millisecond. Memory beyond inputs and gradients: u, half as much for g, the padded w, a float32 w.
 MAX_OTHER_BYTES = 8.5e9
 MAX_TRANSIENT_BYTES = 3.2e9
 MAX_OPERATORS = 100
