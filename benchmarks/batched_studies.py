@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/batched_studies.py
 
-"plain" is what the paper's scripts do: an nn.Module, a DataLoader of batches of 32, loss.backward(), AdamW, training accuracy from the
-batches, test accuracy after every epoch. "one" is our program with a single member. Each measures the same curves; a round is an epoch of
-each, the table has medians of microseconds a model and training step, and ratios.
+"plain" is what the paper's scripts do: an nn.Module, a DataLoader of batches of 32, loss.backward(), AdamW, training
+accuracy from the batches, test accuracy after every epoch. "one" is our program with a single member. Each measures the
+same curves; a round is an epoch of each, the table has medians of microseconds a model and training step, and ratios.
 """
 
 import argparse
@@ -34,7 +34,8 @@ class Plain(nn.Module):
             self.positions = nn.Parameter(torch.randn(tokens, D))
             self.centers = nn.Linear(D, vocab_size, bias=False)
             self.layers = nn.ModuleList(
-                nn.TransformerEncoderLayer(D, HEADS, TRANSFORMER_HIDDEN, dropout=0.0, batch_first=True) for _ in range(LAYERS)
+                nn.TransformerEncoderLayer(D, HEADS, TRANSFORMER_HIDDEN, dropout=0.0, batch_first=True)
+                for _ in range(LAYERS)
             )
 
     def forward(self, inputs):
@@ -79,18 +80,25 @@ def main() -> None:
     print("| model | program | µs a model and step | against plain | against one |\n|---|---|---|---|---|")
     addition = task("modular_addition")
     sides = [
-        TensorDataset(torch.tensor(addition.inputs[side]), torch.tensor(addition.labels[side])) for side in split(addition, "paper", 0.8, 0)
+        TensorDataset(torch.tensor(addition.inputs[side]), torch.tensor(addition.labels[side]))
+        for side in split(addition, "paper", 0.8, 0)
     ]
     loaders = [DataLoader(data, batch_size=BATCH, shuffle=True) for data in sides]
     steps = len(loaders[0])
     for architecture in ("mlp", "transformer"):
         model = Plain(architecture, addition.vocab_size, addition.inputs.shape[1])
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-        cell = Cell("benchmark", "modular_addition", architecture, "harmonic", (Member(0, "paper"),), 1, 2e-3, 1e-2, False)
+        cell = Cell(
+            "benchmark", "modular_addition", architecture, "harmonic", (Member(0, "paper"),), 1, 2e-3, 1e-2, False
+        )
         sizes = [1, *arguments.members]
-        programs = {m: _Program(replace(cell, members=tuple(Member(seed, "paper") for seed in range(m)))) for m in sizes}
+        programs = {
+            m: _Program(replace(cell, members=tuple(Member(seed, "paper") for seed in range(m)))) for m in sizes
+        }
         runs = {"plain": (1, lambda m=model, o=optimizer: plain_epoch(m, o, *loaders))}
-        runs |= {f"{m} at a time" if m > 1 else "one": (m, lambda p=programs[m]: batched_epoch(p, steps)) for m in sizes}
+        runs |= {
+            f"{m} at a time" if m > 1 else "one": (m, lambda p=programs[m]: batched_epoch(p, steps)) for m in sizes
+        }
         times = {name: [] for name in runs}
         for round_ in range(arguments.rounds + 1):
             for name, (members, run) in runs.items():

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/checkpoint.py [--layers 12 --embd 768 --vocab-size 50257]
 
-The two take turns within one run, on a model whose batch is tiny: what is measured is the copy, the files and the hashing. "blocked" is
-the time until `save` returns, "complete" until the files are on the disk and read back.
+The two take turns within one run, on a model whose batch is tiny: what is measured is the copy, the files and the
+hashing. "blocked" is the time until `save` returns, "complete" until the files are on the disk and read back.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from harmonic_gpt.run_config import load_run_config
-from harmonic_gpt.training import checkpoint as ckpt
+from harmonic_gpt.runs.checkpoint import find_corruption
 from harmonic_gpt.training import loop
 
 
@@ -31,7 +31,9 @@ def main() -> None:
         data = Path(folder) / "tokens"
         data.mkdir()
         for name in ("train", "val"):
-            np.random.default_rng(0).integers(0, arguments.vocab_size, 4096).astype(np.uint16).tofile(data / f"{name}.bin")
+            np.random.default_rng(0).integers(0, arguments.vocab_size, 4096).astype(np.uint16).tofile(
+                data / f"{name}.bin"
+            )
         settings = {
             "run_dir": Path(folder) / "run", "data.dir": data, "data.vocab_size": arguments.vocab_size,
             "model.n_layer": arguments.layers, "model.n_head": arguments.embd // 64, "model.n_embd": arguments.embd,
@@ -47,7 +49,7 @@ def main() -> None:
                 blocked = time.perf_counter() - begin
                 loop.finish_saving(run)
                 seconds[background].append((blocked, time.perf_counter() - begin))
-                assert ckpt.damage(path) is None
+                assert find_corruption(path) is None
         size = sum(p.stat().st_size for p in path.iterdir())
         run.tracker.close()
     print(f"| {size / 2**20:,.0f} MiB | blocked, s | complete, s |\n|---|---|---|")

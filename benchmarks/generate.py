@@ -1,4 +1,4 @@
-"""Seconds a token of greedy generation with a key-value cache: harmonic, standard and GPT2LMHeadModel, interleaved in one process.
+"""Seconds per token of greedy generation with a key-value cache: harmonic, standard and GPT2LMHeadModel take turns.
 
     python benchmarks/generate.py
     python benchmarks/generate.py --device cuda --rounds 20
@@ -38,7 +38,13 @@ def main() -> None:
         random.Random(i).shuffle(order)
         for name in order:
             start = time.perf_counter()
-            models[name].generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens, do_sample=False, pad_token_id=0)
+            models[name].generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=args.new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
             if args.device == "cuda":
                 torch.cuda.synchronize()
             if i:  # the first round warms up

@@ -2,15 +2,16 @@
 
     python benchmarks/head.py                                   # 2,048 tokens x 768 x 50,257, float32
     python benchmarks/head.py --tokens 1024,4096 --classes 8192,50257 --dim 256 --rounds 7 --out docs/results/head.jsonl
-    python benchmarks/head.py --split --tokens 512              # how the time splits between products and element passes (CPU)
+    python benchmarks/head.py --split --tokens 512              # products and element passes apart (CPU)
     python benchmarks/head.py --device cuda --dtype bfloat16 --tokens 65536
 
 (a) three bare matrix products; (b) F.linear + F.cross_entropy; (c) F.linear_cross_entropy, in chunks of 512
 tokens (its automatic choice was 1.5 to 10 times slower on the CPU); (d) harmonic through materialised
 logits and autograd; (d') the same as the authors' code computes it; (e) ours, harmonic; (e') ours, standard.
 
-Every round runs each contender once, in a shuffled order; a time is the median of the rounds, its spread the quartiles. Memory is the
-peak beyond the inputs, beyond grad_x and grad_w too in the last column; on the CPU each contender's is read in a process of its own.
+Every round runs each contender once, in a shuffled order; a time is the median of the rounds, its spread the quartiles.
+Memory is the peak beyond the inputs, beyond grad_x and grad_w too in the last column; on the CPU each contender's is
+read in a process of its own.
 """
 
 import argparse
@@ -26,20 +27,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_head import HeadSpec, _element_pass, _squared_norms, harmonic_cross_entropy, head_logits
+from harmonic_gpt.model.harmonic_logits import HeadSpec, head_logits, squared_norms
+from harmonic_gpt.model.harmonic_loss import _element_pass, harmonic_cross_entropy
 
 
-def bare_products(x: Tensor, w: Tensor, y: Tensor, n: float) -> None:
+def bare_products(x: Tensor, w: Tensor, _y: Tensor, _n: float) -> None:
     with torch.no_grad():
         logits = x @ w.T
         x.grad, w.grad = logits @ w, logits.T @ x
 
 
-def linear_cross_entropy(x, w, y, n):
+def linear_cross_entropy(x, w, y, _n):
     F.cross_entropy(F.linear(x, w), y).backward()
 
 
-def chunked_linear_cross_entropy(x, w, y, n):
+def chunked_linear_cross_entropy(x, w, y, _n):
     F.linear_cross_entropy(x, w, y, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512)).backward()
 
 
@@ -48,7 +50,7 @@ def naive_harmonic(x, w, y, n):
 
 
 def published_harmonic(x, w, y, n):
-    """The order of operations of PAPER.md's "other traits of the code": normalised by the row minimum, smoothed, then the log."""
+    """The order of operations of the paper's published code: normalised by the row minimum, smoothed, then the log."""
     d2 = (x.square().sum(1, keepdim=True) + w.square().sum(1) - 2 * (x @ w.T)) / x.shape[1]
     d2 = d2 / d2.min(1, keepdim=True).values
     p = d2 ** (-n / 2)
@@ -96,7 +98,7 @@ def once(name: str, x: Tensor, w: Tensor, y: Tensor) -> float:
 
 
 def peak_memory(name: str, shape: tuple[int, int, int], dtype: str, device: str) -> int:
-    """Bytes at the peak beyond the inputs. Resident memory never shrinks in the books: on the CPU each asks a fresh process."""
+    """Bytes at the peak beyond the inputs. The peak of resident memory never falls: on the CPU in a fresh process."""
     if device == "cpu":
         arguments = [sys.executable, __file__, "--peak", name, *map(str, shape), dtype]
         return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
@@ -123,7 +125,9 @@ def _resident(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def measure(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, names: list[str], memory: bool) -> list[dict]:
+def measure(
+    shape: tuple[int, int, int], dtype: str, device: str, rounds: int, names: list[str], memory: bool
+) -> list[dict]:
     tokens, dim, classes = shape
     x, w, y = inputs(*shape, getattr(torch, dtype), device)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -139,7 +143,11 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, n
     for name in names:
         low, _, high = quantiles(times[name], n=4)
         row = {"head": name, "tokens": tokens, "dim": dim, "classes": classes, "dtype": dtype, "device": device}
-        row |= {"seconds": median(times[name]), "quartiles": [low, high], "gflops": 6 * tokens * dim * classes / median(times[name]) / 1e9}
+        row |= {
+            "seconds": median(times[name]),
+            "quartiles": [low, high],
+            "gflops": 6 * tokens * dim * classes / median(times[name]) / 1e9,
+        }
         if memory:
             row["peak_bytes"] = peak_memory(name, shape, dtype, device)
             row["transient_bytes"] = row["peak_bytes"] - gradients
@@ -151,7 +159,7 @@ def split(shape: tuple[int, int, int], rounds: int) -> None:
     """Milliseconds of the products of one chunk and of the element passes between them, interleaved; medians."""
     x, w, y = inputs(*shape, torch.float32, "cpu")
     x, w = x.detach(), w.detach()
-    x2, w2, weight = _squared_norms(x), _squared_norms(w), torch.full((shape[0],), 1 / shape[0])
+    x2, w2, weight = squared_norms(x), squared_norms(w), torch.full((shape[0],), 1 / shape[0])
     dots = x @ w.T
     start_of = {"harmonic": w2 - 2 * dots, "standard": dots}
     specs = {"harmonic": HeadSpec(24.0), "standard": HeadSpec(1.0, "dot", "softmax")}
@@ -194,7 +202,10 @@ def plot(results: Path, image: Path) -> None:
             ):
                 if len(ys) == len(xs) > 1:
                     axis.plot(xs, ys, marker="o", markersize=4, linewidth=2.5 if name[0] == "e" else 1.2, label=name)
-        for axis, label in ((axes[0][column], "seconds, forward + backward"), (axes[1][column], "transient memory, MiB")):
+        for axis, label in (
+            (axes[0][column], "seconds, forward + backward"),
+            (axes[1][column], "transient memory, MiB"),
+        ):
             axis.set(xscale="log", yscale="log", xlabel=f"{varied} ({other} {fixed:,})", ylabel=label)
             axis.grid(alpha=0.25, which="both")
     axes[0][0].legend(fontsize=8)
@@ -228,15 +239,21 @@ def main() -> None:
                     continue
                 rows = measure((tokens, dim, classes), args.dtype, args.device, args.rounds, names, not args.no_memory)
                 fastest = (
-                    min(row["seconds"] for row in rows if row["head"][:2] in ("a ", "b ", "c ")) if len(names) > 2 else rows[0]["seconds"]
+                    min(row["seconds"] for row in rows if row["head"][:2] in ("a ", "b ", "c "))
+                    if len(names) > 2
+                    else rows[0]["seconds"]
                 )
-                print(f"\n{tokens:,} tokens x {dim} x {classes:,} classes, {args.dtype}, {args.device}, {torch.get_num_threads()} threads")
-                print(f"{'':<34}{'seconds':>9}{'quartiles':>17}{'ratio':>7}{'GFLOPS':>8}{'peak MiB':>10}{'transient':>10}")
+                title = f"{tokens:,} tokens x {dim} x {classes:,} classes"
+                print(f"\n{title}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads")
+                print(
+                    f"{'':<34}{'seconds':>9}{'quartiles':>17}{'ratio':>7}{'GFLOPS':>8}{'peak MiB':>10}{'transient':>10}"
+                )
                 for row in rows:
                     low, high = row["quartiles"]
+                    ratio = row["seconds"] / fastest
                     sizes = [row[key] / 2**20 for key in ("peak_bytes", "transient_bytes") if key in row]
                     print(
-                        f"{row['head']:<34}{row['seconds']:>9.3f}{f'{low:.3f}-{high:.3f}':>17}{row['seconds'] / fastest:>7.2f}"
+                        f"{row['head']:<34}{row['seconds']:>9.3f}{f'{low:.3f}-{high:.3f}':>17}{ratio:>7.2f}"
                         f"{row['gflops']:>8.0f}" + "".join(f"{size:>10.0f}" for size in sizes)
                     )
                 if args.out:

@@ -25,7 +25,7 @@ def resident_mib() -> float:
 
 
 def measure(steps: int) -> list[tuple[int, float, int, float]]:
-    """(step, resident MiB, open files, median milliseconds of CPU of a step since the row before) at each tenth of the run."""
+    """At each tenth of the run: step, resident MiB, open files, median milliseconds of CPU per step since the last."""
     rows, times = [], []
     real = loop.train_step
 
@@ -43,9 +43,10 @@ def measure(steps: int) -> list[tuple[int, float, int, float]]:
         for name in ("train", "val"):
             np.random.default_rng(0).integers(0, 300, 1_000_000).astype(np.uint16).tofile(Path(folder) / f"{name}.bin")
         settings = {
-            "run_dir": f"{folder}/run", "data.dir": folder, "data.vocab_size": 300, "model.n_layer": 1, "model.n_head": 2,
-            "model.n_embd": 32, "model.n_positions": 32, "train.batch_tokens": 256, "train.steps": steps, "train.log_every": 100,
-            "eval.every": 100, "eval.tokens": 1024, "checkpoint.every": 200,
+            "run_dir": f"{folder}/run", "data.dir": folder, "data.vocab_size": 300, "model.n_layer": 1,
+            "model.n_head": 2, "model.n_embd": 32, "model.n_positions": 32, "train.batch_tokens": 256,
+            "train.steps": steps, "train.log_every": 100, "eval.every": 100, "eval.tokens": 1024,
+            "checkpoint.every": 200,
         }  # fmt: skip
         loop.train(load_run_config(None, [f"--{key}={value}" for key, value in settings.items()]))
     return rows

@@ -2,15 +2,17 @@
 
     python benchmarks/numerics.py                               # the table; docs/numerics.md adds what follows from it
 
-Truth is the float64 loss and gradient of the same float32 inputs. Columns: float32; bfloat16 operands with float32 distances (what
-autocast and `precision: bf16` do); the same after the centers' mean is subtracted from both operands; distances computed in bfloat16.
+Truth is the float64 loss and gradient of the same float32 inputs. Columns: float32; bfloat16 operands with float32
+distances (what autocast and `precision: bf16` do); the same after the centers' mean is subtracted from both operands;
+distances computed in bfloat16.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_head import RELATIVE_FLOOR, harmonic_cross_entropy, head_logits
+from harmonic_gpt.model.harmonic_logits import RELATIVE_FLOOR, head_logits
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
 
 TOKENS, CLASSES, DIM = 256, 1000, 768
 EXPONENTS = (1, 28, 56, 768, 1536)
@@ -71,7 +73,9 @@ def errors(x: Tensor, w: Tensor, y: Tensor, n: float) -> list[tuple[float, float
 
 def main() -> None:
     print(__doc__)
-    print(f"N = {TOKENS}, V = {CLASSES}, D = {DIM}; each cell: max |error of log p| in nats / relative error of the worse gradient.\n")
+    print(
+        f"N = {TOKENS}, V = {CLASSES}, D = {DIM}; max |error of log p| in nats / relative error of the worse gradient\n"
+    )
     print("| inputs | n | float32 | bf16 in, float32 distances | the same, mean removed | distances in bf16 |")
     print("|---|---|---|---|---|---|")
     for name, (x, w, y) in scenes().items():

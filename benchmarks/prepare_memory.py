@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_memory.py --tokenizer FOLDER [--gigabytes 1.2] [--workers 2] [--format parquet]
 
-The corpus is the embedded one, repeated; each repetition swaps words, so that no document is a duplicate. Parquet is written with
-one row group: decoded at once, as it is by default, it would all be in memory.
+The corpus is the embedded one, repeated; each repetition swaps words, so that no document is a duplicate. Parquet is
+written with one row group: decoded at once, as it is by default, it would all be in memory.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.data.sampler import Sampler
 from harmonic_gpt.data.sources import documents
-from harmonic_gpt.data.tokens import Sampler, open_token_folder
+from harmonic_gpt.data.tokens import open_token_folder
 
 
 def resident_mb() -> float:
@@ -61,7 +62,9 @@ def main() -> None:
             generate(corpus, args.gigabytes * 1e9, args.format)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        print(f"corpus: {args.gigabytes} GB of text as {args.format}; resident before: {resident_mb():.0f} MB", flush=True)
+        print(
+            f"corpus: {args.gigabytes} GB of text as {args.format}; resident before: {resident_mb():.0f} MB", flush=True
+        )
         start = time.perf_counter()
         out = prepare(str(corpus), Path(temporary) / "out", tokenizer=args.tokenizer, num_workers=args.workers)
         seconds = time.perf_counter() - start
@@ -74,14 +77,17 @@ def main() -> None:
         start = time.perf_counter()
         tokens = folder.tokens("train")
         seconds, size = time.perf_counter() - start, sum(path.stat().st_size for path in tokens.files) / 1e9
-        print(f"check:   {size:.2f} GB of token files hashed, their ids checked: {seconds / size:.1f} s a GB", flush=True)
+        print(
+            f"check:   {size:.2f} GB of token files hashed, their ids checked: {seconds / size:.1f} s a GB", flush=True
+        )
         sampler = Sampler(tokens, 1024, 480, seed=0)
         before, steps = resident_mb(), sampler.blocks_per_epoch // 480
         start = time.perf_counter()
         for step in range(steps):
             sampler.batch(step)
         per_batch = (time.perf_counter() - start) / steps
-        print(f"epoch:   {steps} batches of 480 x 1,025; {per_batch * 1e3:.1f} ms each; resident {before:.0f} -> {resident_mb():.0f} MB")
+        resident = f"resident {before:.0f} -> {resident_mb():.0f} MB"
+        print(f"epoch:   {steps} batches of 480 x 1,025; {per_batch * 1e3:.1f} ms each; {resident}")
 
 
 if __name__ == "__main__":

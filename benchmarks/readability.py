@@ -1,7 +1,7 @@
 """Time and peak memory of `eval.py geometry` on a random model of GPT-2 small's size.
 
 python benchmarks/readability.py --tokenizer gpt2                              # the embedding matrices alone
-python benchmarks/readability.py --tokenizer gpt2 --data FOLDER --tokens 32768  # with layers, on a token folder of that tokenizer
+python benchmarks/readability.py --tokenizer gpt2 --data FOLDER --tokens 32768  # with layers, on that folder's tokens
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from harmonic_gpt.evaluation.geometry_command import run_geometry
+from harmonic_gpt.cli.geometry import run_geometry
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +28,6 @@ if __name__ == "__main__":
         wall, cpu = time.monotonic(), time.process_time()
         run_geometry(folder, None, None, "both", arguments.data, arguments.tokens, None, None, "cpu")
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(
-        f"{arguments.tokens} tokens, {torch.get_num_threads()} threads of {os.cpu_count()} cores: {time.monotonic() - wall:.1f} s, "
-        f"{time.process_time() - cpu:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB"
-    )
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    print(f"{arguments.tokens} tokens, {torch.get_num_threads()} threads of {os.cpu_count()} cores:", end=" ")
+    print(f"{wall:.1f} s, {cpu:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB")

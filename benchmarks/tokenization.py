@@ -1,12 +1,12 @@
-"""Tokenising, side by side: this project's path against the fastest known ways, on the same cores, interleaved in one run.
+"""Speed of tokenization: this project's way beside the fastest known ones, interleaved in one run.
 
     python benchmarks/tokenization.py --source FILES --tokenizer FOLDER [--workers 2] [--megabytes 20] [--rounds 5]
 
-The text is cut into documents of about OpenWebText's mean length. Every contender ends with the ids of all documents in this
-process. `prepare` is the whole way: parquet file, hashes, duplicates, ids, token files, checksums, fsync.
+The text is cut into documents of about OpenWebText's mean length. Every contender ends with the ids of all documents in
+this process. `prepare` is the whole way: parquet file, hashes, duplicates, ids, token files, checksums, fsync.
 
-It is not called tokenize.py: Python puts this folder first on its path, and every program here would import it for the standard
-library's module of that name.
+It is not called tokenize.py: Python puts this folder first on its path, and every program here would import it for the
+standard library's module of that name.
 """
 
 import argparse
@@ -80,16 +80,26 @@ def main() -> None:
     def whole_way() -> int:
         shutil.rmtree(folder / "out", ignore_errors=True)
         out = prepare(
-            str(folder / "corpus.parquet"), folder / "out", tokenizer=args.tokenizer, num_workers=args.workers, drop_duplicates=False
+            str(folder / "corpus.parquet"),
+            folder / "out",
+            tokenizer=args.tokenizer,
+            num_workers=args.workers,
+            drop_duplicates=False,
         )
         return sum(split["tokens"] for split in open_token_folder(out).manifest["splits"].values()) - len(texts)
 
     contenders = {
         "prepare, the whole way": whole_way,
         "its encoder alone, in threads": lambda: sum(map(len, threads.map(encode, chunks))) - len(texts),
-        "tiktoken encode_ordinary_batch": lambda: sum(map(len, ENCODING.encode_ordinary_batch(texts, num_threads=args.workers))),
-        "tiktoken encode_ordinary in processes": lambda: sum(len(ids) for part in processes.imap(tiktoken_chunk, chunks) for ids in part),
-        "tokenizers encode_batch_fast in processes": lambda: sum(len(i) for part in processes.imap(tokenizers_chunk, chunks) for i in part),
+        "tiktoken encode_ordinary_batch": lambda: sum(
+            map(len, ENCODING.encode_ordinary_batch(texts, num_threads=args.workers))
+        ),
+        "tiktoken encode_ordinary in processes": lambda: sum(
+            len(ids) for part in processes.imap(tiktoken_chunk, chunks) for ids in part
+        ),
+        "tokenizers encode_batch_fast in processes": lambda: sum(
+            len(i) for part in processes.imap(tokenizers_chunk, chunks) for i in part
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
     counts = {}
@@ -103,14 +113,22 @@ def main() -> None:
     shutil.rmtree(folder)
     assert len(set(counts.values())) == 1, counts  # the same ids, or at least as many
     tokens = counts["prepare, the whole way"]
-    print(f"{len(texts):,} documents, {megabytes:.1f} MB, {tokens:,} tokens, {args.workers} workers, median of {args.rounds} rounds\n")
+    size = f"{len(texts):,} documents, {megabytes:.1f} MB, {tokens:,} tokens"
+    print(f"{size}, {args.workers} workers, median of {args.rounds} rounds\n")
     fastest = min(statistics.median(t) for name, t in times.items() if not name.startswith(("prepare", "its")))
     full = OPENWEBTEXT["tokens"] / tokens
     print(f"{'':<44}{'MB/s':>8}{'Mtokens/s':>11}{'to fastest other':>18}")
     rows = []
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        rows.append({"contender": name, "mb_per_s": megabytes / median, "tokens_per_s": tokens / median, "ratio": fastest / median})
+        rows.append(
+            {
+                "contender": name,
+                "mb_per_s": megabytes / median,
+                "tokens_per_s": tokens / median,
+                "ratio": fastest / median,
+            }
+        )
         print(f"{name:<44}{megabytes / median:>8.2f}{tokens / median / 1e6:>11.2f}{fastest / median:>18.2f}")
     seconds = statistics.median(times["prepare, the whole way"])
     print("\nOpenWebText (9.04 B tokens), if speed grew with the cores:")
@@ -118,7 +136,9 @@ def main() -> None:
         print(f"{cores:>4} cores: {full * seconds * args.workers / cores / 60:7.0f} min")
     if args.out:
         with Path(args.out).open("a") as file:
-            file.write(json.dumps({"workers": args.workers, "megabytes": megabytes, "tokens": tokens, "results": rows}) + "\n")
+            file.write(
+                json.dumps({"workers": args.workers, "megabytes": megabytes, "tokens": tokens, "results": rows}) + "\n"
+            )
 
 
 if __name__ == "__main__":

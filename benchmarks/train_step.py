@@ -1,11 +1,12 @@
-"""Tokens a second of a whole training step: forward, backward, clipping, AdamW. All contenders interleaved in one process.
+"""Tokens per second of a whole training step: forward, backward, clipping, AdamW. Contenders take turns in one process.
 
     python benchmarks/train_step.py                                   # quickstart and GPT-2 small
     python benchmarks/train_step.py --nanogpt PATH/TO/nanoGPT/model.py
     python benchmarks/train_step.py --device cuda --precision bf16 --size gpt2-small --batch 16 --compile
 
-Contenders: harmonic and standard, both through our chunked loss; transformers' GPT2LMHeadModel with its own loss, in its default
-configuration (no dropout); nanoGPT's model if the path to its model.py is given (it is fetched, never committed).
+Contenders: harmonic and standard, both through our chunked loss; transformers' GPT2LMHeadModel with its own loss, in
+its default configuration (no dropout); nanoGPT's model if the path to its model.py is given (it is fetched, never
+committed).
 """
 
 import argparse
@@ -43,7 +44,12 @@ def ours(similarity: str, normalization: str):
 
 def hugging_face(shape: dict):
     model = GPT2LMHeadModel(GPT2Config(**shape, **NO_SPECIAL_TOKENS, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
-    return model, lambda ids: model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:].contiguous(), labels=ids[:, :-1], use_cache=False).loss
+    return (
+        model,
+        lambda ids: (
+            model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:].contiguous(), labels=ids[:, :-1], use_cache=False).loss
+        ),
+    )
 
 
 def nanogpt(path: Path):
@@ -95,12 +101,18 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the trunk")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
-    parser.add_argument("--default-malloc", action="store_true", help="leave glibc's malloc as it is (train.py tunes it on the CPU)")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="leave glibc's malloc as it is (train.py tunes it on the CPU)"
+    )
     parser.add_argument("--out", type=Path, help="append JSON lines")
     args = parser.parse_args()
     if args.device == "cpu" and not args.default_malloc:
         keep_freed_memory()
-    contenders = {"harmonic": ours("euclidean", "harmax"), "standard": ours("dot", "softmax"), "GPT2LMHeadModel": hugging_face}
+    contenders = {
+        "harmonic": ours("euclidean", "harmax"),
+        "standard": ours("dot", "softmax"),
+        "GPT2LMHeadModel": hugging_face,
+    }
     if args.nanogpt:
         contenders["nanoGPT"] = nanogpt(args.nanogpt)
 
@@ -117,15 +129,19 @@ def main() -> None:
                     times[name].append(seconds)
         tokens = batch * shape["n_positions"]
         base = median(times["GPT2LMHeadModel"])
-        print(f"\n{size}, {batch} x {shape['n_positions']} tokens, {args.precision}, {args.device}, {torch.get_num_threads()} threads")
+        batch_shape = f"{batch} x {shape['n_positions']} tokens"
+        print(f"\n{size}, {batch_shape}, {args.precision}, {args.device}, {torch.get_num_threads()} threads")
         print(f"{'':<18}{'tokens/s':>10}{'quartiles':>18}{'/ GPT2LMHeadModel':>20}")
         for name, seconds in times.items():
             low, _, high = (tokens / q for q in quantiles(seconds, n=4))
             row = {"size": size, "model": name, "tokens_per_second": tokens / median(seconds), "quartiles": [high, low]}
-            print(f"{name:<18}{row['tokens_per_second']:>10,.0f}{f'{high:,.0f}-{low:,.0f}':>18}{base / median(seconds):>20.2f}")
+            ratio = base / median(seconds)
+            print(f"{name:<18}{row['tokens_per_second']:>10,.0f}{f'{high:,.0f}-{low:,.0f}':>18}{ratio:>20.2f}")
             if args.out:
                 with args.out.open("a") as out:
-                    out.write(json.dumps(row | {"device": args.device, "precision": args.precision, "batch": batch}) + "\n")
+                    out.write(
+                        json.dumps(row | {"device": args.device, "precision": args.precision, "batch": batch}) + "\n"
+                    )
 
 
 if __name__ == "__main__":

@@ -23,14 +23,12 @@ with traced.trace(prompt):
 ids = tokenizer(prompt, return_tensors="pt").input_ids
 expected = model(ids, output_hidden_states=True)
 hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-print(
-    f"hidden states after block 0 differ from transformers' by at most {(hidden - expected.hidden_states[1]).abs().max():.1e}"
-)
+difference = (hidden - expected.hidden_states[1]).abs().max()
+print(f"hidden states after block 0 differ from transformers' by at most {difference:.1e}")
 
 with traced.trace(prompt):
     traced.transformer.h[1].mlp.output = torch.zeros_like(hidden)  # silence one block's MLP
     silenced = traced.lm_head.output.save()
 
-print(
-    f"largest change of a log-probability without the MLP of block 1: {(silenced - logits)[0, -1].abs().max():.3f} nats"
-)
+change = (silenced - logits)[0, -1].abs().max()
+print(f"largest change of a log-probability without the MLP of block 1: {change:.3f} nats")

@@ -33,6 +33,5 @@ encoder = trainer.saes["h.1"].encoder
 before = encoder.weight.detach().clone()
 trainer.fit()
 change = (encoder.weight - before).norm() / before.norm()
-print(
-    f"autoencoder of {len(before)} latents on transformer.h.1, {len(rows) // 8} steps; its encoder moved by {change:.2%}"
-)
+steps = len(rows) // config.batch_size
+print(f"autoencoder of {len(before)} latents on transformer.h.1, {steps} steps; its encoder moved by {change:.2%}")

@@ -24,17 +24,19 @@ bridge = TransformerBridge.boot_transformers(
 )
 logits, cache = bridge.run_with_cache(ids)
 print(f"log-probabilities differ from transformers' by at most {(logits - expected.logits).abs().max():.1e}")
-print(
-    f"hidden states after block 0 by {(cache['blocks.0.hook_resid_post'] - expected.hidden_states[1]).abs().max():.1e}"
-)
+difference = (cache["blocks.0.hook_resid_post"] - expected.hidden_states[1]).abs().max()
+print(f"hidden states after block 0 by {difference:.1e}")
 
-silenced = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.mlp.hook_out", lambda value, hook: value * 0)])
-print(
-    f"largest change of a log-probability without the MLP of block 1: {(silenced - logits)[0, -1].abs().max():.3f} nats"
-)
+
+def silence(value, hook):  # noqa: ARG001  TransformerLens passes it by name
+    return value * 0
+
+
+silenced = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.mlp.hook_out", silence)])
+change = (silenced - logits)[0, -1].abs().max()
+print(f"largest change of a log-probability without the MLP of block 1: {change:.3f} nats")
 
 # Folding the final layer norm into the unembedding, and centering the unembedding, keep dot products and not distances
 bridge.enable_compatibility_mode()
-print(
-    f"after enable_compatibility_mode() log-probabilities are off by up to {(bridge(ids) - logits).abs().max():.3f} nats: leave it off"
-)
+error = (bridge(ids) - logits).abs().max()
+print(f"after enable_compatibility_mode() log-probabilities are off by up to {error:.3f} nats: leave it off")

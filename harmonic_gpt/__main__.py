@@ -17,7 +17,12 @@ from harmonic_gpt.cli import data, evaluate, publish, studies, train
 from harmonic_gpt.cli.options import group
 from harmonic_gpt.errors import InputError
 
-EXIT_CODES = {InputError: (2, ""), FloatingPointError: (3, "not finite: "), OSError: (4, "")}
+# (exit code, what the message begins with)
+OUTCOMES: dict[type[Exception], tuple[int, str]] = {
+    InputError: (2, ""),
+    FloatingPointError: (3, "not finite: "),
+    OSError: (4, ""),
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -45,8 +50,11 @@ app.command()(data.prepare)
 app.command()(data.inspect)
 
 evaluation = group("Evaluate trained models.")
-for verb in (evaluate.perplexity, evaluate.sample, evaluate.geometry, evaluate.probes, evaluate.lens):
-    evaluation.command()(verb)
+evaluation.command()(evaluate.perplexity)
+evaluation.command()(evaluate.sample)
+evaluation.command()(evaluate.geometry)
+evaluation.command()(evaluate.probes)
+evaluation.command()(evaluate.lens)
 evaluation.command(context_settings={"ignore_unknown_options": True})(evaluate.compare)
 evaluation.command("lm-eval")(evaluate.lm_eval)
 app.add_typer(evaluation, name="eval")
@@ -60,8 +68,10 @@ app.add_typer(importer, name="import")
 app.command()(train.attach)
 
 study = group("The paper's small experiments, on two CPU cores.")
-for verb in (studies.toy, studies.algorithmic, studies.digits, studies.report):
-    study.command()(verb)
+study.command()(studies.toy)
+study.command()(studies.algorithmic)
+study.command()(studies.digits)
+study.command()(studies.report)
 app.add_typer(study, name="study")
 
 
@@ -69,10 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit; mistakes of the user become one line and exit code 2."""
     try:
         app(arguments, prog_name="harmonic-gpt", standalone_mode=True)
-    except tuple(EXIT_CODES) as error:
+    except tuple(OUTCOMES) as error:
         if os.environ.get("HARMONIC_GPT_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
-        code, prefix = next(value for kind, value in EXIT_CODES.items() if isinstance(error, kind))
+        code, prefix = next(outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
         print(f"error: {prefix}{error}", file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the hashes that prove it. The one place that knows how to make a write durable."""
+"""Files that are whole or not there, and the hashes that prove it: the one place that makes a write durable."""
 
 import hashlib
 import json

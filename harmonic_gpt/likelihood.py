@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from harmonic_gpt.data.tokens import Tokens
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
-COUNTED_TOKENS = 20_000_000  # of a corpus: token frequencies settle long before
+COUNTED_TOKENS = 20_000_000  # leading tokens of a corpus: token frequencies settle long before
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0) -> 
 
 def token_counts(tokens: Tokens) -> np.ndarray:
     """(V,) int64: how often each token occurs among the first 20 M."""
-    return np.bincount(tokens.read(0, min(len(tokens), 20_000_000)), minlength=tokens.vocab_size)
+    return np.bincount(tokens.read(0, min(len(tokens), COUNTED_TOKENS)), minlength=tokens.vocab_size)
 
 
 def unigram_nats(train: Tokens, validation: Tokens, limit: int) -> float:

@@ -24,6 +24,8 @@ from pydantic_core import ErrorDetails
 
 from harmonic_gpt.errors import InputError
 
+OLD_NAMES = {"optim.head_lr": "optim.head_lr_scale"}  # of version 0.1
+
 Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Gt(0), Le(2**31 - 1)]
@@ -57,10 +59,10 @@ class Section(BaseModel):
                 if len(text.encode()) > 4095 or any(len(part.encode()) > 255 for part in text.split("/")):
                     raise ValueError("longer than the name of a file can be")
                 Path(text).expanduser()
-            except UnicodeEncodeError:
-                raise ValueError("a text that is not Unicode (half of a surrogate pair)") from None
-            except RuntimeError:
-                raise ValueError("this user (~NAME) has no home directory here") from None
+            except UnicodeEncodeError as error:
+                raise ValueError("a text that is not Unicode (half of a surrogate pair)") from error
+            except RuntimeError as error:
+                raise ValueError("this user (~NAME) has no home directory here") from error
         return value
 
 
@@ -73,11 +75,13 @@ class ModelSection(Section):
     )
     init_from: str | None = Field(
         None,
-        description="start from the weights of this run, Hugging Face folder or hub name; another head is fitted to them first",
+        description="start from the weights of this run, Hugging Face folder or hub name; "
+        "another head is fitted to them first",
     )
     exponent: Positive | Literal["sqrt", "fit"] = Field(
         "sqrt",
-        description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); "fit": chosen for the weights of init_from',
+        description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); '
+        '"fit": chosen for the weights of init_from',
     )
     hidden_scale: Positive | None = Field(
         None, description="constant factor on hidden states before the head; null: norms matched"
@@ -102,7 +106,8 @@ class DataSection(Section):
     )
     source: str | list[str] | None = Field(
         None,
-        description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), a hub dataset, or a list',
+        description='prepare `dir` from this when it is missing: "pydocs", files (.txt .jsonl .parquet), '
+        "a hub dataset, or a list",
     )
     weights: dict[str, Positive] | None = Field(
         None, description="share of training blocks from each source in `dir`, by its name; null: all tokens alike"
@@ -149,7 +154,8 @@ class TrainSection(Section):
     log_every: Count = Field(10, description="steps between rows of metrics.jsonl")
     max_skipped_steps: Annotated[int, Ge(0)] = Field(
         0,
-        description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, and the run goes on",
+        description="steps in a row whose loss or gradient may be not finite: they are skipped, counted, "
+        "and the run goes on",
     )
 
 
@@ -201,7 +207,8 @@ class RunConfig(Section):
             )
         if self.train.batch_tokens % self.model.n_positions:
             problems.append(
-                f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and {self.model.n_positions}"
+                f"train.batch_tokens must be a multiple of model.n_positions, got {self.train.batch_tokens} and "
+                f"{self.model.n_positions}"
             )
         if self.model.exponent == "fit" and self.model.init_from is None:
             problems.append('model.exponent: "fit" needs model.init_from, whose weights it is fitted to')
@@ -214,7 +221,8 @@ class RunConfig(Section):
             )
         if self.optim.warmup_steps >= self.train.steps:
             problems.append(
-                f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and {self.train.steps}"
+                f"optim.warmup_steps must be less than train.steps, got {self.optim.warmup_steps} and "
+                f"{self.train.steps}"
             )
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -254,13 +262,13 @@ def load_run_config(path: str | Path | None, overrides: Sequence[str] = (), valu
         try:
             values = _parse(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
-            raise InputError(f"cannot read the config {path}: {error}") from None
+            raise InputError(f"cannot read the config {path}: {error}") from error
         except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `model:` and `train:`, got {type(values).__name__}")
-    problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
     _take_old_names(values)
+    problems = [problem for item in _pairs(overrides) if (problem := _apply(values, *item))]
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -285,14 +293,16 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _take_old_names(values: dict) -> None:
-    """Files of version 0.1 stay valid."""
-    optim = values.get("optim")
-    if isinstance(optim, dict) and "head_lr" in optim:
-        optim.setdefault("head_lr_scale", optim.pop("head_lr"))
+    """Files of version 0.1 stay valid. With both names in one file the old one is left, to be refused as unknown."""
+    for old, new in OLD_NAMES.items():
+        section, old_key = old.split(".")
+        settings = values.get(section)
+        if isinstance(settings, dict) and old_key in settings and (new_key := new.split(".")[1]) not in settings:
+            settings[new_key] = settings.pop(old_key)
 
 
 def _combination_problems(values: dict, error: ValidationError) -> list[str]:
@@ -333,7 +343,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _apply(values: dict, key: str, text: str) -> str | None:
-    """Set the dotted key in place; returns a problem or None."""
+    """Set the dotted key in place, an old name as its new one; returns a problem or None."""
+    key = OLD_NAMES.get(key, key)
     try:
         value = _parse(text)
     except ValueError:

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TRACKIO_DIR", str(Path(tempfile.gettempdir()) / "harmonic-gpt-tests-trackio"))  # read on import
 
+import huggingface_hub.constants
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ if not torch.cuda.is_available():
 from harmonic_gpt import HarmonicGPT2Config
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.run_config import RunConfig, load_run_config
+from tests.hub_stand_in import TOKEN, HubStandIn
 
 SHARED = Path(__file__).parents[2] / "shared"
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -56,8 +58,8 @@ def run_config(token_folder, tmp_path):
         settings = {
             "run_dir": tmp_path / "run", "data__dir": token_folder,
             "model__n_layer": 2, "model__n_head": 2, "model__n_embd": 32, "model__n_positions": 32,
-            "optim__lr": 3e-3, "optim__warmup_steps": 2,
-            "train__steps": 6, "train__batch_tokens": 256, "train__micro_batch_size": 4, "train__log_every": 1,
+            "optim__lr": 3e-3, "optim__warmup_steps": 2, "train__steps": 6, "train__batch_tokens": 256,
+            "train__micro_batch_size": 4, "train__log_every": 1,
             "eval__every": 3, "eval__tokens": 512, "checkpoint__every": 3,
         } | overrides  # fmt: skip
         return load_run_config(None, [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()])
@@ -84,3 +86,16 @@ def tiny_config():
         )
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback that huggingface_hub talks to, with a valid token."""
+    stand_in = HubStandIn()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+    for name, value in {"ENDPOINT": stand_in.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its retries
+    yield stand_in
+    stand_in.close()

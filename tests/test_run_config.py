@@ -94,7 +94,8 @@ def test_all_problems_are_reported_together(tmp_path):
         "seeds: unknown key; did you mean seed?",
         "train.batchtokens: unknown key; did you mean train.batch_tokens?",
         "data.validation_share: input should be less than 1",
-        "model.n_embd must be a multiple of model.n_head, got 768 and 7",  # a combination, although single fields are wrong too
+        # A combination, although single fields are wrong too
+        "model.n_embd must be a multiple of model.n_head, got 768 and 7",
     ):
         assert expected in text, text
 
@@ -142,3 +143,16 @@ def test_help_lists_every_field():
         assert field.description
         assert field.description in text
     assert RunConfig().model_dump() == load_run_config(None).model_dump()
+
+
+def test_old_names_are_read_and_the_command_line_wins(tmp_path):
+    old, new, both = tmp_path / "old.yaml", tmp_path / "new.yaml", tmp_path / "both.yaml"
+    old.write_text("optim: {head_lr: 2}")
+    new.write_text("optim: {head_lr_scale: 2}")
+    both.write_text("optim: {head_lr: 2, head_lr_scale: 3}")
+    assert load_run_config(old).optim.head_lr_scale == 2
+    for path in (old, new):
+        for name in ("head_lr", "head_lr_scale"):
+            assert load_run_config(path, [f"--optim.{name}=4"]).optim.head_lr_scale == 4
+    with pytest.raises(InputError, match=r"head_lr: unknown key; did you mean optim\.head_lr_scale"):
+        load_run_config(both)

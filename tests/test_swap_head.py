@@ -92,3 +92,34 @@ def test_models_that_do_more_after_the_head_are_refused_and_left_alone():
     biased = GPTJForCausalLM(GPTJConfig(vocab_size=61, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=32))
     with pytest.raises(InputError, match="has a bias"):
         swap_head(biased)
+
+
+@pytest.mark.parametrize("constant", [{"exponent": 0.0}, {"exponent": float("nan")}, {"hidden_scale": 0.0}])
+def test_constants_must_be_positive(constant):
+    model = llama()
+    before = model.lm_head
+    with pytest.raises(InputError, match=f"{next(iter(constant))}: expected a positive number"):
+        swap_head(model, **constant)
+    assert model.lm_head is before
+
+
+def test_modes_of_the_parts_stay_as_they_were():
+    """Somebody trains the head alone, with the trunk in evaluation mode."""
+    model = llama().train()
+    model.model.eval()
+    modes = {name: module.training for name, module in model.named_modules() if name != "lm_head"}
+    swap_head(model)
+    assert {name: module.training for name, module in model.named_modules() if name != "lm_head"} == modes
+
+
+def test_an_edit_within_a_generation_is_seen_at_once():
+    """Distances are of the centers as they are: nothing of them is kept from one token to the next."""
+    model = llama()
+    swap_head(model, exponent=7.0)
+    with torch.no_grad():
+        begun = model(IDS[:, :6], use_cache=True)
+        model.lm_head.weight.data.mul_(1.5)
+        cached = model(IDS[:, 6:7], past_key_values=begun.past_key_values, use_cache=True).logits
+        x = model.lm_head.hidden_scale * model.model(IDS[:, :7]).last_hidden_state[:, -1:].double()
+    d = (x[..., None, :] - model.lm_head.weight.double()).norm(dim=-1)
+    assert (cached - (-7.0 * d.log()).log_softmax(-1)).abs().max() < 1e-4

@@ -29,11 +29,11 @@ def prepare(
         bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
     ] = False,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
-    num_workers: Annotated[int | None, typer.Option(help="threads that tokenise; default: the cores", min=1)] = None,
+    num_workers: Annotated[int | None, typer.Option(help="threads that tokenize; default: the cores", min=1)] = None,
 ) -> None:
     """Turn documents into token files for training."""
     from harmonic_gpt.data import prepare as module
-    from harmonic_gpt.data.tokens import open_token_folder
+    from harmonic_gpt.data.manifest import read_manifest
 
     path = module.prepare(
         source,
@@ -47,12 +47,10 @@ def prepare(
         shard_tokens=shard_tokens,
         num_workers=num_workers,
     )
-    manifest = open_token_folder(path).manifest
+    manifest = read_manifest(path).values
     for name, split in manifest["splits"].items():
-        per_byte = split["tokens"] / split["text_bytes"]
-        print(
-            f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {per_byte:.3f} tokens a byte"
-        )
+        tokens, per_byte = split["tokens"], split["tokens"] / split["text_bytes"]
+        print(f"{path}/{name}: {split['documents']:,} documents, {tokens:,} tokens, {per_byte:.3f} tokens per byte")
     print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
 
 

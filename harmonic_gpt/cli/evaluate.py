@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harmonic_gpt.cli.options import Data, Device, Model, Out, ProbeFiles, Words, quiet_transformers
+from harmonic_gpt.cli.options import Data, Device, Model, Out, ProbeFiles, Verify, Words, quiet_transformers
 from harmonic_gpt.errors import InputError
 
 
@@ -17,23 +17,27 @@ def perplexity(
     window: Annotated[int | None, typer.Option(help="tokens of context; default: the model's", min=1)] = None,
     stride: Annotated[int | None, typer.Option(help="targets of a window; default: half of it", min=1)] = None,
     device: Device = None,
+    verify: Verify = False,
 ) -> None:
-    """Nats a token, perplexity and bits per byte on a token folder, with strided windows."""
-    from harmonic_gpt.evaluation.comparison.measure import data_of
+    """Nats per token, perplexity and bits per byte on a token folder, with strided windows."""
     from harmonic_gpt.evaluation.perplexity import perplexity as score
+    from harmonic_gpt.evaluation.text import data_of
     from harmonic_gpt.runs.load import load_model
 
     quiet_transformers()
     loaded = load_model(model, device)
-    stream = data_of(loaded, data).tokens(split)
+    folder = data_of(loaded, data)
+    if verify and split in folder.splits:
+        folder.verify(split, anew=True)
+    stream = folder.tokens(split)
     print(f"evaluating {loaded.describe()}")
     ids = stream.read(0, min(len(stream), tokens or len(stream)))
-    result = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)
-    per_byte = "unknown (the model has no tokenizer)" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
-    print(
-        f"nats a token   {result.nats_per_token:.4f}\nperplexity     {result.perplexity:.3f}\nbits per byte  {per_byte}"
-    )
-    print(f"tokens         {result.tokens:,} of {split}, windows of {result.window} every {result.stride}")
+    scored = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)
+    per_byte = "unknown (the model has no tokenizer)" if scored.bits_per_byte is None else f"{scored.bits_per_byte:.4f}"
+    print(f"nats per token  {scored.nats_per_token:.4f}")
+    print(f"perplexity      {scored.perplexity:.3f}")
+    print(f"bits per byte   {per_byte}")
+    print(f"tokens          {scored.tokens:,} of {split}, windows of {scored.window} every {scored.stride}")
 
 
 def sample(
@@ -74,11 +78,14 @@ def geometry(
     words: Words = None,
     out: Out = None,
     device: Device = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="print every protocol, space and layer of the word pairs")
+    ] = False,
 ) -> None:
-    """How readable one model is: word pairs, compression, class centers, analogies, nearest words."""
+    """How interpretable one model is: word pairs, compression, class centers, nearest words."""
     from harmonic_gpt.cli.geometry import run_geometry
 
-    run_geometry(model, word_pairs, layers, protocol, data, tokens, words, out, device)
+    run_geometry(model, word_pairs, layers, protocol, data, tokens, words, out, device, full)
 
 
 def probes(
@@ -100,7 +107,7 @@ def probes(
 
 def lens(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="text to read")],
+    prompt: Annotated[str, typer.Option(help="text to look into")],
     top: Annotated[int, typer.Option(help="nearest tokens of a cell", min=1)] = 3,
     out: Annotated[str | None, typer.Option(help="PNG file for a heat map")] = None,
     device: Device = None,
@@ -110,22 +117,25 @@ def lens(
     from rich.table import Table
 
     from harmonic_gpt.evaluation import lens as module
+    from harmonic_gpt.extras import require
     from harmonic_gpt.runs.load import load_model
 
-    if out is not None and Path(out).exists():
-        raise InputError(f"--out {out}: exists already; choose another name")
+    if out is not None:
+        require("eval", "matplotlib")  # before the work
+        if Path(out).exists():
+            raise InputError(f"--out {out}: exists already; choose another name")
     quiet_transformers()
     loaded = load_model(model, device)
     read = module.lens(loaded, prompt, top)
-    table = Table("layer", *map(ascii, read.tokens), title=f"{loaded.name}: nearest by {read.by}")
+    title = f"{loaded.name}: nearest by {read.by}"
+    table = Table("layer", *map(ascii, read.tokens), title=title)
     for layer in reversed(range(len(read.words))):
         cells = zip(read.words[layer], read.scores[layer], strict=True)
         table.add_row(str(layer), *("\n".join(f"{w!r} {s:.3g}" for w, s in zip(*cell, strict=True)) for cell in cells))
-    Console(markup=False, width=max(Console().width, 8 + 16 * len(read.tokens))).print(
-        table
-    )  # words cut apart cannot be read
+    width = max(Console().width, 8 + 16 * len(read.tokens))  # words cut apart cannot be read
+    Console(markup=False, width=width).print(table)
     if out is not None:
-        module.draw(read, out, f"{loaded.name}: nearest by {read.by}")
+        module.draw(read, out, title)
 
 
 def compare(
@@ -137,11 +147,12 @@ def compare(
     tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
     reading_tokens: Annotated[
-        int, typer.Option(help="forward tokens of the interpretability suite, a model", min=0)
+        int, typer.Option(help="forward tokens of the interpretability suite, for each model", min=0)
     ] = 32768,
     probe_task: ProbeFiles = None,
     words: Words = None,
     device: Device = None,
+    verify: Verify = False,
 ) -> None:
     """Arms of one or more runs (seeds) side by side: eval.py compare --arm harmonic RUN... --arm standard RUN... --out
     report/"""
@@ -151,12 +162,20 @@ def compare(
 
     from harmonic_gpt.evaluation.comparison import compare as comparison
     from harmonic_gpt.evaluation.comparison.arms import parse_arms
-    from harmonic_gpt.evaluation.comparison.report import first_screen, model_table, verdict
+    from harmonic_gpt.evaluation.comparison.report import model_table, verdict
 
-    arms = parse_arms(models)
-    chosen = {"probe_files": probe_task, "words": words.split(",") if words else None}
+    quiet_transformers()
     results = comparison.compare(
-        arms, out, data, tokens, device, word_pairs=word_pairs, reading_tokens=reading_tokens, **chosen
+        parse_arms(models),
+        out,
+        data,
+        tokens,
+        device,
+        word_pairs=word_pairs,
+        reading_tokens=reading_tokens,
+        probe_files=probe_task or (),
+        words=words.split(",") if words else None,
+        verify=verify,
     )
     header, rows = model_table(results)
     table = Table(*header, box=SIMPLE_HEAD)
@@ -164,11 +183,10 @@ def compare(
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
-    print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats a token")
-    print(verdict(results))
-    for line in first_screen(results["comparison"]):
-        print(line.replace("**", ""))
+    Console(markup=False).print(table)
+    print(f"token frequencies alone: {results['data']['unigram_nats_per_token']:.4f} nats per token")
+    for line in verdict(results):
+        print(line)
     print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")
 
 

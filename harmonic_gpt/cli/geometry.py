@@ -1,40 +1,58 @@
-"""`eval.py geometry`: print one model's readability, and write it down."""
+"""`eval.py geometry`: print how interpretable one model is, and write it down."""
 
-import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from harmonic_gpt.cli.options import quiet_transformers
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.comparison.measure import data_of
-from harmonic_gpt.evaluation.comparison.report_sections import limits, shape_line
+from harmonic_gpt.evaluation.comparison.report import limits, mean_ratio, number
 from harmonic_gpt.evaluation.interpretability import geometry_rows, measure_interpretability
+from harmonic_gpt.evaluation.measures.geometry import WITHOUT_FIRST
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
+from harmonic_gpt.evaluation.text import data_of
+from harmonic_gpt.files import write_json
 from harmonic_gpt.runs.load import load_model
+
+SHAPE = ("components_for_90_percent", "effective_rank", "participation_ratio", "mean_cosine")
 
 
 def layer_numbers(text: str | None) -> list[int] | None:
     """[0, 6, 12] of "0,6,12". Raises InputError."""
     try:
         return None if text is None else [int(layer) for layer in text.split(",")]
-    except ValueError:
-        raise InputError(f"--layers: expected numbers such as 0,6,12, got {text!r}") from None
+    except ValueError as error:
+        raise InputError(f"--layers: expected numbers such as 0,6,12, got {text!r}") from error
+
+
+def refuse_existing(out: str | None) -> None:
+    """Raises InputError if --out would overwrite something."""
+    if out is not None and Path(out).exists():
+        raise InputError(f"--out {out}: exists already; choose another name")
 
 
 def run_geometry(
-    model: str, word_pairs: str | None, layers: str | None, protocol: str, data: str | None, tokens: int, words: str | None,
-    out: str | None, device: str,
-) -> dict:  # fmt: skip
-    """Measure, print tables, write `out` as JSON. Returns the numbers. Raises InputError before any work for wrong
-    options."""
+    model: str,
+    word_pairs: str | None = None,
+    layers: str | None = None,
+    protocol: str = "both",
+    data: str | None = None,
+    tokens: int = 32768,
+    words: str | None = None,
+    out: str | None = None,
+    device: str | None = None,
+    full: bool = False,
+) -> dict:
+    """Measure, print tables (`full`: every row of every space), write `out` as JSON. Returns the numbers. Raises
+    InputError before any work for wrong options."""
     if protocol not in ("paper", "strict", "both"):
         raise InputError(f"--protocol: expected paper, strict or both, got {protocol!r}")
     chosen = layer_numbers(layers)
-    if out is not None and Path(out).exists():
-        raise InputError(f"--out {out}: exists already; choose another name")
+    refuse_existing(out)
     tasks = load_tasks(word_pairs)
+    quiet_transformers()
     loaded = load_model(model, device)
     print(f"evaluating {loaded.describe()}")
     text = None
@@ -42,53 +60,88 @@ def run_geometry(
         stream = data_of(loaded, data).tokens("val")
         text = stream.read(0, min(len(stream), tokens))
     elif tokens:
-        print(
-            f"{loaded.name} does not say what text it was trained on: matrices only. --data FOLDER adds layers and class centers."
-        )
-    row = measure_interpretability(
-        loaded, tasks, text, tokens, chosen, protocol, words=words.split(",") if words else None
-    ).row
-    header = [
-        "where",
-        "task",
-        "protocol",
-        "space",
-        "pairs",
-        "single",
-        "unknown",
-        "used",
-        "trivial",
-        "loss",
-        "/ shuffled [95 %]",
-    ]
-    table = Table(*header, "offset cosine", box=SIMPLE_HEAD)
-    for r in geometry_rows(row):
-        ratio = r.get("flag") or ("-" if r.get("ratio") is None else f"{r['ratio']:.3f} {limits(r['ratio_interval'])}")
-        out_of = r.get("trivial_quadruples", r.get("excluded_quadruples", "-"))
-        cosine = "-" if r.get("offset_cosine") is None else f"{r['offset_cosine']:.3f}"
-        loss = "-" if r["loss"] is None else f"{r['loss']:.3f}"
-        counts = [str(r[key]) for key in ("pairs", "single_token_pairs", "unknown", "used")]
-        table.add_row(
-            r["where"], r["task"], r["protocol"], str(r["components"]), *counts, str(out_of), loss, ratio, cosine
-        )
-    Console(width=max(Console().width, 160)).print(table)  # numbers cut off would be worse than lines that wrap
-    near = row["neighbours"]
-    for found in near["words"]:
-        nearest = ", ".join(
-            f"{word!r} {score:.3g}" for word, score in zip(found["nearest"], found["scores"], strict=True)
-        )
-        print(f"nearest to {found['word']!r} by {near['by']}: {nearest}")
+        print(f"{loaded.name} does not say what text it was trained on: only its matrices are measured.")
+        print("--data FOLDER adds its layers and class centers.")
+    asked = words.split(",") if words else None
+    row = measure_interpretability(loaded, tasks, text, tokens, chosen, protocol, words=asked).row
+    if full:
+        print_all_tasks(row)
+    else:
+        print_tasks(row, protocol)
+    print_shapes(row)
+    print_rest(row)
+    if out is not None:
+        write_json(Path(out), row)
+    return row
+
+
+def _print(table: Table, width: int) -> None:
+    Console(width=max(Console().width, width)).print(table)  # numbers cut off would be worse than lines that wrap
+
+
+def print_tasks(row: dict, protocol: str) -> None:
+    """A table of each matrix, a row a task: the strict protocol without the first component, or the paper's alone."""
     for name, matrix in row["matrices"].items():
-        print(f"{name}: {shape_line(matrix['compression'])}")
+        if protocol == "paper":
+            table = Table(
+                "task", "used pairs", "loss", "shuffled pairs", title=f"{name}: paper's protocol", box=SIMPLE_HEAD
+            )
+        else:
+            header = ("task", "used pairs", "loss / shuffled [95 %]", "offset cosine [95 %]")
+            table = Table(*header, title=f"{name}: strict protocol, without the first component", box=SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for r in matrix["tasks"]:
+            if protocol == "paper":
+                table.add_row(
+                    r["task"], str(r["used"]), number(r["loss"], ".3f"), number(r.get("shuffled_loss"), ".3f")
+                )
+            elif r["components"] == WITHOUT_FIRST:
+                cosine = f"{number(r.get('offset_cosine'), '.3f')} {limits(r.get('offset_cosine_interval'))}"
+                table.add_row(r["task"], str(r["used"]), _ratio(r), cosine)
+        _print(table, 100)
+
+
+def print_all_tasks(row: dict) -> None:
+    """One table of every matrix and layer, task, protocol and space."""
+    header = ["where", "task", "protocol", "space", "pairs", "single", "unknown", "used", "trivial", "loss"]
+    table = Table(*header, "/ shuffled [95 %]", "offset cosine", box=SIMPLE_HEAD)
+    for r in geometry_rows(row):
+        counts = [str(r[key]) for key in ("pairs", "single_token_pairs", "unknown", "used")]
+        left_out = str(r.get("trivial_quadruples", r.get("excluded_quadruples", "-")))
+        numbers = [number(r["loss"], ".3f"), _ratio(r), number(r.get("offset_cosine"), ".3f")]
+        table.add_row(r["where"], r["task"], r["protocol"], str(r["components"]), *counts, left_out, *numbers)
+    _print(table, 160)
+
+
+def _ratio(row: dict) -> str:
+    return row.get("flag") or f"{number(row.get('ratio'), '.3f')} {limits(row.get('ratio_interval'))}"
+
+
+def print_shapes(row: dict) -> None:
+    """A table with a row for each matrix and layer: how many dimensions it lives in."""
+    header = ("", "components for 90 %", "effective rank", "participation ratio", "mean cosine", "loss / shuffled")
+    table = Table(*header, title="compression, and parallelograms in the full space", box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    places = row["matrices"] | {f"layer {place['layer']}": place for place in row.get("layers", ())}
+    for name, place in places.items():
+        shape = place["compression"]
+        cells = [number(shape[key], ".4g") for key in SHAPE]
+        table.add_row(name, *(["collapsed"] if shape["collapsed"] else cells), number(mean_ratio(place), ".3f"))
+    _print(table, 100)
+
+
+def print_rest(row: dict) -> None:
+    """Nearest words, flags and class centers, a line each."""
+    near = row["neighbors"]
+    for line in near["words"]:
+        nearest = zip(line["nearest"], line["scores"], strict=True)
+        listed = ", ".join(f"{word!r} {score:.3g}" for word, score in nearest)
+        print(f"nearest to {line['word']!r} by {near['by']}: {listed}")
     for flag in row["flags"]:
         print(f"FLAG {flag}")
-    if found := row.get("class_centers"):
-        cosine = (
-            ""
-            if found["flag"]
-            else f"{found['cosine']:.3f} {limits(found['cosine_interval'])}, shuffled {found['shuffled_cosine']:.3f}"
-        )
-        print(f"class centers ({found['tokens']} tokens), cosine with mean context: {found['flag'] or cosine}")
-    if out is not None:
-        Path(out).write_text(json.dumps(row, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return row
+    if centers := row.get("class_centers"):
+        interval = limits(centers.get("cosine_interval"))
+        cosine = centers["flag"] or f"{centers['cosine']:.3f} {interval}, shuffled {centers['shuffled_cosine']:.3f}"
+        print(f"class centers ({centers['tokens']} tokens), cosine with mean context: {cosine}")

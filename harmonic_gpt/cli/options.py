@@ -1,5 +1,6 @@
 """Options that several verbs share, and the groups that hold the verbs."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -9,19 +10,23 @@ from typer.core import TyperGroup
 class Group(TyperGroup):
     """Lists its verbs with the whole first sentence of each; click would cut it to the width of the screen."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in commands if command is not None]
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  click's signature
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl([(name, first_sentence(command.help or "")) for name, command in self.commands.items()])
 
 
-def group(help_text: str, completion: bool = False) -> typer.Typer:
+def first_sentence(text: str) -> str:
+    """The first sentence of a help text, on one line. Three dots end none: `compare RUN...` goes on."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[^.][.])\s", paragraph)[0]
+
+
+def group(help_text: str) -> typer.Typer:
     return typer.Typer(
         cls=Group,
         help=help_text,
         no_args_is_help=True,
-        add_completion=completion,
+        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -1,50 +1,50 @@
 """`eval.py probes`: print what probes read from one model's layers, and write it down."""
 
-import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.comparison.measure import data_of
-from harmonic_gpt.cli.geometry import layer_numbers
+from harmonic_gpt.cli.geometry import layer_numbers, refuse_existing
+from harmonic_gpt.cli.options import quiet_transformers
 from harmonic_gpt.evaluation.interpretability import chosen_layers
 from harmonic_gpt.evaluation.measures.probes import run_probes
 from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_task, load_probe_file
+from harmonic_gpt.evaluation.text import data_of, tokenizer_of
+from harmonic_gpt.extras import require
+from harmonic_gpt.files import write_json
 from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.runs.load import load_model
 
 
 def run_probes_command(
     model: str,
-    files: list[str] | None,
-    layers: str | None,
-    examples: int,
-    data: str | None,
-    out: str | None,
-    device: str,
+    files: list[str] | None = None,
+    layers: str | None = None,
+    examples: int = 2000,
+    data: str | None = None,
+    out: str | None = None,
+    device: str | None = None,
 ) -> list[dict]:
     """Probe the tasks of `files`, without any the built-in ones; print a table, write `out`. Raises InputError before
     any work."""
+    require("eval", "sklearn")
     wanted = layer_numbers(layers)
-    if out is not None and Path(out).exists():
-        raise InputError(f"--out {out}: exists already; choose another name")
+    refuse_existing(out)
     for path in files or []:
         load_probe_file(path)
+    quiet_transformers()
     loaded = load_model(model, device)
-    chosen = chosen_layers(loaded, wanted)
+    chosen, tokenizer = chosen_layers(loaded, wanted), tokenizer_of(loaded)
     print(f"evaluating {loaded.describe()}")
     if files:
-        tasks = [file_task(path, loaded.tokenizer, examples) for path in files]
+        tasks = [file_task(path, tokenizer, examples) for path in files]
     else:
-        counts = (
-            token_counts(data_of(loaded, data).tokens("train"))
-            if data is not None or loaded.state is not None
-            else None
+        known = data is not None or loaded.state is not None
+        tasks = built_in_tasks(
+            tokenizer, token_counts(data_of(loaded, data).tokens("train")) if known else None, examples
         )
-        tasks = built_in_tasks(loaded.tokenizer, counts, examples)
     rows = run_probes(loaded, tasks, chosen)
     table = Table(
         "task", "layer", "examples", "classes", "perceptron", "logistic", "shuffled labels", "majority", box=SIMPLE_HEAD
@@ -61,5 +61,5 @@ def run_probes_command(
     Console(width=max(Console().width, 120)).print(table)
     print("macro F1 over five folds, ± standard deviation over folds")
     if out is not None:
-        Path(out).write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(Path(out), rows)
     return rows

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,18 +14,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[list[str]], np.ndarray]
-# Stands between the documents of one call to tiktoken. What it looks like does not matter: documents that contain it go
-# one by one
+# Stands between the documents of one call to tiktoken. Its form does not matter: documents that hold it go one by one
 SEPARATOR = "<|harmonic_gpt end of document|>"
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]:
-    """(encode, name of the library): encode(texts) gives the ids of each text as ordinary text, each followed by
-    end-of-text.
+    """(encode, name of the library): encode(texts) gives the ids of all texts, each followed by end-of-text.
 
-    encode returns (tokens,) unsigned integers and may be called from several threads: the work is done outside of
-    Python's lock.
+    A special token inside a text is ordinary text. encode returns (tokens,) unsigned integers and may be called from
+    several threads: the work is done outside of Python's lock.
     """
     reference = ordinary_encoder(tokenizer)
     end_of_text = tokenizer.eos_token_id
@@ -40,26 +39,21 @@ def document_encoder(tokenizer: "PreTrainedTokenizerBase") -> tuple[Encode, str]
     def one_by_one(text: str) -> np.ndarray:
         try:
             return np.append(encoding.encode_to_numpy(text, disallowed_special=()), np.uint32(end_of_text))
-        except (
-            ValueError
-        ):  # a run of some hundred thousand blanks overflows the stack of tiktoken's regular expressions
+        except ValueError:  # hundreds of thousands of blanks overflow the stack of tiktoken's regular expressions
             return by_tokenizers([text])
 
     def by_tiktoken(texts: list[str]) -> np.ndarray:
         # One call for many documents: ids come back as an array, not as a Python list for each document
         if not any(SEPARATOR in text for text in texts):
-            try:
+            with suppress(ValueError):
                 return encoding.encode_to_numpy(SEPARATOR.join([*texts, ""]), allowed_special={SEPARATOR})
-            except ValueError:
-                pass
         return np.concatenate([one_by_one(text) for text in texts])
 
     return by_tiktoken, "tiktoken"
 
 
 def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encoding | None":
-    """The tokenizer as a tiktoken encoding, or None if it is not a byte-level BPE as GPT-2's, or tiktoken is not
-    installed.
+    """The tokenizer as a tiktoken encoding. None: it is no byte-level BPE like GPT-2's, or tiktoken is not installed.
 
     tiktoken knows no list of merges: it joins the pair whose result has the lowest id. That is the same where the
     merges come in the order of their results' ids, as in what training a BPE writes, and in what is converted from
@@ -74,9 +68,8 @@ def tiktoken_encoding(tokenizer: "PreTrainedTokenizerBase") -> "tiktoken.Encodin
     model = spec["model"]
     extras = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     plain = model["type"] == "BPE" and spec["normalizer"] is None and not any(model.get(key) for key in extras)
-    if not (
-        plain and _splits_as_gpt2(spec["pre_tokenizer"]) and all(token["special"] for token in spec["added_tokens"])
-    ):
+    only_special = all(token["special"] for token in spec["added_tokens"])
+    if not (plain and only_special and _splits_as_gpt2(spec["pre_tokenizer"])):
         return None
     special = {token["content"] for token in spec["added_tokens"]}
     vocabulary = {token: rank for token, rank in model["vocab"].items() if token not in special}
@@ -105,8 +98,7 @@ def _splits_as_gpt2(splitter: dict | None) -> bool:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that a byte-level BPE writes for each byte: printable Latin-1 stands for itself, the rest follows from
-    U+0100 on."""
+    """The letter that a byte-level BPE writes for each byte: printable Latin-1 for itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -16,15 +16,14 @@ SAMPLE_TOKENS = 60
 
 @dataclass
 class SplitReport:
-    """One split, counted from its files. Lengths are in tokens, without the end-of-text token; None where no document
-    ends."""
+    """One split, counted from its files. Lengths are in tokens, without the end-of-text token."""
 
     files: int
     tokens: int
     documents: int
-    shortest: int | None
+    shortest: int | None  # None: no document ends
     longest: int | None
-    text_bytes: int | None  # the manifest's
+    text_bytes: int | None  # the manifest's; None without one
 
 
 @dataclass
@@ -39,30 +38,33 @@ def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = N
     """Read every file of a token folder: checksums, ids, documents; decode the starts of some documents of each split.
 
     Args:
-        samples: documents to decode, evenly spaced; none without a tokenizer.
+        samples: documents to decode, evenly spaced; none without a tokenizer, nor of files that are not right.
         tokenizer: folder or hub name; default: the one in the folder (nanoGPT's folders have none).
     What is wrong with the files is in `problems`. Raises InputError if there is no token folder, or its sizes are
     wrong.
     """
     folder = open_token_folder(path)
-    decoder = load_tokenizer(tokenizer or folder.tokenizer_path) if tokenizer or folder.tokenizer_path else None
+    decoder_place = tokenizer or folder.tokenizer_path
+    decoder = None if decoder_place is None else load_tokenizer(decoder_place)
     if decoder is not None:
         folder.check_tokenizer(decoder)
     end_of_text = folder.manifest["end_of_text"] if folder.manifest else NANOGPT_VOCAB_SIZE - 1
-    result = Inspection(folder)
+    inspection = Inspection(folder)
     total = sum(len(tokens) * tokens.dtype.itemsize for tokens in folder.splits.values())
     with tqdm(desc="verifying", total=total, unit="B", unit_scale=True, disable=None) as bar:
         for name, tokens in folder.splits.items():
-            result.splits[name] = _scan(tokens, name, end_of_text, result, bar)
-            if decoder is not None:
-                result.samples[name] = [decoder.decode(ids) for ids in _document_starts(tokens, end_of_text, samples)]
-    return result
+            inspection.splits[name] = _scan(tokens, name, end_of_text, inspection, bar)
+            if decoder is not None and not inspection.problems:
+                starts = _document_starts(tokens, end_of_text, samples)
+                inspection.samples[name] = [str(decoder.decode(ids)) for ids in starts]
+    return inspection
 
 
-def _scan(tokens: Tokens, split: str, end_of_text: int, result: Inspection, bar: tqdm) -> SplitReport:
-    said = result.folder.manifest["splits"][split] if result.folder.manifest else None
-    begin = 0  # of the current document, counted from the start of the split
-    documents, shortest, longest, place = 0, None, None, 0
+def _scan(tokens: Tokens, split: str, end_of_text: int, inspection: Inspection, bar: tqdm) -> SplitReport:
+    """Count a split; what is wrong with it goes to the inspection's problems."""
+    said = inspection.folder.manifest["splits"][split] if inspection.folder.manifest else None
+    begin = place = 0  # of the current document, of the window; counted from the start of the split
+    documents, shortest, longest = 0, len(tokens), 0
     for number, file in enumerate(tokens.files):
         sha256, beyond = hashlib.sha256(), 0
         with file.open("rb") as stream:
@@ -73,18 +75,24 @@ def _scan(tokens: Tokens, split: str, end_of_text: int, result: Inspection, bar:
                 ends = np.flatnonzero(ids == end_of_text) + place
                 if len(ends):
                     lengths = np.diff(ends, prepend=begin - 1) - 1
-                    shortest = min(int(lengths.min()), shortest if documents else WINDOW**2)
-                    longest = max(int(lengths.max()), longest if documents else 0)
+                    shortest, longest = min(int(lengths.min()), shortest), max(int(lengths.max()), longest)
                     documents, begin = documents + len(ends), int(ends[-1]) + 1
                 place += len(ids)
                 bar.update(len(data))
         if beyond:
-            result.problems.append(f"{file}: {beyond:,} ids beyond the vocabulary of {tokens.vocab_size:,}")
+            inspection.problems.append(f"{file}: {beyond:,} ids beyond the vocabulary of {tokens.vocab_size:,}")
         if said and sha256.hexdigest() != said["files"][number]["sha256"]:
-            result.problems.append(f"{file}: its SHA-256 is not the one in the manifest")
+            inspection.problems.append(f"{file}: its SHA-256 is not the one in the manifest")
     if said and documents != said["documents"]:
-        result.problems.append(f"{split}: {documents:,} documents, the manifest says {said['documents']:,}")
-    return SplitReport(len(tokens.files), len(tokens), documents, shortest, longest, said and said["text_bytes"])
+        inspection.problems.append(f"{split}: {documents:,} documents, the manifest says {said['documents']:,}")
+    return SplitReport(
+        files=len(tokens.files),
+        tokens=len(tokens),
+        documents=documents,
+        shortest=shortest if documents else None,
+        longest=longest if documents else None,
+        text_bytes=said["text_bytes"] if said else None,
+    )
 
 
 def _document_starts(tokens: Tokens, end_of_text: int, count: int) -> list[np.ndarray]:
@@ -107,25 +115,19 @@ def describe(inspection: Inspection) -> None:
     from rich.table import Table
 
     folder, manifest = inspection.folder, inspection.folder.manifest
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if manifest is None:
-        console.print(
-            f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed", markup=False
-        )
+        console.print(f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed")
     else:
-        name, sha256 = manifest["tokenizer"]["name"], manifest["tokenizer"]["sha256"]
+        name, sha256 = manifest["tokenizer"]["name"], manifest["tokenizer"]["sha256"][:12]
         console.print(
-            f"{folder.path}: {manifest['dtype']}, vocabulary {folder.vocab_size:,}, tokenizer {name} ({sha256[:12]})",
-            markup=False,
+            f"{folder.path}: {manifest['dtype']}, vocabulary {folder.vocab_size:,}, tokenizer {name} ({sha256})"
         )
         for source in manifest["sources"]:
             place = ", ".join(str(source[key]) for key in ("place", "config", "split", "revision") if source.get(key))
             dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
             tokens = ", ".join(f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items())
-            console.print(
-                f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}",
-                markup=False,
-            )
+            console.print(f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}")
     table = Table("", *inspection.splits, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -135,7 +137,7 @@ def describe(inspection: Inspection) -> None:
         "documents": [f"{r.documents:,}" for r in reports],
         "shortest document (tokens)": ["-" if r.shortest is None else f"{r.shortest:,}" for r in reports],
         "longest document (tokens)": ["-" if r.longest is None else f"{r.longest:,}" for r in reports],
-        "tokens a byte": [f"{r.tokens / r.text_bytes:.4f}" if r.text_bytes else "-" for r in reports],
+        "tokens per byte": [f"{r.tokens / r.text_bytes:.4f}" if r.text_bytes else "-" for r in reports],
         "files": [f"{r.files:,}" for r in reports],
     }
     for name, values in rows.items():
@@ -143,6 +145,6 @@ def describe(inspection: Inspection) -> None:
     console.print(table)
     for split, texts in inspection.samples.items():
         for text in texts:
-            console.print(f"{split}: {text!r}", markup=False)
+            console.print(f"{split}: {text!r}")
     if manifest is not None and not inspection.problems:
         console.print(f"checksums: all {sum(r.files for r in reports)} files are as they were written")

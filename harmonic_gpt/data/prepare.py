@@ -1,6 +1,6 @@
 """Documents to token files: shards for each split, the tokenizer, and a manifest that says what they hold.
 
-Reading, finding duplicates and writing are sequential, so the files depend on the documents alone; only tokenising is
+Reading, finding duplicates and writing are sequential, so the files depend on the documents alone; only tokenizing is
 parallel. Work proceeds by batches, and every finished shard is a checkpoint (`progress.json`) from which a killed run
 continues.
 """
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_VOCAB_SIZE = 4096
+VALIDATION_SHARE = 0.05
 SHARD_TOKENS = 100_000_000
 LOCK = ".lock"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
@@ -63,43 +64,39 @@ def prepare(
         source: one or several; see `sources.open_source`.
         out: folder to create; must not exist.
         tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training
-        documents.
+            documents.
         validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the
             documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
         drop_duplicates: drop documents that are equal to an earlier one, of any source.
         shard_tokens: a shard ends with the batch of documents in which it reaches this size.
-        num_workers: threads that tokenise; default: the cores. The files do not depend on it.
+        num_workers: threads that tokenize; default: the cores. The files do not depend on it.
     Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer, a file
     that cannot be read, or a folder OUT.partial that was begun otherwise. Raises OSError if the disk is full. Finished
     shards survive both.
     """
     out = Path(out).expanduser()
-    partial = out.with_name(out.name + ".partial")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
         raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
-    if validation not in ("content", "nanogpt"):
-        raise InputError(f"validation is content or nanogpt, got {validation!r}")
-    if validation == "nanogpt" and validation_share not in (None, NANOGPT_SHARE):
-        raise InputError(f"nanoGPT's validation share is {NANOGPT_SHARE}, got {validation_share}; leave it out")
-    if validation_share is None:
-        validation_share = NANOGPT_SHARE if validation == "nanogpt" else 0.05
-    if not 0 < validation_share < 1:
-        raise InputError(f"validation_share must be between 0 and 1, got {validation_share}; a run needs both splits")
     if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
         raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
-
     places = [source] if isinstance(source, str) else list(source)
     if not places:
         raise InputError("no source is given")
-    request: dict = {"source": places[0] if len(places) == 1 else places, "text_column": text_column}
-    request |= {"validation": validation, "validation_share": validation_share, "drop_duplicates": drop_duplicates}
-    request |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shard_tokens": shard_tokens}
+    request = {
+        "source": places[0] if len(places) == 1 else places,
+        "text_column": text_column,
+        "validation": validation,
+        "validation_share": _validation_share(validation, validation_share),
+        "drop_duplicates": drop_duplicates,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "shard_tokens": shard_tokens,
+    }
+    partial = out.with_name(out.name + ".partial")
     with _claim(partial):
-        if (partial / MANIFEST).is_file() and not (
-            partial / PROGRESS
-        ).is_file():  # killed between completing the folder and naming it
+        if _is_complete(partial):
             _same_request(partial, json.loads((partial / MANIFEST).read_text(encoding="utf-8")), {"request": request})
         else:
             _fill(partial, request, num_workers or _cores())
@@ -107,12 +104,29 @@ def prepare(
             (partial / name).unlink(missing_ok=True)
         try:
             partial.rename(out)
-        except OSError:
+        except OSError as error:
             raise InputError(
                 f"{out} was made by another process in the meantime; this one's work is in {partial}"
-            ) from None
+            ) from error
     sync(out.parent)
     return out
+
+
+def _validation_share(validation: str, share: float | None) -> float:
+    if validation not in ("content", "nanogpt"):
+        raise InputError(f"validation is content or nanogpt, got {validation!r}")
+    if validation == "nanogpt" and share not in (None, NANOGPT_SHARE):
+        raise InputError(f"nanoGPT's validation share is {NANOGPT_SHARE}, got {share}; leave it out")
+    if share is None:
+        return NANOGPT_SHARE if validation == "nanogpt" else VALIDATION_SHARE
+    if not 0 < share < 1:
+        raise InputError(f"validation_share must be between 0 and 1, got {share}; a run needs both splits")
+    return share
+
+
+def _is_complete(partial: Path) -> bool:
+    """Whether a preparation was killed between completing the folder and naming it."""
+    return (partial / MANIFEST).is_file() and not (partial / PROGRESS).is_file()
 
 
 @contextmanager
@@ -135,12 +149,9 @@ def _claim(partial: Path) -> Iterator[None]:
 def _fill(partial: Path, request: dict, num_workers: int) -> None:
     """Prepare the token folder `partial`, from the start or from where its record says."""
     stored = read_progress(partial)
-    if stored is None and (
-        strange := {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, LOCK, f".{PROGRESS}"}
-    ):
-        raise InputError(
-            f"{partial} is not the work of this program (it holds {sorted(strange)[0]!r}); rename or remove it"
-        )
+    strange = {path.name for path in partial.iterdir()} - {"tokenizer", SEEN, LOCK, f".{PROGRESS}"}
+    if stored is None and strange:
+        raise InputError(f"{partial} is not the work of this program (it holds {min(strange)!r}); rename or remove it")
     progress = None
     try:
         header: dict = {"request": request, "versions": _versions()}
@@ -154,9 +165,8 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         ]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
-            raise InputError(
-                f"two sources are called {max(names, key=names.count)!r}; give one another name: --source 'PLACE,name=...'"
-            )
+            twice = max(names, key=names.count)
+            raise InputError(f"two sources are called {twice!r}; give one another name: --source 'PLACE,name=...'")
         header["sources"] = [{"name": s.name, "provenance": s.provenance, "parts": s.parts} for s in sources]
         if stored is not None:
             _same_files(stored, header, partial)
@@ -177,9 +187,9 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
             raise
         kept = f"finished shards are in {partial}, and the same command continues"
         if isinstance(error, InputError):
-            raise InputError(f"{error} ({kept})") from None
+            raise InputError(f"{error} ({kept})") from error
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, f"{error.strerror} ({kept})", error.filename) from None
+            raise OSError(error.errno, f"{error.strerror} ({kept})", error.filename) from error
         raise
 
 
@@ -235,22 +245,20 @@ def _leading_text(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
-    """Read, tokenise and write until the sources end. Threads are enough: both libraries work outside of Python's
-    lock."""
+    """Read, tokenize and write until the sources end. Threads are enough: both libraries release Python's lock."""
     dtype = progress.writers["train"].dtype
 
     def encode_batch(batch: Batch) -> dict[str, tuple[np.ndarray, int, int]]:
-        result = {}
+        encoded = {}
         for split, texts in batch.texts.items():
             ids = encode(texts).astype(dtype) if texts else np.empty(0, dtype)
-            result[split] = ids, len(texts), sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        return result
+            encoded[split] = ids, len(texts), sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        return encoded
 
     pending: deque[tuple[Batch, Future]] = deque()
     rows = [source.rows for source in reader.sources]
-    bar = tqdm(
-        desc="tokenising", unit=" documents", disable=None, total=None if None in rows else sum(filter(None, rows))
-    )
+    total = None if None in rows else sum(filter(None, rows))
+    bar = tqdm(desc="tokenizing", unit=" documents", disable=None, total=total)
     bar.update(sum(counts["read"] for counts in progress.counts))
 
     def write_one() -> None:

@@ -12,7 +12,7 @@ from harmonic_gpt.errors import InputError
 
 @dataclass
 class Batch:
-    """Documents that are tokenised together, and where the reader stands behind them."""
+    """Documents that are tokenized together, and where the reader stands behind them."""
 
     source: int
     position: list[int]  # source, part, batch: the next to read
@@ -28,9 +28,9 @@ class Reader:
 
     def __init__(self, sources: list[Source], validation: str, validation_share: float, drop_duplicates: bool):
         self.sources, self.share, self.drop_duplicates = sources, validation_share, drop_duplicates
-        self.membership = (
-            [nanogpt_validation(source.count_rows()) for source in sources] if validation == "nanogpt" else None
-        )
+        self.membership: list[np.ndarray] | None = None  # of each source's documents, by place
+        if validation == "nanogpt":
+            self.membership = [nanogpt_validation(source.count_rows()) for source in sources]
 
     def batches(
         self, position: Sequence[int] = (0, 0, 0), row: int = 0, seen: SeenDocuments | None = None
@@ -49,9 +49,8 @@ class Reader:
                     yield self._batch(index, [index, part, number + 1], texts, row, seen)
                     row += len(texts)
             if self.membership is not None and row != len(self.membership[index]):
-                raise InputError(
-                    f"{source.spec}: {row:,} documents where {len(self.membership[index]):,} were announced; the split would differ"
-                )
+                announced = f"{len(self.membership[index]):,} were announced"
+                raise InputError(f"{source.spec}: {row:,} documents where {announced}; the split would differ")
 
     def _batch(self, source: int, position: list[int], texts: list[str], row: int, seen: SeenDocuments) -> Batch:
         filled = [i for i, text in enumerate(texts) if text]
@@ -59,9 +58,8 @@ class Reader:
         keys = SeenDocuments.keys(digests)
         new = seen.add(keys) if self.drop_duplicates else np.ones(len(keys), bool)
         kept = keys[new] if self.drop_duplicates else keys[:0]
-        batch = Batch(
-            source, position, {"train": [], "val": []}, kept, len(texts), int((~new).sum()), len(texts) - len(filled)
-        )
+        duplicates, empty = int((~new).sum()), len(texts) - len(filled)
+        batch = Batch(source, position, {"train": [], "val": []}, kept, len(texts), duplicates, empty)
         for i, digest, keep in zip(filled, digests, new, strict=True):
             if keep:
                 batch.texts["val" if self._is_validation(source, row + i, digest) else "train"].append(texts[i])

@@ -34,7 +34,7 @@ class Permutation:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    """The finalizer of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
     with np.errstate(over="ignore"):
         value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -52,8 +52,8 @@ class Sampler:
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int):
         if len(tokens) < block_size + 1:
             raise InputError(
-                f"{tokens.files[0].parent}: {len(tokens)} training tokens are less than one block of {block_size} and its last target; "
-                "use a smaller n_positions, or more text"
+                f"{tokens.files[0].parent}: {len(tokens)} training tokens are less than one block of {block_size} and "
+                "its last target; use a smaller n_positions, or more text"
             )
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
         self.blocks_per_epoch = max(1, (len(tokens) - block_size) // block_size)

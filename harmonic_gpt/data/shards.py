@@ -36,6 +36,7 @@ class ShardWriter:
         """`state` is what `state()` said earlier, or {}: an unfinished shard is cut back to that point."""
         self.folder, self.split, self.dtype = folder, split, dtype
         self.finished: list[dict] = state.get("finished", [])
+        self.file: BinaryIO | None
         self._begin()
         if state.get("open"):
             self._reopen(Counts(**state["open"]))
@@ -51,11 +52,11 @@ class ShardWriter:
         size = counts.tokens * self.dtype.itemsize
         if not self._unfinished.exists() or self._unfinished.stat().st_size < size:
             raise InputError(f"{self._unfinished} is not as the record says; remove {self.folder} to begin anew")
-        self.file: BinaryIO = self._unfinished.open("r+b")
-        self.file.truncate(size)
-        while block := self.file.read(2**20):
+        file = self._unfinished.open("r+b")
+        file.truncate(size)
+        while block := file.read(2**20):
             self.sha256.update(block)
-        self.counts = counts
+        self.file, self.counts = file, counts
 
     def write(self, ids: np.ndarray, documents: int, text_bytes: int) -> None:
         """Append the ids of whole documents."""
@@ -80,9 +81,8 @@ class ShardWriter:
         self.flush()
         self.file.close()
         self._unfinished.rename(self.folder / self.name)
-        self.finished.append(
-            {"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()}
-        )
+        entry = {"name": self.name, "source": source, **asdict(self.counts), "sha256": self.sha256.hexdigest()}
+        self.finished.append(entry)
         self._begin()
 
     def state(self) -> dict:
@@ -115,17 +115,17 @@ class Progress:
         self._seen_file.seek(0, os.SEEK_END)
 
     def _remove_what_is_newer(self) -> None:
-        known = set()
+        known = {SEEN}
         for writer in self.writers.values():
-            known |= {entry["name"] for entry in writer.finished} | (
-                {writer.name + UNFINISHED} if writer.file else set()
-            )
+            if writer.file:
+                known.add(writer.name + UNFINISHED)
             for entry in writer.finished:
+                known.add(entry["name"])
                 file = self.folder / entry["name"]
                 if not file.is_file() or file.stat().st_size != entry["tokens"] * writer.dtype.itemsize:
                     raise InputError(f"{file} is not as the record says; remove {self.folder} to begin anew")
         for path in [*self.folder.glob("*.bin"), *self.folder.glob("*" + UNFINISHED)]:
-            if path.name not in known | {SEEN}:
+            if path.name not in known:
                 path.unlink()
 
     def seen_keys(self) -> np.ndarray:
@@ -169,13 +169,12 @@ class Progress:
             writer.flush()
         self._seen_file.flush()
         os.fsync(self._seen_file.fileno())
-        writers = {split: writer.state() for split, writer in self.writers.items()}
         state = {
             "position": self.position,
             "source": self.source,
             "counts": self.counts,
             "seen": self.seen,
-            "writers": writers,
+            "writers": {split: writer.state() for split, writer in self.writers.items()},
         }
         write_json(self.folder / PROGRESS, self.header | state)
 
@@ -193,5 +192,5 @@ def read_progress(folder: Path) -> dict | None:
         return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from None
+    except ValueError as error:
+        raise InputError(f"{folder / PROGRESS} is damaged; remove {folder} to begin anew") from error

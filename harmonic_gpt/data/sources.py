@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harmonic_gpt.data.pydocs import pydocs
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 
 HUB_ALIASES = {"openwebtext": "Skylion007/openwebtext"}
 # The Hub's automatic parquet copy of a dataset whose main branch still is a loading script
@@ -21,8 +21,7 @@ FORMATS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
 TXT_PIECE = 16_000
 ARROW_ROWS = 256  # rows decoded at a time
 PARQUET_BUFFER = 2**20  # bytes of a column read at a time
-# What is tokenised, counted and checkpointed together; small, so that a shard, which ends with a batch, ends near its
-# size
+# Tokenized, counted and checkpointed together; small, because a shard ends with a batch and is to end near its size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
 
@@ -61,9 +60,9 @@ class Source:
 
     def count_rows(self) -> int:
         """Documents of the source, duplicates and empty ones included; reads all of it if nothing else says."""
-        return (
-            self.rows if self.rows is not None else sum(1 for part in range(len(self.parts)) for _ in self.read(part))
-        )
+        if self.rows is not None:
+            return self.rows
+        return sum(1 for part in range(len(self.parts)) for _ in self.read(part))
 
 
 def documents(source: str, text_column: str = "text") -> Iterator[str]:
@@ -85,15 +84,9 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
         revision: commit of a Hub dataset, where the spec does not say.
     Raises InputError for a source that does not exist or an option that does not apply.
     """
-    match = _SPEC.fullmatch(spec)
-    place = match["place"]
-    options = dict(item.split("=", 1) for item in match["options"].split(",")[1:])
+    place, options = _parse(spec)
     column = options.get("column", text_column)
-    name = (
-        options.get("name")
-        or re.sub(r"[^\w.-]+", "-", re.sub(r"[*?\[\]]", "", place.rstrip("/")).rsplit("/", 1)[-1]).strip("-.")
-        or "text"
-    )
+    name = options.get("name") or _name_of(place)
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{spec}: a source's name is letters, digits, '.', '_' and '-', got {name!r}")
 
@@ -109,15 +102,25 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
         return _local_source(spec, name, place, files, column)
     if _looks_local(place):
         raise InputError(f"no {FORMATS} at {place!r}")
-    return _hub_source(
-        spec,
-        name,
-        place,
-        options.get("config"),
-        options.get("split", "train"),
-        column,
-        options.get("revision") or revision,
-    )
+    split, revision = options.get("split", "train"), options.get("revision") or revision
+    return _hub_source(spec, name, place, options.get("config"), split, column, revision)
+
+
+def _parse(spec: str) -> tuple[str, dict[str, str]]:
+    """(PLACE, options). What is not an option belongs to the place, commas included."""
+    match = _SPEC.fullmatch(spec)
+    assert match is not None  # the expression matches every text
+    options: dict[str, str] = {}
+    for item in match["options"].split(",")[1:]:
+        key, _, value = item.partition("=")
+        options[key] = value
+    return match["place"], options
+
+
+def _name_of(place: str) -> str:
+    """The last part of a place, in the characters that a name may have."""
+    last = re.sub(r"[*?\[\]]", "", place.rstrip("/")).rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "text"
 
 
 # Local files
@@ -138,11 +141,12 @@ def _local_files(place: str) -> list[Path]:
     path = Path(place).expanduser()
     if path.is_file():
         return [path]
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    return sorted(p for p in found if p.is_file() and _kind(p) is not None)
+    candidates = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    return sorted(p for p in candidates if p.is_file() and _kind(p) is not None)
 
 
 def _kind(path: Path) -> str | None:
+    """text, json or parquet; None for a file of something else."""
     compressed = path.suffix in COMPRESSIONS
     suffix = Path(path.stem).suffix if compressed else path.suffix
     if suffix == ".txt":
@@ -161,13 +165,12 @@ def _local_source(spec: str, name: str, place: str, files: list[Path], column: s
             return iter(())
         return _txt_pieces(path) if _kind(path) == "text" else _local_rows(path, column)
 
-    provenance = {"place": place, "column": column}
-    return Source(
-        spec, name, provenance, [(str(path), path.stat().st_size) for path in files], read, _parquet_rows(files)
-    )
+    parts: list[tuple[str, int | None]] = [(str(path), path.stat().st_size) for path in files]
+    return Source(spec, name, {"place": place, "column": column}, parts, read, _parquet_rows(files))
 
 
 def _parquet_rows(files: list[Path]) -> int | None:
+    """Rows of all files, if all are parquet: it says so itself."""
     if any(_kind(path) != "parquet" for path in files):
         return None
     import pyarrow.parquet
@@ -181,19 +184,17 @@ def _parquet_rows(files: list[Path]) -> int | None:
 
 
 def _local_rows(path: Path, column: str) -> Iterator[str]:
-    kind = _kind(path)
     with _readable(path):
-        if kind == "parquet":
+        if _kind(path) == "parquet":
             yield from _column(_parquet_tables(path, column), column, str(path))
         else:
             # A glob character in the path itself would be read as a pattern
-            stream = _stream(kind, data_files=[glob.escape(str(path.resolve()))], split="train")
-            yield from _column(_tables(stream), column, str(path))
+            builder = _builder("json", data_files=[glob.escape(str(path.resolve()))])
+            yield from _column(_tables(builder.as_streaming_dataset(split="train")), column, str(path))
 
 
 def _parquet_tables(path: Path, column: str) -> Iterator:
-    """A local file piece by piece. The datasets library decodes a whole row group at once, which may be the whole
-    file."""
+    """A local file by pieces of some rows. The datasets library decodes a whole row group, which may be all of it."""
     import pyarrow
     import pyarrow.parquet
 
@@ -215,7 +216,7 @@ def _txt_pieces(path: Path) -> Iterator[str]:
                     yield "".join(piece)
                     piece, size = [], 0
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: expected UTF-8 text, {error.reason} at byte {error.start} of a line") from None
+            raise InputError(f"{path}: expected UTF-8 text, {error.reason} at byte {error.start} of a line") from error
         if piece:
             yield "".join(piece)
 
@@ -226,8 +227,8 @@ def _open_text(path: Path):
     if path.suffix == ".zst":
         try:
             import zstandard
-        except ImportError:
-            raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from None
+        except ImportError as error:
+            raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from error
         return zstandard.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
 
@@ -238,10 +239,10 @@ def _open_text(path: Path):
 def _datasets():
     try:
         import datasets
-    except ImportError:
+    except ImportError as error:
         raise InputError(
             "reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'"
-        ) from None
+        ) from error
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
     return datasets
 
@@ -252,10 +253,6 @@ def _builder(path: str, **options):
     if hasattr(builder.config, "batch_size"):
         builder.config.batch_size = ARROW_ROWS
     return builder
-
-
-def _stream(path: str, split: str, **options):
-    return _builder(path, **options).as_streaming_dataset(split=split)
 
 
 def _hub_source(
@@ -273,13 +270,15 @@ def _hub_source(
     except InputError:
         raise
     except Exception as error:  # the hub client raises many kinds; each means that there are no documents
+        if is_out_of_memory(error):
+            raise
         raise InputError(
-            f"cannot read {repository!r} from the Hugging Face Hub: {_reason(error)}. "
+            f"cannot read {repository!r} from the Hugging Face Hub: {_innermost_reason(error)}. "
             f"Offline, give local {FORMATS}, or the embedded corpus: --source pydocs"
-        ) from None
+        ) from error
     urls = [str(url) for url in (builder.config.data_files or {}).get(split, [])]
     # The commit that the branch pointed to: a preparation that continues reads the same one
-    commits = {found[1] for url in urls if (found := re.search(r"@([0-9a-f]{40})/", url))}
+    commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
     provenance = {
         "place": repository,
         "config": builder.config.name,
@@ -307,9 +306,9 @@ def _column(tables: Iterator, column: str, place: str) -> Iterator[str]:
     """The texts of a column of arrow tables."""
     for table in tables:
         if column not in table.column_names:
-            found = ", ".join(map(repr, table.column_names))
+            columns = ", ".join(map(repr, table.column_names))
             raise InputError(
-                f"{place}: no column {column!r}; it has {found}. Set --text-column, or column= in the source"
+                f"{place}: no column {column!r}; it has {columns}. Set --text-column, or column= in the source"
             )
         for text in table[column].to_pylist():
             if not isinstance(text, str):
@@ -322,16 +321,16 @@ def _readable(place: str | Path) -> Iterator[None]:
     """Whatever goes wrong while reading becomes an InputError that names the file."""
     try:
         yield
-    except (InputError, GeneratorExit):
+    except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # arrow, gzip, zstandard and the hub client raise many kinds; each means that the text cannot be read
-        raise InputError(f"{place}: cannot be read: {_reason(error)}") from None
+    except Exception as error:  # arrow, gzip, zstandard and the hub client raise many kinds
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{place}: cannot be read: {_innermost_reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _innermost_reason(error: BaseException) -> str:
     """datasets wraps what happened in 'An error occurred while generating the dataset'."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason_of(error)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,10 +22,10 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     except Exception as error:  # the hub client and the parsers raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"no tokenizer at {str(name)!r} (a folder with tokenizer.json, or a hub name): {reason}"
-        ) from None
+        if is_out_of_memory(error):
+            raise
+        expected = "a folder with tokenizer.json, or a hub name"
+        raise InputError(f"no tokenizer at {str(name)!r} ({expected}): {reason_of(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{name}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}")
     if tokenizer.eos_token_id is None:

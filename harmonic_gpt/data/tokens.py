@@ -51,10 +51,10 @@ class Tokens:
             if len(part) < count:
                 raise InputError(f"{self.files[i]} has become shorter since it was opened; prepare the folder again")
             if count and int(part.max()) >= self.vocab_size:
-                where = offset + int(np.argmax(part >= self.vocab_size))
+                place = int(np.argmax(part >= self.vocab_size))
                 raise InputError(
-                    f"{self.files[i]}: token id {int(part[where - offset])} at position {where} is beyond the vocabulary of "
-                    f"{self.vocab_size}; the file was made with another tokenizer, or is damaged"
+                    f"{self.files[i]}: token id {int(part[place])} at position {offset + place} is beyond the "
+                    f"vocabulary of {self.vocab_size}; the file was made with another tokenizer, or is damaged"
                 )
             yield part
             start += count
@@ -67,16 +67,10 @@ class Tokens:
             sha256: of the files, in their order; an empty list where they are not known.
         """
         if self.vocab_size > np.iinfo(self.dtype).max and not sha256:
-            return
+            return  # every id is in the vocabulary
         hashes, place = [hashlib.sha256() for _ in sha256], 0
-        bar = tqdm(
-            desc="checking tokens",
-            total=len(self),
-            unit=" tokens",
-            unit_scale=True,
-            disable=None if len(self) > 10**9 else True,
-        )
-        with bar:
+        quiet = None if len(self) > 10**9 else True  # None: a bar where there is a terminal
+        with tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=quiet) as bar:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self._windows(start, CHECK_TOKENS):
                     if hashes:
@@ -85,9 +79,7 @@ class Tokens:
                     bar.update(len(window))
         for file, computed, expected in zip(self.files, hashes, sha256, strict=bool(sha256)):
             if computed.hexdigest() != expected:
-                raise InputError(
-                    f"{file}: its SHA-256 is not the one in the manifest; it is damaged: prepare the folder again"
-                )
+                raise InputError(f"{file}: its SHA-256 is not the manifest's; it is damaged: prepare the folder again")
 
 
 @dataclass
@@ -139,10 +131,11 @@ class TokenFolder:
     def sources(self, split: str) -> dict[str, Tokens]:
         """The split's tokens by source. Empty for nanoGPT's files, which do not say."""
         tokens = self.tokens(split)
-        names = [file["source"] for file in self.manifest["splits"][split]["files"]] if self.manifest else []
-        files = {
-            name: [file for file, source in zip(tokens.files, names, strict=True) if source == name] for name in names
-        }
+        if self.manifest is None:
+            return {}
+        files: dict[str, list[Path]] = {}
+        for path, file in zip(tokens.files, self.manifest["splits"][split]["files"], strict=True):
+            files.setdefault(file["source"], []).append(path)
         return {name: Tokens(paths, tokens.dtype, tokens.vocab_size) for name, paths in files.items()}
 
     def fingerprint(self) -> dict:
@@ -159,14 +152,11 @@ class TokenFolder:
         if self.manifest is None:
             return
         made = self.manifest["request"]
-        differing = [
-            f"{key}: {made.get(key)!r} there, {value!r} asked for"
-            for key, value in request.items()
-            if made.get(key) != value
-        ]
+        differing = [key for key, value in request.items() if made.get(key) != value]
         if differing:
+            told = "; ".join(f"{key}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
             raise InputError(
-                f"{self.path} was prepared from something else ({'; '.join(differing)}); choose another data.dir, or remove that folder"
+                f"{self.path} was prepared from something else ({told}); choose another data.dir, or remove that folder"
             )
 
     def check_tokenizer(self, tokenizer) -> None:
@@ -180,8 +170,8 @@ class TokenFolder:
         made, given = self.manifest["tokenizer"], tokenizer_hash(tokenizer)
         if made["sha256"] != given:
             raise InputError(
-                f"{self.path} was made with the tokenizer {made['name']!r} ({made['sha256'][:12]}), not with this one ({given[:12]}): "
-                "ids would mean other tokens"
+                f"{self.path} was made with the tokenizer {made['name']!r} ({made['sha256'][:12]}), not with this one "
+                f"({given[:12]}): ids would mean other tokens"
             )
 
 
@@ -212,6 +202,7 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
 
 
 def _read_notes(path: Path) -> dict:
+    """What was noted; nothing where the note is missing or damaged."""
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

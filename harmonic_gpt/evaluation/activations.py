@@ -1,10 +1,38 @@
-"""Hidden states of any causal language model of transformers."""
+"""The head and the hidden states of any causal language model of transformers."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
+
+from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.harmonic_logits import HeadSpec
+
+
+def centers_of(model: PreTrainedModel) -> Tensor:
+    """(V, D): the rows of the head, one a token; the harmonic head's class centers. Raises InputError if it has
+    none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(model).__name__} has no output embedding: nothing to measure")
+    return head.weight
+
+
+def spec_of(model: PreTrainedModel) -> HeadSpec | None:
+    """Which of our heads a model has; None: another library's, which takes dot products and a softmax."""
+    return getattr(model.get_output_embeddings(), "spec", None)
+
+
+def is_euclidean(model: PreTrainedModel) -> bool:
+    """Whether the head compares by distance, not by dot products."""
+    spec = spec_of(model)
+    return spec is not None and spec.similarity == "euclidean"
+
+
+def embedding_of(model: PreTrainedModel) -> Tensor:
+    """(V, D): the rows of the input embedding, the very same tensor as the centers where the two are tied."""
+    return model.get_input_embeddings().weight  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -17,7 +45,7 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, **kwargs) -> tuple[Tensor
 
 
 def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
-    """What the head compares with its rows: the last hidden states, times our head's constant."""
+    """(..., D): what the head compares with its rows. The last hidden states (..., D), times our head's constant."""
     return last * getattr(model.get_output_embeddings(), "hidden_scale", 1.0)
 
 
@@ -30,11 +58,11 @@ def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int 
     layers: list[Tensor] = []  # filled in place: a list of parts would need the memory twice
     with tqdm(total=len(labels), unit=" tokens", desc="hidden states", disable=None, leave=False) as bar:
         for start in range(0, blocks, batch):
-            found = hidden_states(model, inputs[start : start + batch])
-            layers = layers or [torch.empty(len(labels), h.shape[-1]) for h in found]
-            for layer, h in zip(layers, found, strict=True):
+            states = hidden_states(model, inputs[start : start + batch])
+            layers = layers or [torch.empty(len(labels), h.shape[-1]) for h in states]
+            for layer, h in zip(layers, states, strict=True):
                 layer[start * block : start * block + h[..., 0].numel()] = h.flatten(0, 1)
-            bar.update(found[0][..., 0].numel())
+            bar.update(states[0][..., 0].numel())
     return layers, labels
 
 
@@ -57,10 +85,10 @@ def mean_states(model: PreTrainedModel, examples: list[list[int]], start: int | 
         mask = torch.zeros_like(ids)
         for k, row in enumerate(rows):  # padding on the right: no token before it sees it
             ids[k, : len(row)], mask[k, : len(row)] = torch.tensor(row), 1
-        found = hidden_states(model, ids, attention_mask=mask.to(model.device))
-        layers = layers or [torch.empty(len(examples), h.shape[-1]) for h in found]
+        states = hidden_states(model, ids, attention_mask=mask.to(model.device))
+        layers = layers or [torch.empty(len(examples), h.shape[-1]) for h in states]
         mask[:, : len(lead)] = 0
         share = (mask / mask.sum(1, keepdim=True)).to(model.device)
-        for layer, h in zip(layers, found, strict=True):
+        for layer, h in zip(layers, states, strict=True):
             layer[chosen] = torch.einsum("btd,bt->bd", h.float(), share).cpu()
     return layers

@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import head_input, hidden_states
+from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states, is_euclidean
 from harmonic_gpt.evaluation.measures.geometry import nearest_rows
+from harmonic_gpt.evaluation.text import tokenizer_of
+from harmonic_gpt.extras import require
 from harmonic_gpt.runs.load import LoadedModel
 
 # The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
@@ -20,6 +22,8 @@ FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.f
 
 @dataclass(frozen=True)
 class Lens:
+    """A prompt of T tokens, read in L + 1 layers; layer 0 is the embeddings."""
+
     tokens: list[str]  # T, the prompt
     nearest: np.ndarray  # (L + 1, T, k) token ids, best first
     scores: np.ndarray  # (L + 1, T, k): distances (Euclidean heads), else dot products
@@ -28,47 +32,51 @@ class Lens:
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer norm in front of the head. Raises InputError if it has none of the known names."""
     for name in FINAL_NORMS:
         try:
             return model.base_model.get_submodule(name)
         except AttributeError:
             continue
     raise InputError(
-        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be read"
+        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be "
+        "compared with the head's rows"
     )
 
 
 @torch.no_grad()
 def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
-    """Read a prompt. Raises InputError for an empty or too long prompt, a model without tokenizer, or one whose final
-    norm is not known."""
-    model = loaded.model
-    if loaded.tokenizer is None:
-        raise InputError(f"{loaded.path} has no tokenizer: a prompt cannot be read")
-    ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids
+    """The `top` nearest tokens of every layer and position of a prompt.
+
+    By distance for Euclidean heads, by dot product for others. Raises InputError for an empty or too long prompt, a
+    model without tokenizer, or one whose final norm is not known.
+    """
+    model, tokenizer = loaded.model, tokenizer_of(loaded)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
     limit = getattr(model.config, "max_position_embeddings", None)
     if not ids.numel() or (limit and ids.shape[1] > limit):
         raise InputError(f"expected a prompt of 1 to {limit} tokens, got {ids.numel()}")
-    norm, head = final_norm(model), model.get_output_embeddings()
-    by = "distance" if getattr(getattr(head, "spec", None), "similarity", "dot") == "euclidean" else "dot"
+    norm, centers = final_norm(model), centers_of(model)
+    by = "distance" if is_euclidean(model) else "dot"
     *inner, last = hidden_states(model, ids)
-    states = torch.stack(
-        [head_input(model, h[0]) for h in (*map(norm, inner), last)]
-    )  # (L + 1, T, D); the last one is normed already
-    found, scores = nearest_rows(head.weight, states.flatten(0, 1), min(top, len(head.weight)), by)
+    # (L + 1, T, D); the last one is normed already
+    states = torch.stack([head_input(model, h[0]) for h in (*map(norm, inner), last)])
+    indices, scores = nearest_rows(centers, states.flatten(0, 1), min(top, len(centers)), by)
     shape = (*states.shape[:2], -1)
-    nearest = found.view(shape).cpu().numpy()
-    words = [[[str(loaded.tokenizer.decode([t])) for t in cell] for cell in row] for row in nearest.tolist()]
-    tokens = [str(loaded.tokenizer.decode([t])) for t in ids[0].tolist()]
+    nearest = indices.view(shape).cpu().numpy()
+    words = [[[str(tokenizer.decode([t])) for t in cell] for cell in row] for row in nearest.tolist()]
+    tokens = [str(tokenizer.decode([t])) for t in ids[0].tolist()]
     return Lens(tokens, nearest, scores.view(shape).float().cpu().numpy(), words, by)
 
 
 def draw(read: Lens, path: str | Path, title: str) -> None:
     """Heat map: a column a position, a row a layer (the last on top), each cell its nearest token."""
-    from matplotlib import pyplot as plt  # with the backend as it is: this is called from notebooks too
+    require("eval", "matplotlib")
+    from matplotlib.figure import Figure  # no window and no backend of pyplot's: this is called from notebooks too
 
     layers, width = read.nearest.shape[:2]
-    figure, axes = plt.subplots(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    figure = Figure(figsize=(max(4, 0.9 * width + 2), 0.45 * layers + 1.6), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(
         read.scores[..., 0], origin="lower", aspect="auto", cmap="viridis_r" if read.by == "distance" else "viridis"
     )
@@ -83,7 +91,6 @@ def draw(read: Lens, path: str | Path, title: str) -> None:
     axes.set_yticks(range(layers))
     figure.colorbar(image, label="distance to the nearest center" if read.by == "distance" else "largest dot product")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _shown(word: str, most: int = 10) -> str:

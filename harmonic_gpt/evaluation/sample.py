@@ -3,6 +3,7 @@
 import torch
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.runs.load import LoadedModel
 
 
@@ -16,11 +17,15 @@ def sample(
     count: int = 1,
     seed: int = 0,
 ) -> list[str]:
-    """`count` continuations of a prompt, each with the prompt in front. temperature 0 is greedy. Raises InputError
-    without a tokenizer."""
-    if loaded.tokenizer is None:
-        raise InputError(f"{loaded.path} has no tokenizer: a prompt cannot be read")
-    tokenizer, model = loaded.tokenizer, loaded.model
+    """`count` continuations of a prompt, each with the prompt in front.
+
+    Args:
+        prompt: empty: the start of a document.
+        temperature: 0 is greedy. top_k: tokens to choose from at each place.
+        seed: of torch's global generator, which is set.
+    Raises InputError without a tokenizer, or if prompt and new tokens exceed the model's positions.
+    """
+    tokenizer, model = tokenizer_of(loaded), loaded.model
     ids = tokenizer(prompt, return_tensors="pt").input_ids if prompt else torch.tensor([[tokenizer.eos_token_id]])
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and ids.shape[1] + max_new_tokens > limit:
@@ -28,15 +33,15 @@ def sample(
             f"{ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the model's {limit} positions"
         )
     torch.manual_seed(seed)
-    choice = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
-    )
+    choice: dict = {"do_sample": temperature > 0}
+    if temperature > 0:
+        choice |= {"temperature": temperature, "top_k": top_k}
     ids = ids.to(model.device).expand(count, -1)
-    outputs = model.generate(
+    outputs = model.generate(  # type: ignore[operator]  # transformers annotates it away
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
         **choice,
     )
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in outputs]
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in outputs]

@@ -12,25 +12,26 @@ from harmonic_gpt.runs.load import LoadedModel
 
 PAPER = "2502.01628"
 HEADS = {
-    (
-        "euclidean",
-        "harmax",
-    ): "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
-    "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, n = {n:.6g}, "
-    "x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities",
-    (
-        "dot",
-        "softmax",
-    ): "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as GPT-2's own",
-    (
-        "euclidean",
-        "softmax",
-    ): "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities",
-    (
-        "dot",
-        "harmax",
-    ): "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities",
+    ("euclidean", "harmax"): (
+        "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
+        "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, "
+        "n = {n:.6g}, x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities"
+    ),
+    ("dot", "softmax"): (
+        "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as in GPT-2"
+    ),
+    ("euclidean", "softmax"): (
+        "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities"
+    ),
+    ("dot", "harmax"): (
+        "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities"
+    ),
 }
+NOT_A_GPT2 = """
+**Load it as above, with `trust_remote_code=True`, or with `AutoModelForCausalLM`. `GPT2LMHeadModel.from_pretrained`
+loads these weights with no more than a warning, and then computes dot products: its probabilities are wrong. So are
+those of any other program that takes the weights for a plain GPT-2.**
+"""
 CITATION = """```bibtex
 @article{baek2025harmonic,
   title   = {Harmonic Loss Trains Interpretable AI Models},
@@ -65,7 +66,7 @@ def _sources(config: dict) -> list[str]:
 
 def _data_sentence(source: str) -> str:
     if source == "pydocs":
-        return "the English prose that every Python installation carries (help topics and docstrings of the standard library)"
+        return "the English prose that every Python carries (help topics and docstrings of the standard library)"
     if (name := _hub_dataset(source)) is not None:
         return f"[{name}](https://huggingface.co/datasets/{name})"
     return "local text files of whoever trained it"
@@ -122,14 +123,15 @@ def _training(loaded: LoadedModel) -> str:
     if loaded.state is None:
         return "Not recorded: the model did not come from a training run of this program."
     state, config = loaded.state, loaded.state["config"]
-    versions = ", ".join(f"{name} {version}" for name, version in state.get("versions", {}).items())
-    start = config["model"].get("init_from")
-    data = (
-        " and ".join(dict.fromkeys(map(_data_sentence, _sources(config))))
-        or "token files whose source the run does not record"
-    )
-    return f"""Trained on {data}: {state["step"]:,} steps, {state["tokens"]:,} tokens\
-{f", starting from the weights of `{_start(start)}`" if start else ""}. Versions: {versions}; commit `{state.get("git_commit")}`.
+    sources = list(dict.fromkeys(map(_data_sentence, _sources(config))))
+    data = " and ".join(sources) or "token files whose source the run does not record"
+    trained = f"Trained on {data}: {state['step']:,} steps, {state['tokens']:,} tokens"
+    if start := config["model"].get("init_from"):
+        trained += f", starting from the weights of `{_start(start)}`"
+    made_with = [f"{name} {version}" for name, version in state.get("versions", {}).items()]
+    if commit := state.get("git_commit"):
+        made_with.append(f"commit `{commit}` of harmonic-gpt")
+    return f"""{trained}.{f" Made with {', '.join(made_with)}." if made_with else ""}
 
 <details><summary>All settings</summary>
 
@@ -147,6 +149,21 @@ def _results(measured: Measurements) -> str:
     return "\n".join([measured.protocol, "", *table, *figures])
 
 
+def _limitations(loaded: LoadedModel, own_code: bool) -> list[str]:
+    lines = []
+    if loaded.state is not None and loaded.state["tokens"] < 1e9:
+        tokens = f"{loaded.state['tokens']:,} training tokens"
+        lines.append(f"It saw {tokens}, far too few for fluent text: it is for studying the head.")
+    lines.append(f"It sees at most {loaded.model.config.max_position_embeddings:,} tokens.")
+    lines.append(
+        "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes "
+        "things up."
+    )
+    if own_code and loaded.model.config.similarity == "euclidean":
+        lines.append("Distances are formed in float32, also where the weights are bfloat16; float16 is refused.")
+    return lines
+
+
 def model_card(
     loaded: LoadedModel, name: str, measured: Measurements, license: str | None = None, repo: str | None = None
 ) -> ModelCard:
@@ -158,27 +175,15 @@ def model_card(
         license: identifier of the weights' license; None says that none was stated.
     """
     config = loaded.model.config
-    pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
-    head = HEADS[pair].format(n=getattr(config, "head_exponent", 0.0), s=getattr(config, "hidden_scale", 1.0))
     own_code = getattr(config, "model_type", None) == "harmonic_gpt2"
+    pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
+    scale = getattr(config, "hidden_scale", 1.0)
+    head = HEADS[pair].format(n=getattr(config, "head_exponent", 0.0), s=scale)
+    plain = pair == ("dot", "softmax") and scale == 1.0  # what GPT2LMHeadModel computes from these weights
     trust = ", trust_remote_code=True" if own_code else ""
     parameters = sum(p.numel() for p in loaded.model.parameters())
+    sizes = f"{config.n_layer} layers x {config.n_embd}, {config.n_head} heads, vocabulary {config.vocab_size:,}"
     tied = "tied to" if config.tie_word_embeddings else "separate from"
-    limits = [
-        f"It sees at most {config.max_position_embeddings:,} tokens.",
-        "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes things up.",
-    ]
-    if loaded.state is not None and loaded.state["tokens"] < 1e9:
-        limits.insert(
-            0,
-            f"It saw {loaded.state['tokens']:,} training tokens, far too few for fluent text: it is for studying the head.",
-        )
-    if own_code and pair != ("dot", "softmax"):
-        limits += [
-            "Its head is not a matrix product. `GPT2LMHeadModel.from_pretrained` only warns and then computes dot products, and so may any "
-            "program that reads the weights as a plain GPT-2. Load it with `AutoModelForCausalLM` and the code in this repository.",
-            "Distances are formed in float32, also where the weights are bfloat16; float16 is refused.",
-        ]
     license_text = f"Weights: {license}." if license else "Weights: their publisher has stated no license."
     text = f"""---
 {_metadata(loaded, name, measured, license).to_yaml()}
@@ -186,8 +191,7 @@ def model_card(
 
 # {name}
 
-A GPT-2 of {parameters:,} parameters ({config.n_layer} layers x {config.n_embd}, {config.n_head} heads, vocabulary {config.vocab_size:,}, \
-unembedding {tied} the token embedding) with a {head}.
+A GPT-2 of {parameters:,} parameters ({sizes}, unembedding {tied} the token embedding) with a {head}.
 The head and why one might want it: [Baek et al., arXiv {PAPER}](https://arxiv.org/abs/{PAPER}).
 
 ## Use
@@ -200,7 +204,7 @@ print(generator("The", max_new_tokens=40, do_sample=True)[0]["generated_text"])
 ```
 
 Needs torch and transformers 5{"; the code of the model lies in this repository" if own_code else ""}.
-
+{"" if plain else NOT_A_GPT2}
 ## Results
 
 {_results(measured)}
@@ -211,11 +215,11 @@ Needs torch and transformers 5{"; the code of the model lies in this repository"
 
 ## Limitations
 
-{chr(10).join(f"- {line}" for line in limits)}
+{chr(10).join(f"- {line}" for line in _limitations(loaded, own_code))}
 
 ## License and citation
 
-{license_text} {"Code: Apache-2.0." if own_code else ""}
+{license_text}{" Code: Apache-2.0." if own_code else ""}
 
 {CITATION}
 """

@@ -1,19 +1,22 @@
-"""A Hugging Face folder to publish: weights, code, tokenizer, generation settings and a model card, checked before it
-is handed out."""
+"""A Hugging Face folder to publish: weights, code, tokenizer, generation settings and a model card.
 
+It is checked before it is handed out.
+"""
+
+import copy
 import json
 import shutil
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -45,7 +48,8 @@ def export(
     loaded = load_model(name)
     if hasattr(loaded.model.config, STORED):
         raise InputError(
-            f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be a dot product's"
+            f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be taken for "
+            "those of dot products"
         )
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,12 +82,14 @@ def push(name: str, repo: str, *, private: bool = False, report: str | None = No
 
 def _write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
     """Tokenizer and generation_config.json: what batched generation needs, a padding token, on the left."""
-    config, tokenizer = loaded.model.config, loaded.tokenizer
+    config = loaded.model.config
     end = config.eos_token_id
-    if tokenizer is not None:
+    if loaded.tokenizer is not None:
+        tokenizer = copy.deepcopy(loaded.tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left"
+        # save_pretrained writes the attributes that are keys of init_kwargs, and no others
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(folder)
     GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
@@ -94,10 +100,11 @@ def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurement
         results = json.loads((report / RESULTS).read_text(encoding="utf-8"))
         row = next((row for row in results["models"] if row["weights_sha256"] == loaded.weights_sha256), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from None
+        raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from error
     if row is None:
         raise InputError(
-            f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its report"
+            f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its "
+            "report"
         )
     validation = row.get("validation") or {}
     values = [
@@ -112,12 +119,10 @@ def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurement
         (folder / FIGURES).mkdir(exist_ok=True)
         shutil.copyfile(path, folder / FIGURES / path.name)
         figures[path.name] = path.stem.replace("_", " ")
-    protocol = (
-        f"Validation text: {validation['tokens']:,} tokens, each scored once in windows of {validation['window']} that advance by "
-        f"{validation['stride']}."
-        if validation
-        else "Measured with EleutherAI's lm-evaluation-harness."
-    )
+    if not validation:
+        return Measurements("Measured with EleutherAI's lm-evaluation-harness.", values, figures)
+    windows = f"windows of {validation['window']} that advance by {validation['stride']}"
+    protocol = f"Validation text: {validation['tokens']:,} tokens, each scored once in {windows}."
     return Measurements(protocol, values, figures)
 
 
@@ -128,28 +133,35 @@ def _from_metrics(loaded: LoadedModel, folder: Path) -> Measurements:
         return Measurements("Nothing has been measured.")
     last = scored[-1]
     values = [("validation text", "loss", last["val_loss"]), ("validation text", "perplexity", last["val_perplexity"])]
+    protocol = (
+        f"Measured at the end of training on {last['val_tokens']:,} validation tokens, in blocks without overlap; loss "
+        "in nats per token."
+    )
+    if find_spec("matplotlib") is None:
+        return Measurements(protocol, values)
     (folder / FIGURES).mkdir(exist_ok=True)
     _plot_losses(rows, folder / FIGURES / "loss.png")
-    protocol = f"Measured at the end of training on {last['val_tokens']:,} validation tokens, in blocks without overlap; loss in nats a token."
     return Measurements(protocol, values, {"loss.png": "loss during training"})
 
 
 def _plot_losses(rows: list[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label in (("loss", "training batch"), ("val_loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, alpha=0.4 if key == "loss" else 1)
-    axes.set(xlabel="step", ylabel="nats a token")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a folder is what the Hub and transformers expect. Needs no network. Raises InputError that names what is
-    wrong."""
+    """Raises InputError, naming what is wrong, unless a folder is what the Hub and transformers expect. Needs no
+    network."""
     try:
         config = AutoConfig.from_pretrained(folder)
         for target in (getattr(config, "auto_map", None) or {}).values():
@@ -171,7 +183,7 @@ def check_folder(folder: Path) -> None:
         if not card.data.to_dict().get("library_name"):
             raise ValueError("the card has no metadata")
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} cannot be published: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{folder} cannot be published: {reason_of(error)}") from error
 
 
 def _linked_files(text: str) -> list[str]:

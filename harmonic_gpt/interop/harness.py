@@ -1,15 +1,17 @@
 """EleutherAI's lm-evaluation-harness, unchanged, on our models and tasks: the short form of its own command line."""
 
 import io
-import json
 import logging
-import os
+import math
 import sys
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.comparison.compare import RESULTS, SCHEMA_VERSION, data_of
+from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, read_results
+from harmonic_gpt.evaluation.text import data_of
+from harmonic_gpt.extras import require
+from harmonic_gpt.files import write_json
 from harmonic_gpt.runs.load import LoadedModel, load_model
 
 TASKS = Path(__file__).parent / "lm_eval_tasks"
@@ -25,7 +27,7 @@ def evaluate(
     few_shot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> tuple[LoadedModel, Scores]:
     """Run tasks of the harness (its own, or ours: validation_text, relations, relation_*) on a model.
 
@@ -36,14 +38,13 @@ def evaluate(
     Returns: the model; {task: {metric: value}}. Raises InputError: no harness installed, no such task, `out` is
         something else.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise InputError("eval lm-eval needs EleutherAI's harness: pip install 'harmonic-gpt[lm-eval]'") from None
+    require("lm-eval", "lm_eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default it takes
-    earlier = _read_results(Path(out).expanduser() / RESULTS) if out else None
+    earlier = _earlier_results(Path(out).expanduser()) if out else None
     loaded = load_model(name, device)
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.path} has no tokenizer: the harness needs one")
@@ -58,7 +59,7 @@ def evaluate(
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
     # The harness has no switch for its bars
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-        found = simple_evaluate(
+        evaluated = simple_evaluate(
             model=model,
             tasks=list(tasks),
             num_fewshot=few_shot,
@@ -67,34 +68,29 @@ def evaluate(
             metadata=metadata,
             log_samples=False,
         )
-    scores = {task: _numbers(values) for task, values in found["results"].items()}
+    scores = {task: _numbers(values) for task, values in evaluated["results"].items()}
     if out is not None and earlier is not None:
         _write_results(Path(out).expanduser(), earlier, loaded, scores)
     return loaded, scores
 
 
 def _numbers(values: dict) -> dict[str, float]:
-    """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} to {"acc": 0.5}."""
+    """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} to {"acc": 0.5}: the finite numbers."""
     return {
         key.removesuffix(",none"): float(value)
         for key, value in values.items()
-        if "," in key and isinstance(value, int | float) and not isinstance(value, bool)
+        if "," in key and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
 
 
-def _read_results(path: Path) -> dict:
-    if not path.exists():
-        if path.parent.exists() and (not path.parent.is_dir() or any(path.parent.iterdir())):
-            raise InputError(
-                f"{path.parent} exists and holds no {RESULTS}; name a new folder, or one of `eval.py compare`"
-            )
-        return {"schema_version": SCHEMA_VERSION, "models": []}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        assert all(isinstance(row, dict) for row in results["models"])
-        return results
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path}: not the results of an evaluation ({error})") from None
+def _earlier_results(folder: Path) -> dict:
+    """What the folder's results.json holds; an empty one for a new or empty folder. Raises InputError for a folder of
+    something else."""
+    if (folder / RESULTS).exists():
+        return read_results(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds no {RESULTS}; name a new folder, or one of `eval.py compare`")
+    return {"schema_version": SCHEMA_VERSION, "models": []}
 
 
 def _write_results(out: Path, results: dict, loaded: LoadedModel, scores: Scores) -> None:
@@ -104,6 +100,4 @@ def _write_results(out: Path, results: dict, loaded: LoadedModel, scores: Scores
         results["models"].append(row)
     row["lm_eval"] = row.get("lm_eval", {}) | scores
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{RESULTS}"
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, out / RESULTS)
+    write_json(out / RESULTS, results)

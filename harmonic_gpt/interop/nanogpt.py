@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
@@ -18,17 +19,15 @@ PADDED_VOCAB_SIZE = 50304
 # The paper's code adds this to every probability before the log
 SMOOTHING = 0.01 / PADDED_VOCAB_SIZE
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-UNDERSTOOD = {
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "block_size",
-    "bias",
-    "vocab_size",
-    "dropout",
-    "scale_attn_by_inverse_layer_idx",
-    "pow_n",
-}
+REQUIRED = {"n_layer", "n_head", "n_embd", "block_size"}
+# In the model_args of the paper's code and of its follow-up (arXiv 2603.10225), not in nanoGPT's
+PAPERS_ARGUMENT = "scale_attn_by_inverse_layer_idx"
+UNDERSTOOD = REQUIRED | {"bias", "vocab_size", "dropout", "pow_n", "distance", PAPERS_ARGUMENT}
+WHICH_HEAD = (
+    "which head does the checkpoint have? Its weights do not say. Give exactly one of --standard (dot products and "
+    "softmax), --exponent N (harmonic, N on the distance, as in the paper's text), or --squared-distance-exponent P "
+    "(harmonic, P on the squared distance, the paper's code's pow_n: N = 2 P)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def smoothed_log_probabilities(logits: Tensor, smoothing: float = SMOOTHING) -> 
     """log(p + smoothing), what the paper's code calls log p: its reported losses are of these. Same shape as `logits`,
     (..., V).
 
-    Not normalised, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss
-        only.
+    Not normalized, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss
+    only.
     """
     return torch.log(logits.softmax(-1) + smoothing)
 
@@ -61,16 +60,21 @@ def import_nanogpt(
 ) -> Imported:
     """Write the model of a nanoGPT checkpoint as a Hugging Face folder `out`, with hidden_scale 1.
 
+    The activation is the one of the code that wrote the checkpoint: the exact GELU of nanoGPT, or the tanh form of the
+    paper's code, which is told by an entry of model_args that nanoGPT does not have.
+
     Args:
         checkpoint: a .pt of {"model": state dict, "model_args": dict, ...}; loaded with weights_only=True.
         standard: its head takes dot products and softmax (nanoGPT's own).
         exponent: its head is harmonic, with this exponent n on the distance (the paper's text).
         squared_distance_exponent: its head is harmonic, with this exponent on the *squared* distance (`pow_n` of the
-            paper's code); n is twice that. Exactly one of the three, unless the checkpoint records `pow_n`.
+            paper's code); n is twice that. Exactly one of the three, unless the checkpoint records `pow_n`, or that it
+            is the follow-up's baseline.
         vocab_size: keep this many rows of the embedding. Default: the tokenizer's size; or 50257 of nanoGPT's 50304; or
-        all.
+            all.
         tokenizer: folder or hub name of the tokenizer to put beside the model.
-    Raises InputError: not such a checkpoint, head not known, weights that GPT-2 does not have.
+    Raises InputError: not such a checkpoint, head not known or with a distance other than the Euclidean, weights that
+        GPT-2 does not have.
     """
     out, notes = Path(out).expanduser(), list[str]()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -88,28 +92,16 @@ def import_nanogpt(
         raise InputError(f"{checkpoint}: the embedding has {rows} rows, fewer than the vocabulary of {vocab_size}")
     if vocab_size < rows:
         notes.append(
-            f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the {vocab_size} others"
+            f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the "
+            f"{vocab_size} others"
         )
-    end = (
-        text.eos_token_id if text is not None else NANOGPT_VOCAB_SIZE - 1 if vocab_size == NANOGPT_VOCAB_SIZE else None
-    )
-    head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
-    wte, lm_head = state["transformer.wte.weight"], state.get("lm_head.weight")
-    config = HarmonicGPT2Config(
-        vocab_size=vocab_size,
-        n_layer=arguments["n_layer"],
-        n_head=arguments["n_head"],
-        n_embd=arguments["n_embd"],
-        n_positions=arguments["block_size"],
-        activation_function="gelu",  # nn.GELU() is the exact one
-        scale_attn_by_inverse_layer_idx=bool(arguments.get("scale_attn_by_inverse_layer_idx", False)),
-        tie_word_embeddings=lm_head is None or torch.equal(wte, lm_head),
-        hidden_scale=1.0,
-        bos_token_id=end,
-        eos_token_id=end,
-        **head,
-    )
-    model = HarmonicGPT2ForCausalLM(config)
+    end_of_text = NANOGPT_VOCAB_SIZE - 1 if vocab_size == NANOGPT_VOCAB_SIZE else None
+    if text is not None:
+        end_of_text = text.eos_token_id
+    try:
+        model = HarmonicGPT2ForCausalLM(_config(arguments, n, vocab_size, end_of_text, _is_tied(state), notes))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{checkpoint}: no GPT-2 is like that: {' '.join(str(error).split())}") from error
     _load(model, state, vocab_size, str(checkpoint))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -123,6 +115,38 @@ def import_nanogpt(
     return Imported(out, notes)
 
 
+def _config(
+    arguments: dict, n: float | None, vocab_size: int, end_of_text: int | None, tied: bool, notes: list[str]
+) -> HarmonicGPT2Config:
+    papers = PAPERS_ARGUMENT in arguments
+    program, form = ("the paper's code", "the tanh form of GELU") if papers else ("nanoGPT", "the exact GELU")
+    notes.append(f"activation: {form}, as in {program}")
+    if "distance" in arguments:
+        notes.append(
+            "warning: the follow-up clamps embeddings to 10 and final hidden states to 20; this model does not"
+        )
+    head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
+    return HarmonicGPT2Config(
+        vocab_size=vocab_size,
+        n_layer=arguments["n_layer"],
+        n_head=arguments["n_head"],
+        n_embd=arguments["n_embd"],
+        n_positions=arguments["block_size"],
+        activation_function="gelu_pytorch_tanh" if papers else "gelu",
+        scale_attn_by_inverse_layer_idx=bool(arguments.get(PAPERS_ARGUMENT, False)),
+        tie_word_embeddings=tied,
+        hidden_scale=1.0,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        **head,
+    )
+
+
+def _is_tied(state: dict[str, Tensor]) -> bool:
+    head = state.get("lm_head.weight")
+    return head is None or torch.equal(state["transformer.wte.weight"], head)
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """(state dict with plain names, model_args)."""
     if not path.is_file():
@@ -130,14 +154,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many kinds
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{path}: not a checkpoint of tensors and plain values (anything else could run code): {reason}"
-        ) from None
+        if is_out_of_memory(error):
+            raise
+        expected = "a checkpoint of tensors and plain values (anything else could run code)"
+        raise InputError(f"{path}: not {expected}: {reason_of(error)}") from error
     arguments = content.get("model_args") if isinstance(content, dict) else None
     state = content.get("model") if isinstance(content, dict) else None
-    needed = {"n_layer", "n_head", "n_embd", "block_size"}
-    if not isinstance(arguments, dict) or not isinstance(state, dict) or needed - arguments.keys():
+    if not isinstance(arguments, dict) or not isinstance(state, dict) or REQUIRED - arguments.keys():
         raise InputError(
             f"{path}: expected nanoGPT's dict with `model` and `model_args` (n_layer, n_head, n_embd, block_size)"
         )
@@ -154,21 +177,29 @@ def _exponent(
     arguments: dict, standard: bool, exponent: float | None, squared: float | None, notes: list[str]
 ) -> float | None:
     """n on the distance, or None for a standard head."""
-    given = sum((standard, exponent is not None, squared is not None))
-    recorded = arguments.get("pow_n")
-    if given > 1 or (given == 0 and recorded is None):
+    distance = arguments.get("distance")
+    if distance not in (None, "baseline", "euclidean"):
         raise InputError(
-            "which head does the checkpoint have? Its weights do not say. Give exactly one of --standard (dot products and softmax), "
-            "--exponent N (harmonic, N on the distance, as in the paper's text), or --squared-distance-exponent P (harmonic, P on the "
-            "squared distance, the paper's code's pow_n: N = 2 P)"
+            f"the checkpoint's head measures the distance {distance!r} (model_args); heads here measure the Euclidean "
+            "distance or take dot products, and would give other probabilities"
         )
-    if standard:
+    chosen = [standard, exponent is not None, squared is not None]
+    if distance == "baseline" and not any(chosen[1:]):
+        notes.append("standard head: the checkpoint records distance = baseline")
         return None
-    if recorded is not None and given == 0:
+    if distance is not None and standard == (distance == "euclidean"):
+        raise InputError(f"the checkpoint records distance = {distance} (model_args), and the options say otherwise")
+    recorded = arguments.get("pow_n")
+    if not any(chosen) and isinstance(recorded, int | float):
         squared = float(recorded)
         notes.append(
-            f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the paper's code"
+            f"pow_n = {squared:g} is recorded in the checkpoint, and taken to act on the squared distance as in the "
+            "paper's code"
         )
+    elif sum(chosen) != 1:
+        raise InputError(WHICH_HEAD)
+    if standard:
+        return None
     n = exponent if squared is None else 2 * squared
     assert n is not None  # one of them is given, or recorded
     notes.append(f"harmonic head, exponent n = {n:g} on the distance ({n / 2:g} on the squared distance)")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.files import file_sha256, sync
 
 CONFIG_FILE = "config.yaml"  # of a run, beside its checkpoints
@@ -67,7 +67,7 @@ def write_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], Non
     try:
         write_files(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        checksums = {str(p.relative_to(temporary)): file_sha256(p) for p in files}
+        checksums = {p.relative_to(temporary).as_posix(): file_sha256(p) for p in files}
         (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
         for path in (*files, temporary / CHECKSUMS, temporary):
             sync(path)
@@ -137,13 +137,8 @@ def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint of ours. Raises InputError."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        counts = (
-            state["step"],
-            state["tokens"],
-            state["world_size"] - 1,
-            state.get("skipped_steps", 0),
-            state.get("skipped_in_a_row", 0),
-        )
+        counts = [state["step"], state["tokens"], state["world_size"] - 1]
+        counts += [state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0)]
         texts = (state["config"]["data"]["dir"], state.get("wandb_id") or "")
         if not all(type(count) is int and count >= 0 for count in counts):
             raise TypeError("a count is not a number")
@@ -155,13 +150,12 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def load_state(path: Path) -> dict:
-    """Tensors and plain values that `torch.save` wrote. Runs no code from the file. Raises InputError if it holds
-    anything else."""
+    """Tensors and plain values that `torch.save` wrote; no code is run. Raises InputError if there is anything else."""
     if not path.is_file():
         raise InputError(f"{path} is missing; resuming needs it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:
+    except Exception as error:  # pickle, zipfile and torch raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: not what training writes ({type(error).__name__}: {reason_of(error)})") from error

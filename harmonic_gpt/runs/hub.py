@@ -6,13 +6,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 
 MAIN = "main"
 REFUSED = {
     400: "it does not take these files or this name",
     401: "no valid token; run `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there; use one with write access, and your own or your organisation's name",
+    403: "the token may not write there; use one with write access, and your own or your organization's name",
     404: "no such repository, or the token may not see it",
 }
 
@@ -22,56 +22,66 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
 
     Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short,
     calling again continues: what the Hub has already is not sent twice. The token is huggingface_hub's own: `hf auth
-    login` or
-        HF_TOKEN.
+    login` or HF_TOKEN.
 
     Args:
         repo: USER/NAME.
-        progress: draw bars (not from the background of a training run, which has its own).
         private: a new repository is private. An existing public one is refused: nothing meant to be private is shown.
+        progress: draw bars (not from the background of a training run, which has its own).
     Returns: address of the commit.
     Raises:
         InputError: the Hub refuses the name, token or files, or the repository is public where a private one was asked
-        for.
-        ConnectionError: no connection, 5xx, upload cut short. Says whether anything was published. No message holds the
-            token.
+            for.
+        ConnectionError: no connection, 5xx, upload cut short. Says whether anything was published. Neither the messages
+            nor their causes hold the token or a signed address.
     """
     if repo.count("/") != 1:
         raise InputError(f"expected a repository USER/NAME, got {repo!r}")
     (enable_progress_bars if progress else disable_progress_bars)()
     api = HfApi()
-    operations = [
-        CommitOperationAdd(path.relative_to(folder).as_posix(), path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     outcome = "nothing was published"
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
             raise InputError(
-                f"{repo} is public on the Hub, and this upload is to be private; name another repository, or publish openly"
+                f"{repo} is public on the Hub, and this upload is to be private; name another repository, or publish "
+                "openly"
             )
         if revision != MAIN:
             api.create_branch(repo, branch=revision, exist_ok=True)
         api.preupload_lfs_files(repo, operations, revision=revision)
-        outcome = f"whether it was published is not known: look at {api.endpoint}/{repo}/commits/{revision}. Uploading again is safe"
+        commits = f"{api.endpoint}/{repo}/commits/{revision}"
+        outcome = f"whether it was published is not known: look at {commits}. Uploading again is safe"
         return api.create_commit(repo, operations, commit_message=f"Upload {folder.name}", revision=revision).commit_url
-    except (InputError, KeyboardInterrupt):
+    except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # its HTTP library, the xet client and huggingface_hub itself raise many kinds, not all of them public
-        cause: BaseException = error
-        while not isinstance(cause, HfHubHTTPError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if not isinstance(cause, HfHubHTTPError):
-            # The kind only where the text may hold headers or signed addresses
-            text = str(cause).splitlines()[0] if isinstance(cause, ValueError) and str(cause) else type(cause).__name__
-            if isinstance(cause, ValueError):
-                raise InputError(f"{repo}: {text}; nothing was published") from None
-            raise ConnectionError(f"upload to {repo} at {api.endpoint} was cut short: {text}; {outcome}") from None
-        status = cause.response.status_code
+    except Exception as error:  # huggingface_hub, its HTTP library and the xet client raise many kinds
+        if is_out_of_memory(error):
+            raise
+        raise _explained(error, repo, api.endpoint, outcome) from _without_its_text(error)
+
+
+def _explained(error: BaseException, repo: str, endpoint: str, outcome: str) -> InputError | ConnectionError:
+    while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
         if status in REFUSED:
-            raise InputError(f"the Hub refuses {repo} ({status}): {REFUSED[status]}; nothing was published") from None
-        raise ConnectionError(f"the Hub answered {status} for {repo}; {outcome}") from None
+            return InputError(f"the Hub refuses {repo} ({status}): {REFUSED[status]}; nothing was published")
+        return ConnectionError(f"the Hub answered {status} for {repo}; {outcome}")
+    if isinstance(error, ValueError):  # a name that cannot be one
+        return InputError(f"{repo}: {reason_of(error)}; nothing was published")
+    return ConnectionError(f"upload to {repo} at {endpoint} was cut short: {type(error).__name__}; {outcome}")
+
+
+def _without_its_text(error: BaseException) -> Exception:
+    """A cause to show in the error's place: where it was raised, and its kinds. Its text may hold headers or signed
+    addresses, and tracebacks are sent to strangers."""
+    kinds: list[str] = []
+    inner: BaseException | None = error
+    while inner is not None:
+        kinds.append(type(inner).__name__)
+        inner = inner.__cause__ or inner.__context__
+    return RuntimeError(" from ".join(kinds)).with_traceback(error.__traceback__)

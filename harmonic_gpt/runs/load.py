@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.files import file_sha256
 from harmonic_gpt.runs.checkpoint import CHECKSUMS, LATEST, checkpoints, find_corruption, read_state
 from harmonic_gpt.swap_head import STORED, swap_head
@@ -49,19 +49,17 @@ def resolve(name: str) -> str:
     """The folder that holds the weights: `RUN/latest` for a run, otherwise the name itself."""
     path = Path(name).expanduser()
     if not path.exists():
-        if (
-            name.startswith((".", "/", "~"))
-            or name.count("/") > 1
-            or (path.parent.is_dir() and path.parent != Path("."))
-        ):
+        in_a_folder = path.parent != Path(".") and path.parent.is_dir()
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or in_a_folder:
             raise InputError(f"no model at {name}: expected a run folder, a Hugging Face folder, or a hub name")
         return name
     if (path / "config.json").is_file():
         return str(path.resolve())
-    found = path / LATEST if (path / LATEST).exists() else next(iter(reversed(checkpoints(path))), None)
-    if found is None:
-        raise InputError(f"{path}: no config.json and no checkpoint; expected a run folder or a Hugging Face folder")
-    return str(found.resolve())
+    if (path / LATEST).exists():
+        return str((path / LATEST).resolve())
+    if saved := checkpoints(path):
+        return str(saved[-1].resolve())
+    raise InputError(f"{path}: no config.json and no checkpoint; expected a run folder or a Hugging Face folder")
 
 
 def load_model(name: str, device: str | torch.device | None = "cpu", trust_remote_code: bool = False) -> LoadedModel:
@@ -80,9 +78,9 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
         model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with output_loading_info
             path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
+    except Exception as error:  # the hub client, safetensors and the model's own code raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"cannot load a causal language model from {path}: {reason_of(error)}") from error
     if info.get("missing_keys") or info.get("mismatched_keys"):
         broken = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
@@ -96,9 +94,9 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
         raise InputError(f"{path} is damaged: {problem}")
     try:
         model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to`, and loses its signature
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"device {device!r}: {reason_of(error)}") from error
     _check_causal(model, path)
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) or not folder.is_dir()

@@ -3,7 +3,6 @@ not run again."""
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +12,11 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.files import sync
 from harmonic_gpt.studies.batched import Cell, Member, Result, run, seconds_per_step
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS
@@ -150,7 +150,8 @@ def study(
     print(f"{len(plan)} cells of {sum(len(c.members) for c in plan)} models, {len(plan) - len(missing)} done before")
     if missing:
         print(
-            f"{_estimate(missing, workers)}; {workers} processes, one thread each. Ctrl-C is safe: finished cells are kept.",
+            f"{_estimate(missing, workers)}; {workers} processes, one thread each. "
+            "Ctrl-C is safe: finished cells are kept.",
             flush=True,
         )
         _run_all(folder, missing, workers)
@@ -228,7 +229,9 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
         part,
         metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)},
     )
-    os.replace(part, path)
+    sync(part)
+    part.replace(path)
+    sync(folder)
     return seconds["wall_seconds"], seconds["cpu_seconds"]
 
 
@@ -237,11 +240,11 @@ def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
         fields = metadata["cell"]
         cell = Cell(**{**fields, "members": tuple(Member(*m) for m in fields["members"])})
         return cell, Result(**tensors, reason=metadata["reason"]), metadata["time"]
-    except Exception as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a finished cell of this study ({error}): move it away and run the study again"
-        ) from None
+        ) from error

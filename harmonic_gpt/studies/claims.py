@@ -1,11 +1,12 @@
 """Claims of the paper beside what was measured: one table, what does not hold first."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import mannwhitneyu
+
+from harmonic_gpt.extras import require
+from harmonic_gpt.files import write_text
 
 SIGNIFICANCE = 0.05
 VERDICTS = ("does not hold", "partly", "holds", "not measured")
@@ -35,6 +36,9 @@ class Comparison:
 
 def compare(ours: np.ndarray, base: np.ndarray, higher_is_better: bool) -> Comparison:
     """NaN (never reached) counts as worst."""
+    require("studies", "scipy")
+    from scipy.stats import mannwhitneyu
+
     worst = -np.inf if higher_is_better else np.inf
     a, b = (np.where(np.isnan(x), worst, x).astype(float) for x in (ours, base))
     p = float(mannwhitneyu(a, b, alternative="two-sided").pvalue)
@@ -67,6 +71,4 @@ def write_claims(folder: Path, title: str, claims: list[Claim], note: str) -> No
         if two:
             cells.append(claim.other if claim.other != claim.verdict else "the same")
         lines.append(f"| {' | '.join(cells)} |")
-    part = folder / "claims.md.part"
-    part.write_text("\n".join(lines) + "\n")
-    os.replace(part, folder / "claims.md")
+    write_text(folder / "claims.md", "\n".join(lines) + "\n")

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, is_out_of_memory
+from harmonic_gpt.extras import require
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
@@ -48,28 +47,34 @@ def load(data: str) -> Images:
     """`digits` (scikit-learn's), `mnist` (the hub), or a local folder that `datasets` can load, with the columns image
     and label."""
     if data == "digits":
+        require("studies", "sklearn")
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         images, labels = load_digits(return_X_y=True)
         train, test, train_labels, test_labels = train_test_split(
             images / 16, labels, test_size=0.25, random_state=0, stratify=labels
         )
-        sides = (train, train_labels, test, test_labels)
-        return Images(data, *(torch.tensor(x, dtype=torch.float32 if x.ndim == 2 else torch.int64) for x in sides))
+        arrays = (train, train_labels, test, test_labels)
+        return Images(data, *(torch.tensor(x, dtype=torch.float32 if x.ndim == 2 else torch.int64) for x in arrays))
     if data != "mnist" and not Path(data).is_dir():
         raise InputError(f"--data: expected digits, mnist or a local folder, got {data!r}")
     try:
         from datasets import load_dataset
-    except ImportError:
+    except ImportError as error:
         raise InputError(
             "MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits"
-        ) from None
+        ) from error
     try:
         dataset = load_dataset(MNIST if data == "mnist" else data)
         sides = [tensor for side in ("train", "test") for tensor in _tensors(dataset[side])]
     except Exception as error:  # of the network, of the files: `datasets` has many
+        if is_out_of_memory(error):
+            raise
         raise InputError(
-            f"--data {data}: cannot load images ({type(error).__name__}: {error}); expected a train and a test split with the "
-            "columns image and label. --data digits needs no download"
-        ) from None
+            f"--data {data}: cannot load images ({type(error).__name__}: {error}); expected a train and a test split "
+            "with the columns image and label. --data digits needs no download"
+        ) from error
     return Images("mnist", *sides)
 
 
@@ -134,6 +139,7 @@ def off_pixel_size(w: Tensor, images: Images) -> np.ndarray:
 
 def study(out: str, data: str, seeds: int, epochs: int | None) -> None:
     """Train, measure, draw the weights beside the class means, judge the claims."""
+    require("studies", "matplotlib", "scipy")  # before the work
     torch.set_num_threads(1)
     images = load(data)
     epochs = epochs or EPOCHS[images.name]
@@ -167,7 +173,8 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         result.append(
             Claim(
                 f"accuracy is level with cross-entropy's, within half a percent ({name})",
-                f"{_spread(ours['test accuracy'])}, standard {_spread(standard['test accuracy'])} (p = {accuracy.p:.2g})",
+                f"{_spread(ours['test accuracy'])}, standard {_spread(standard['test accuracy'])} "
+                f"(p = {accuracy.p:.2g})",
                 "holds" if level else "does not hold",
             )
         )
@@ -175,8 +182,9 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         result.append(
             Claim(
                 f"weights look like the mean digit: correlation over 0.9, above the standard model's ({name})",
-                f"correlation {_spread(ours['correlation'])}, standard {_spread(standard['correlation'])} (p = {like_mean.p:.2g}); "
-                f"relative distance {_spread(ours['distance'])}, standard {_spread(standard['distance'])}",
+                f"correlation {_spread(ours['correlation'])}, standard {_spread(standard['correlation'])} "
+                f"(p = {like_mean.p:.2g}); relative distance {_spread(ours['distance'])}, "
+                f"standard {_spread(standard['distance'])}",
                 combined(["holds" if ours["correlation"].min() > 0.9 else "does not hold", like_mean.verdict]),
             )
         )

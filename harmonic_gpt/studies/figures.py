@@ -1,20 +1,20 @@
 """The paper's figures from our runs, each as PNG and SVG."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
+from harmonic_gpt.extras import require
 from harmonic_gpt.studies.algorithmic import CASES, CODE_EXPONENT
 from harmonic_gpt.studies.networks import ARCHITECTURES
 from harmonic_gpt.studies.structure import coset_partitions, first_two_components
 from harmonic_gpt.studies.tasks import EQUIVALENCE_MODULUS, LAST_NODE, PROTOCOLS, TASKS, task
 
-# The paper's colours
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The paper's colors
 COLORS = {
     "standard_mlp": "tab:green",
     "harmonic_mlp": "tab:red",
@@ -28,16 +28,25 @@ TOY_STYLES = {
 }
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple["Figure", Any]:
+    """A figure of width x height inches and its axes. It belongs to no window and no backend, so that drawing here
+    changes nothing in the caller's own use of matplotlib."""
+    require("studies", "matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save(figure: "Figure", folder: Path, name: str) -> None:
     """NAME.png and NAME.svg."""
     for suffix in ("png", "svg"):
         figure.savefig(folder / f"{name}.{suffix}", dpi=110)
-    plt.close(figure)
 
 
 def toy(folder: Path, curves: dict) -> None:
     """Figure 1: loss and ||W|| against steps, median and range over seeds."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", sharex=True)
+    figure, axes = subplots(2, 2, 10, 6, sharex=True)
     for row, (case, heads) in zip(axes, curves.items(), strict=True):
         for head, (losses, norms) in heads.items():
             for ax, values in zip(row, (losses, norms), strict=True):
@@ -102,7 +111,7 @@ def _label(model: str) -> str:
 
 
 def _colors(task_name: str) -> tuple[np.ndarray | str, str | None]:
-    """What the paper colours by: equivalence class, generation, left coset of the Klein four-group."""
+    """What the paper colors by: equivalence class, generation, left coset of the Klein four-group."""
     if task_name == "equivalence":
         return np.arange(40) % EQUIVALENCE_MODULUS, "tab10"
     if task_name == "genealogy":
@@ -129,14 +138,12 @@ def _representations(folder: Path, name: str, trained: list) -> None:
     """Figure 2: the first two components of every seed's embeddings, a row for a task and model."""
     kinds = [(task_name, model) for task_name in _tasks_of(trained) for model in _models_of(trained)]
     seeds = sorted({t.row["seed"] for t in trained})[:10]
-    figure, axes = plt.subplots(
-        len(kinds), len(seeds), figsize=(1.15 * len(seeds) + 1.8, 1.2 * len(kinds)), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(len(kinds), len(seeds), 1.15 * len(seeds) + 1.8, 1.2 * len(kinds), squeeze=False)
     for row, (task_name, model) in zip(axes, kinds, strict=True):
         for ax, seed in zip(row, seeds, strict=True):
-            found = [t for t in trained if (t.row["task"], t.row["model"], t.row["seed"]) == (task_name, model, seed)]
-            if found:
-                _scatter(ax, task_name, found[0].points, found[0].row["explained"][1], size=7)
+            runs = [t for t in trained if (t.row["task"], t.row["model"], t.row["seed"]) == (task_name, model, seed)]
+            if runs:
+                _scatter(ax, task_name, runs[0].points, runs[0].row["explained"][1], size=7)
             else:
                 ax.axis("off")
         row[0].set_ylabel(f"{task(task_name).title}\n{_label(model)}", rotation=0, ha="right", va="center", fontsize=7)
@@ -144,15 +151,13 @@ def _representations(folder: Path, name: str, trained: list) -> None:
 
 
 def _panels(names: list[str]):
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(2.5 * len(names) + 0.5, 3.2), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(names), 2.5 * len(names) + 0.5, 3.2, squeeze=False)
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(task(name).title, fontsize=9)
     return figure, axes[0]
 
 
-def _legend(figure: Figure, ax) -> None:
+def _legend(figure: "Figure", ax) -> None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
 
@@ -239,7 +244,7 @@ def _grokking(folder: Path, name: str, trained: list) -> None:
 def _case_study(folder: Path, name: str, trained: list) -> None:
     """Figure 4: modular addition with and without weight decay: accuracies of all seeds, embeddings of the first."""
     kinds = [(f"{head}_mlp", decay) for head, decay in CASES]
-    figure, axes = plt.subplots(2, len(kinds), figsize=(3 * len(kinds), 5.6), layout="constrained")
+    figure, axes = subplots(2, len(kinds), 3 * len(kinds), 5.6)
     for (top, bottom), (model, decay) in zip(axes.T, kinds, strict=True):
         runs = [t for t in trained if (t.row["model"], t.row["weight_decay"]) == (model, decay)]
         for run in runs:
@@ -260,9 +265,7 @@ def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> No
     """Figures 6 and 12: embeddings of the first seed under several heads; the median variance over seeds in the
     label."""
     kinds = [(task_name, architecture) for task_name in _tasks_of(trained) for architecture in ARCHITECTURES]
-    figure, axes = plt.subplots(
-        len(kinds), len(heads), figsize=(2.1 * len(heads) + 1.5, 2.1 * len(kinds)), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(len(kinds), len(heads), 2.1 * len(heads) + 1.5, 2.1 * len(kinds), squeeze=False)
     for row, (task_name, architecture) in zip(axes, kinds, strict=True):
         for ax, head in zip(row, heads, strict=True):
             runs = [t for t in trained if (t.row["task"], t.row["model"]) == (task_name, f"{head}_{architecture}")]
@@ -283,9 +286,7 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
     """Figure 13: test accuracy and variance in two components against the exponent on the distance; half of it is the
     code's."""
     names = _tasks_of(trained)
-    figure, axes = plt.subplots(
-        2, len(names), figsize=(3.4 * len(names) + 1, 5), squeeze=False, layout="constrained", sharex=True
-    )
+    figure, axes = subplots(2, len(names), 3.4 * len(names) + 1, 5, squeeze=False, sharex=True)
     for column, task_name in zip(axes.T, names, strict=True):
         for model in _models_of(trained):
             runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
@@ -320,9 +321,9 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
 
 
 def digit_weights(folder: Path, name: str, rows: dict) -> None:
-    """Weights (classes, D) of each row as square images; each row has its own symmetric scale of colours."""
+    """Weights (classes, D) of each row as square images; each row has its own symmetric scale of colors."""
     classes = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), classes, figsize=(classes + 1.6, 1.15 * len(rows)), layout="constrained")
+    figure, axes = subplots(len(rows), classes, classes + 1.6, 1.15 * len(rows))
     for row, (label, weights) in zip(axes, rows.items(), strict=True):
         side = int(weights.shape[1] ** 0.5)
         limit = float(weights.abs().max())

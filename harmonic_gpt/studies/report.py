@@ -1,7 +1,6 @@
 """From a folder of finished cells: results.jsonl (a line a model), the paper's figures, claims.md."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.measures.geometry import cumulative_explained_variance
+from harmonic_gpt.extras import require
+from harmonic_gpt.files import write_text
 from harmonic_gpt.studies import algorithmic_claims, figures, structure
 from harmonic_gpt.studies.algorithmic import MAIN_FRACTION, load
 from harmonic_gpt.studies.batched import Cell, Result
@@ -33,6 +34,7 @@ class Trained:
 
 def report(out: str) -> Path:
     """Measure, draw and judge every finished cell of `out`/cells. Raises InputError if there is none."""
+    require("studies", "matplotlib", "scipy", "sklearn")
     folder = Path(out)
     paths = sorted((folder / "cells").glob("*.safetensors"))
     if not paths:
@@ -42,17 +44,16 @@ def report(out: str) -> Path:
     loaded = [load(path) for path in paths]
     trained = [model for cell, result, _ in loaded for model in measure(cell, result)]
     rows = [model.row for model in trained]
-    part = folder / "results.jsonl.part"
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, folder / "results.jsonl")
+    write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     figures.algorithmic(folder, trained)
     claims = algorithmic_claims.claims(rows)
     cpu = sum(time["cpu_seconds"] for _, _, time in loaded)
     diverged = sum(row["reason"] == "diverged" for row in rows)
     early = sum(row["reason"] == "converged" for row in rows)
     note = (
-        f"{len(rows)} models in {len(loaded)} cells, {cpu / 60:.0f} minutes of CPU; {early} stopped early, {diverged} diverged. "
-        "Medians over seeds; two-sided Mann-Whitney tests, not corrected for their number. The verdict is that of the clean protocol."
+        f"{len(rows)} models in {len(loaded)} cells, {cpu / 60:.0f} minutes of CPU; {early} stopped early, {diverged} "
+        "diverged. Medians over seeds; two-sided Mann-Whitney tests, not corrected for their number. "
+        "The verdict is that of the clean protocol."
     )
     write_claims(folder, "Algorithmic tasks", claims, note)
     return folder / "claims.md"
@@ -92,7 +93,7 @@ def measure(cell: Cell, result: Result) -> list[Trained]:
 
 def _structure(task_name: str, points: np.ndarray, seed: int) -> dict:
     explained = cumulative_explained_variance(torch.from_numpy(points))
-    row = {
+    row: dict = {
         "explained": [_rounded(x) for x in explained[:10]],
         "structure": _rounded(structure.METRICS[task_name].function(points)),
     }

@@ -9,9 +9,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
 
+from harmonic_gpt.extras import require
 from harmonic_gpt.studies.tasks import EQUIVALENCE_MODULUS, LAST_NODE, LATTICE_SIDE, symmetric_group
 
 THRESHOLD, HOLD_EPOCHS = 0.9, 20  # of grokking, section 3
@@ -27,6 +26,9 @@ class Metric(NamedTuple):
 
 def first_two_components(points: np.ndarray) -> np.ndarray:
     """(P, 2) projection on the first two principal components."""
+    require("studies", "sklearn")
+    from sklearn.decomposition import PCA
+
     return PCA(2, svd_solver="covariance_eigh").fit_transform(points.astype(np.float64))
 
 
@@ -65,6 +67,8 @@ def generation_width(points: np.ndarray) -> float:
     """1 - share of the first component's variance within a generation, in the plane of the tree's first two components,
     averaged over generations of more than four nodes. 0: every generation is a line; 0.5 is the most."""
     plane = first_two_components(points)
+    from sklearn.decomposition import PCA  # it is there: the line above needs it too
+
     generation = np.log2(np.arange(1, LAST_NODE + 1)).astype(int)
     widths = []
     for g in range(3, generation.max() + 1):
@@ -134,8 +138,11 @@ def coset_partitions() -> dict[str, np.ndarray]:
 def best_coset_silhouette(points: np.ndarray) -> tuple[float, str]:
     """Largest silhouette over the coset partitions (paper, appendix B), and the partition. The largest of many is above
     zero for random points too: compare with shuffled rows."""
+    require("studies", "sklearn")
+    from sklearn.metrics import silhouette_score
+
     scores = {name: float(silhouette_score(points, labels)) for name, labels in _PARTITIONS.items()}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda name: scores[name])
     return scores[best], best
 
 

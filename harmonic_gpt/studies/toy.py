@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harmonic_gpt.extras import require
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
 from harmonic_gpt.studies.claims import Claim, verdict_of, write_claims
@@ -17,7 +18,7 @@ POINTS = {
     "two points": [[1.0, 1.0], [-1.0, -1.0]],
     "five points": [[0.0, 1.0], [0.0, -1.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]],
 }
-HEADS = {
+HEADS: dict[str, dict] = {
     "cross-entropy": {"exponent": 1.0, "similarity": "dot", "normalization": "softmax"},
     "harmonic, n = 2 (code)": {"exponent": 2.0},
     "harmonic, n = 1 (paper)": {"exponent": 1.0},
@@ -52,6 +53,7 @@ def train(points: list, head: dict, seeds: int, steps: int = STEPS, start: list 
 
 def study(out: str, seeds: int, steps: int = STEPS) -> None:
     """Train both cases with both losses, draw figure 1 and judge its claims."""
+    require("studies", "matplotlib", "scipy")  # before the work
     torch.set_num_threads(1)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,8 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
         result.append(
             Claim(
                 f"five points: harmonic reaches machine precision ({head})",
-                f"final loss {spread(last('five points', head))}; centers exactly on the points cost {resolvable:.3g} in this head",
+                f"final loss {spread(last('five points', head))}; centers exactly on the points cost {resolvable:.3g} "
+                "in this head",
                 "holds" if last("five points", head).max() < 1.5 * resolvable else "does not hold",
             )
         )

@@ -59,7 +59,7 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     if config.train.compile:
         model.transformer.compile()
     if accelerator.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
 
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, data, tokenizer)
@@ -191,7 +191,7 @@ def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSa
     )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
 
     A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-from PIL import Image
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, load_run_config
@@ -79,6 +78,8 @@ def attach(run_dir: str | Path, report: str | Path) -> list[str]:
 
     Raises InputError: no such run or report, or the run logged to none.
     """
+    from PIL import Image  # of the trackers' extras: training itself does without
+
     run_dir, report = Path(run_dir).expanduser(), Path(report).expanduser()
     saved = checkpoints(run_dir)
     if not saved:

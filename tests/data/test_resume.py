@@ -16,10 +16,13 @@ import pytest
 PROGRAM = r'''
 import datasets, json, os, resource, shutil, signal, sys, traceback
 from pathlib import Path
+
 from harmonic_gpt.data import sources
-from harmonic_gpt.data.prepare import prepare
+from filelock import FileLock
+from harmonic_gpt.data.prepare import LOCK, prepare
 from harmonic_gpt.data.shards import ShardWriter
 from harmonic_gpt.errors import InputError
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here, not in every child
 
 sources.BATCH_DOCUMENTS = 4  # shards of a few batches
 options = {}
@@ -46,7 +49,7 @@ def attempt(out, kill_at=None, setup=None):
 
             return counted
 
-        for name in ("fsync", "rename", "unlink", "truncate"):
+        for name in ("fsync", "rename", "replace", "unlink", "truncate"):
             setattr(os, name, hook(getattr(os, name)))
         status = 0
         try:
@@ -194,7 +197,7 @@ def later():  # so that some shards are finished first
 
 status, _, text = attempt(fresh("out"), setup=later)
 result["status"], result["text"] = status, text
-kept = {name: data for name, data in contents(partial).items() if name.endswith(".bin") and name.startswith("train")}
+kept = {name: data for name, data in contents(partial).items() if name.startswith("train") and name.endswith(".bin")}
 result["kept"] = len(kept)
 result["intact"] = all(expected[name] == data for name, data in kept.items())
 status, _, text = attempt(folder / "out")
@@ -219,16 +222,19 @@ bad = Path(second)
 good = bad.read_bytes()
 stat = bad.stat()
 bad.write_bytes(b"\x00" * len(good))  # of the same size: what an interrupted copy leaves
-options["tokenizer"], options["vocab_size"] = str(folder / "whole/tokenizer"), None  # a training of the tokenizer would meet it first
+# A training of the tokenizer would meet it first
+options["tokenizer"], options["vocab_size"] = str(folder / "whole/tokenizer"), None
 status, _, result["text"] = attempt(fresh("out"))
 result["status"] = status
-shards = {name: data for name, data in contents(folder / "out.partial").items() if name.endswith(".bin") and name.startswith("train")}
+left = contents(folder / "out.partial").items()
+shards = {name: data for name, data in left if name.startswith("train") and name.endswith(".bin")}
 result["shards"] = len(shards)
 result["intact"] = all(expected[name] == data for name, data in shards.items())
 bad.write_bytes(good)
 status, _, text = attempt(folder / "out")
 made = contents(folder / "out")
-result["continued"] = status == 0 and all(made[name] == data for name, data in expected.items() if name.endswith(".bin"))
+same = [made[name] == data for name, data in expected.items() if name.endswith(".bin")] if status == 0 else [False]
+result["continued"] = all(same)
 """,
     )
     assert result["status"] == 2
@@ -254,11 +260,8 @@ changed.write_text(text + json.dumps({"text": "one more"}) + "\n")
 result["changed"] = attempt(folder / "out")
 changed.write_text(text)
 result["untouched"] = contents(folder / "out.partial") == before
-import fcntl
-holder = os.open(folder / "out.partial", os.O_RDONLY)
-fcntl.flock(holder, fcntl.LOCK_EX)
-result["locked"] = attempt(folder / "out")
-os.close(holder)
+with FileLock(folder / "out.partial" / LOCK):
+    result["locked"] = attempt(folder / "out")
 other = fresh("other")
 (folder / "other.partial").mkdir()
 (folder / "other.partial/thesis.tex").write_text("years of work")

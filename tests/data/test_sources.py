@@ -98,7 +98,8 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_hub_dataset_is_streamed_file_by_file(hub):
+@pytest.mark.usefixtures("hub")
+def test_a_hub_dataset_is_streamed_file_by_file():
     source = open_source("openwebtext")
     assert (source.name, source.rows, len(source.parts)) == ("openwebtext", 30, 3)
     assert [list(source.read(part)) for part in (2, 0, 1)] == [TEXTS[20:], TEXTS[:10], TEXTS[10:20]]
@@ -110,7 +111,8 @@ def test_a_hub_dataset_is_streamed_file_by_file(hub):
         list(documents("openwebtext", "body"))
 
 
-def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(hub, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(monkeypatch):
     asked = []
     load = datasets.load_dataset_builder
 
@@ -125,11 +127,23 @@ def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(hub, monkeypat
     assert asked == [None, "refs/convert/parquet"]
 
 
-def test_an_unreachable_hub_names_the_offline_alternatives(tmp_path):
-    with pytest.raises(
-        InputError, match=r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"
-    ):
+def test_an_unreachable_hub_names_the_offline_alternatives():
+    message = r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"
+    with pytest.raises(InputError, match=message) as caught:
         open_source("openwebtext")
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 7 GiB"), pa.lib.ArrowMemoryError("malloc failed")])
+def test_out_of_memory_while_reading_is_no_unreadable_file(tmp_path, monkeypatch, error):
+    def fail(*_args):
+        raise error
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(sources, "_open_text", fail)
+    with pytest.raises(MemoryError) as caught:
+        list(documents(str(tmp_path / "a.txt")))
+    assert caught.value is error
 
 
 def test_a_long_txt_is_cut_where_paragraphs_end(tmp_path):

@@ -1,30 +1,21 @@
-"""Reading token files, and the sampler: what it promises about which tokens go where."""
+"""Reading token files, and what is noted of the files that were verified."""
 
+import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harmonic_gpt.data.sampler import Permutation, Sampler
+import harmonic_gpt
 from harmonic_gpt.data.tokenizer import train_tokenizer
-from harmonic_gpt.data.tokens import Tokens, open_token_folder
+from harmonic_gpt.data.tokens import VERIFIED, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
-
-
-@pytest.fixture
-def line(tmp_path):
-    """Tokens whose id is their position, over three files."""
-
-    def make(n, files=3):
-        paths = []
-        for i, part in enumerate(np.array_split(np.arange(n, dtype="<u2"), files)):
-            paths.append(tmp_path / f"{i}.bin")
-            part.tofile(paths[-1])
-        return Tokens(paths, np.dtype("<u2"), n)
-
-    return make
 
 
 def test_reads_across_files(line):
@@ -32,59 +23,6 @@ def test_reads_across_files(line):
     assert len(tokens) == 100
     for start, length in ((0, 100), (30, 10), (33, 1), (66, 34), (99, 1)):
         assert tokens.read(start, length).tolist() == list(range(start, start + length))
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000, 4097])
-def test_permutation_is_one(n):
-    for seed in range(3):
-        assert np.array_equal(np.sort(Permutation(n, seed, 0)(np.arange(n))), np.arange(n))
-
-
-def test_permutation_looks_random():
-    """Mean displacement of neighbours of a random permutation of n is n / 3; seeds give unrelated orders."""
-    n = 100_000
-    a, b = Permutation(n, 0, 0)(np.arange(n)), Permutation(n, 0, 1)(np.arange(n))
-    assert np.abs(np.diff(a)).mean() == pytest.approx(n / 3, rel=0.02)
-    assert abs(np.corrcoef(a, b)[0, 1]) < 0.02
-    assert abs(np.corrcoef(a, np.arange(n))[0, 1]) < 0.02
-
-
-def test_an_epoch_visits_every_block_once(line):
-    tokens, block, batch = line(1003), 10, 4
-    sampler = Sampler(tokens, block, batch, seed=0)
-    assert sampler.blocks_per_epoch == 99
-    blocks = np.concatenate([sampler.batch(step) for step in range(99)])  # 99 batches of 4 are 4 epochs of 99 blocks
-    offsets = set()
-    for epoch in range(4):
-        starts = np.sort(blocks[epoch * 99 : (epoch + 1) * 99, 0])
-        assert (np.diff(starts) == block).all()
-        offsets.add(int(starts[0]))
-    assert (blocks == blocks[:, :1] + np.arange(block + 1)).all()  # targets are the inputs, shifted by one
-    assert len(offsets) > 1  # block boundaries move between epochs
-    assert max(offsets) < block
-
-
-def test_the_global_batch_does_not_depend_on_the_world_size(line):
-    sampler = Sampler(line(1003), 10, 8, seed=3)
-    for step in (0, 7, 30):
-        whole = sampler.batch(step)
-        for world_size in (2, 4, 8):
-            slices = [sampler.batch(step, rank, world_size) for rank in range(world_size)]
-            assert np.array_equal(np.concatenate(slices), whole)
-    assert np.array_equal(sampler.batch(5), Sampler(line(1003), 10, 8, seed=3).batch(5))
-    assert not np.array_equal(sampler.batch(5), Sampler(line(1003), 10, 8, seed=4).batch(5))
-
-
-@pytest.mark.parametrize("n", [11, 12, 20, 21, 29])
-def test_corpora_of_about_one_block(line, n):
-    sampler = Sampler(line(n, files=1), 10, 2, seed=0)
-    for step in range(20):
-        assert sampler.batch(step).shape == (2, 11)
-
-
-def test_a_corpus_shorter_than_a_block_is_refused(line):
-    with pytest.raises(InputError, match="less than one block"):
-        Sampler(line(10, files=1), 10, 2, seed=0)
 
 
 def test_nanogpt_folders_are_read_as_they_are(tmp_path):
@@ -144,3 +82,158 @@ def test_another_tokenizer_is_refused(token_folder):
         folder.check_tokenizer(train_tokenizer(["other text"], 300))
     with pytest.raises(InputError, match="no test tokens"):
         folder.tokens("test")
+
+
+@pytest.fixture
+def folder(token_folder, tmp_path):
+    """A copy of the prepared folder that nothing has verified yet."""
+    path = tmp_path / "copy"
+    shutil.copytree(token_folder, path, ignore=shutil.ignore_patterns(VERIFIED))
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the files that were read to verify them."""
+    names = []
+    check = Tokens.check
+
+    def spy(self, sha256):
+        names.extend(path.name for path in self.files)
+        check(self, sha256)
+
+    monkeypatch.setattr(Tokens, "check", spy)
+    return names
+
+
+def take(path, vocab_size=None):
+    """Open a folder and take its splits, as a run does."""
+    folder = open_token_folder(path, vocab_size)
+    for split in folder.splits:
+        folder.tokens(split)
+    return folder
+
+
+BOTH = ["train-00000.bin", "val-00000.bin"]
+
+
+def test_what_was_found_right_is_not_read_again(folder, reads):
+    opened = take(folder)
+    assert reads == BOTH
+    opened.tokens("train")
+    take(folder)
+    assert reads == BOTH
+
+
+def test_a_file_of_another_time_is_read_again(folder, reads):
+    take(folder)
+    status = (folder / BOTH[1]).stat()
+    os.utime(folder / BOTH[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    take(folder)
+    assert reads == [*BOTH, BOTH[1]]
+
+
+def test_a_file_of_another_size_is_read_again(tmp_path, reads):
+    file = tmp_path / "train.bin"
+    np.arange(100, dtype="<u2").tofile(file)
+    status = file.stat()
+    take(tmp_path)
+    np.arange(101, dtype="<u2").tofile(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    take(tmp_path)
+    assert reads == ["train.bin"] * 2
+
+
+def test_a_file_is_read_again_for_another_vocabulary(tmp_path, reads):
+    np.arange(100, dtype="<u2").tofile(tmp_path / "train.bin")
+    take(tmp_path, 300)
+    take(tmp_path, 200)
+    assert reads == ["train.bin"] * 2
+    with pytest.raises(InputError, match="token id 50 at position 50"):
+        take(tmp_path, 50)
+
+
+def test_files_are_read_anew_when_asked(folder, reads):
+    opened = take(folder)
+    opened.verify("val", anew=True)
+    assert reads == [*BOTH, BOTH[1]]
+
+
+@pytest.mark.parametrize("note", [b"{", b"[]", b"\xff", b'{"train-00000.bin": 3, "val-00000.bin": null}'])
+def test_a_damaged_note_is_replaced(folder, reads, note):
+    take(folder)
+    (folder / VERIFIED).write_bytes(note)
+    take(folder)
+    take(folder)
+    assert reads == 2 * BOTH
+
+
+def test_a_folder_that_cannot_be_written_is_read_at_every_opening(folder, reads, monkeypatch):
+    def refuse(*_args):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("harmonic_gpt.data.tokens.write_json", refuse)
+    take(folder)
+    take(folder)
+    assert reads == 2 * BOTH
+    assert not (folder / VERIFIED).exists()
+
+
+def flip_a_byte(file, keep_time):
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    if keep_time:
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_flipped_byte_is_found(folder):
+    take(folder)
+    time = (folder / BOTH[0]).stat().st_mtime_ns
+    flip_a_byte(folder / BOTH[0], keep_time=False)
+    os.utime(folder / BOTH[0], ns=(time, time + 1))  # the clock of a file system may be coarse
+    with pytest.raises(InputError, match=r"train-00000\.bin: its SHA-256 is not the manifest's"):
+        take(folder)
+
+
+def test_a_flipped_byte_under_the_old_time_is_found_anew_only(folder):
+    take(folder)
+    flip_a_byte(folder / BOTH[0], keep_time=True)
+    opened = take(folder)
+    with pytest.raises(InputError, match=r"train-00000\.bin: its SHA-256 is not the manifest's"):
+        opened.verify("train", anew=True)
+
+
+def test_what_was_found_wrong_is_not_noted(folder):
+    flip_a_byte(folder / BOTH[0], keep_time=True)
+    for _ in range(2):
+        with pytest.raises(InputError, match="SHA-256"):
+            take(folder)
+
+
+def test_another_process_is_trusted(folder, reads):
+    opened = open_token_folder(folder)
+    opened.trust()
+    opened.tokens("train")
+    assert reads == []
+
+
+POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "posix"}
+
+
+def test_reading_works_where_there_is_no_fcntl(folder):
+    """As on Windows; the other modules are looked at, because transformers itself is not imported so on Linux."""
+    script = (
+        f"import sys\nfor name in {sorted(POSIX_ONLY - {'posix'})}:\n    sys.modules[name] = None\n"
+        "import harmonic_gpt.data.sampler\nfrom harmonic_gpt.data.tokens import open_token_folder\n"
+        "print(len(open_token_folder(sys.argv[1]).tokens('train')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == len(open_token_folder(folder).tokens("train"))
+    for path in Path(harmonic_gpt.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+        names = {alias.name for node in imports for alias in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not names & POSIX_ONLY, path

@@ -163,8 +163,8 @@ def test_what_checksums_cannot_see(victims, config, stopped, record):
     assert ended.code == 2, ended.text
     assert "step-000010 holds step 5; give it back the name step-000005" in ended.text
     record(
-        "rng-0.pt gone from folder and checksums; a weight left out, another optimizer, config.json or state.json of something else, "
-        "with right checksums; a checkpoint renamed to another step",
+        "rng-0.pt gone from folder and checksums; a weight left out, another optimizer, config.json or state.json of "
+        "something else, with right checksums; a checkpoint renamed to another step",
         "refused in one line, code 2",
         "as expected",
     )

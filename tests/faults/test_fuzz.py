@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
 from harmonic_gpt.runs import checkpoint as ckpt
 
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_harmonic.yaml"
 SETTINGS = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -75,7 +77,7 @@ def test_the_command(capsys, values):
         f"--{name}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for name, value in values.items()
     ]
     with pytest.raises(SystemExit) as ended:
-        main(["train", *overrides, "--model.n_layer=1", "--dry-run"])
+        main(["train", "--config", str(CONFIG), *overrides, "--model.n_layer=1", "--dry-run"])
     text = capsys.readouterr().err
     assert (ended.value.code or 0, text.startswith("error: ")) in ((0, False), (2, True)), text
 

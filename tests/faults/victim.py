@@ -157,7 +157,7 @@ if __name__ == "__main__":
                     child(ask["arguments"], ask["fault"], ask["run_dir"], ask["log"])
                 except SystemExit as end:
                     code = end.code or 0
-                except BaseException:
+                except BaseException:  # noqa: BLE001  a child must not go on as its parent
                     import traceback
 
                     traceback.print_exc()

@@ -8,13 +8,14 @@ import torch
 from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.model import harmonic_kernels
 from tests.conftest import HEADS
+from tests.gpu.conftest import DEVICE
 from tests.model.test_harmonic_loss import EXPONENTS, FLAGS, D, N, V, hard_inputs, inputs, naive, run
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICE = "cuda"
+pytestmark = pytest.mark.usefixtures("device")
+KERNEL = "triton" if DEVICE == "cuda" else "auto"  # on the CPU, which checks the tests themselves
 
 
-def on_device(head, n, reduction="mean", impl="triton"):
+def on_device(head, n, reduction="mean", impl=KERNEL):
     """A loss of CPU tensors that is computed on the GPU; gradients come back to the CPU."""
     similarity, normalization = head
 
@@ -66,7 +67,7 @@ def test_hard_inputs(head, reduction):
     x, w = (x * 4).round(), (w * 4).round()
     y[12] = 8  # the label's center is zero, the hidden state is not
     upstream = torch.rand(N) if reduction == "none" else None
-    kernel, operators = (run(on_device(head, 28, reduction, impl), x, w, y, upstream) for impl in ("triton", "torch"))
+    kernel, operators = (run(on_device(head, 28, reduction, impl), x, w, y, upstream) for impl in (KERNEL, "torch"))
     for a, b in zip(kernel, operators, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
@@ -80,7 +81,7 @@ def test_finite_on_centers_and_zero(head, n):
         assert value.isfinite().all()
 
 
-@pytest.mark.parametrize("impl", ["triton", "torch"])
+@pytest.mark.parametrize("impl", [KERNEL, "torch"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16_operands_give_float32_distances(head, reduction, impl):

@@ -1,30 +1,17 @@
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training.loop import train
-from tests.interop.hub_stand_in import TOKEN, HubStandIn
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub on loopback that huggingface_hub talks to, with a valid token."""
-    stand_in = HubStandIn()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
-    for name, value in {"ENDPOINT": stand_in.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its retries
-    yield stand_in
-    stand_in.close()
 
 
 def _trained(token_folder: Path, run_dir: Path, similarity: str, normalization: str) -> Path:
     settings = {
-        "run_dir": run_dir, "data.dir": token_folder, "model.similarity": similarity, "model.normalization": normalization,
-        "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.n_positions": 64, "optim.lr": 5e-3, "optim.warmup_steps": 2,
+        "run_dir": run_dir, "data.dir": token_folder,
+        "model.similarity": similarity, "model.normalization": normalization,
+        "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.n_positions": 64,
+        "optim.lr": 5e-3, "optim.warmup_steps": 2,
         "train.steps": 30, "train.batch_tokens": 512, "train.log_every": 5, "eval.every": 15,
     }  # fmt: skip
     config = load_run_config(None, [f"--{key}={value}" for key, value in settings.items()])

@@ -1,19 +1,45 @@
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.comparison.compare import compare
 from harmonic_gpt.interop.card import Measurements, model_card
-from harmonic_gpt.interop.export import check_folder, export
+from harmonic_gpt.interop.export import _write_tokenizer, check_folder, export
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.metrics import read_metrics
-from tests.interop.hub_stand_in import TOKEN
+from tests.hub_stand_in import TOKEN
+from tests.interop import environments
+
+# In a process that has loaded nothing before. `sys.argv`: folder, the card's example
+EXAMPLES = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert tokenizer.padding_side == "left"
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+greedy = {"max_new_tokens": 12, "do_sample": False}
+prompts = ["The cat sees", "Story 7. The dog finds the river. The bird likes"]
+batch = tokenizer(prompts, return_tensors="pt", padding=True)
+together = model.generate(**batch, **greedy)[:, batch.input_ids.shape[1] :]
+for row, prompt in zip(together, prompts):
+    alone = tokenizer(prompt, return_tensors="pt")
+    assert row.tolist() == model.generate(**alone, **greedy)[0, alone.input_ids.shape[1] :].tolist(), prompt
+exec(sys.argv[2])
+"""
+
+
+UNMEASURED = Measurements("Nothing has been measured.")
 
 
 def run(*arguments) -> int:
@@ -24,12 +50,25 @@ def run(*arguments) -> int:
 
 def test_export_holds_everything_but_the_training_state(exported):
     names = {path.name for path in exported.iterdir()}
-    code = {
-        "configuration_harmonic_gpt2.py", "harmonic_head.py", "harmonic_kernels.py", "harmonic_logits.py", "harmonic_loss.py",
-        "modeling_harmonic_gpt2.py",
-    }  # fmt: skip
+    own = ("configuration_harmonic_gpt2", "modeling_harmonic_gpt2", "harmonic_head", "harmonic_loss")
+    code = {f"{name}.py" for name in (*own, "harmonic_logits", "harmonic_kernels")}
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == code | weights | {"tokenizer.json", "tokenizer_config.json", "README.md", "figures"}
+
+
+def test_batches_are_continued_and_the_cards_example_runs(exported, tmp_path):
+    assert json.loads((exported / "tokenizer_config.json").read_text())["padding_side"] == "left"
+    (example,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    example = re.sub(r'model="[^"]*"', f'model="{exported}"', example)
+    shown = environments.run(Path(sys.executable), EXAMPLES, tmp_path, str(exported), example)
+    assert shown.startswith("The")
+    assert len(shown) > 10
+
+
+def test_a_loaded_tokenizer_is_left_as_it_was(harmonic_run, tmp_path):
+    loaded = load_model(str(harmonic_run))
+    _write_tokenizer(loaded, tmp_path)
+    assert (loaded.tokenizer.padding_side, loaded.tokenizer.pad_token) == ("right", None)
 
 
 def test_weights_are_the_runs(exported, harmonic_run):
@@ -54,11 +93,51 @@ def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_r
     assert (exported / "figures/loss.png").stat().st_size > 5000
 
 
+def test_card_says_in_bold_what_a_plain_gpt2_makes_of_the_weights(exported, standard_run):
+    """The claim itself is tested too: it loads, and computes dot products."""
+    (bold,) = re.findall(r"\n\*\*(.*?)\*\*\n", (exported / "README.md").read_text(), re.DOTALL)
+    assert "`GPT2LMHeadModel.from_pretrained`" in bold
+    assert "its probabilities are wrong" in bold
+    ids = torch.arange(20)[None]
+    plain = GPT2LMHeadModel.from_pretrained(exported, output_hidden_states=True)(ids)
+    products = plain.hidden_states[-1] @ plain_centers(exported).T
+    torch.testing.assert_close(plain.logits, products, rtol=1e-4, atol=1e-4)
+    ours = load_model(str(exported)).model(ids).logits
+    assert (plain.logits.log_softmax(-1) - ours).abs().max() > 0.1
+    standard = load_model(str(standard_run))
+    assert "GPT2LMHeadModel" not in model_card(standard, "tiny", UNMEASURED).content
+    standard_ids = GPT2LMHeadModel.from_pretrained(standard.path)(ids).logits
+    torch.testing.assert_close(standard_ids, standard.model(ids).logits)
+    standard.model.config.hidden_scale = 0.5
+    assert "GPT2LMHeadModel" in model_card(standard, "tiny", UNMEASURED).content
+
+
+def plain_centers(folder):
+    return load_file(folder / "model.safetensors")["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("commit", ["0123abcd" * 5, None])
+def test_card_names_the_commit_where_there_is_one(harmonic_run, commit):
+    loaded = load_model(str(harmonic_run))
+    loaded.state["git_commit"] = commit
+    text = model_card(loaded, "tiny", UNMEASURED).text
+    assert ("commit" in text) == (commit is not None)
+    assert (f"commit `{commit}`" in text) == (commit is not None)
+    assert "None" not in text
+
+
+def test_a_run_without_matplotlib_has_no_figure(harmonic_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("harmonic_gpt.interop.export.find_spec", lambda _name: None)
+    out = export(str(harmonic_run), tmp_path / "out")
+    assert "![" not in (out / "README.md").read_text()
+    assert not (out / "figures").exists()
+
+
 def test_card_names_public_sources_and_no_local_path(harmonic_run):
     loaded = load_model(str(harmonic_run))
     loaded.state["config"]["data"]["source"] = ["openwebtext", "/home/ann/diary.txt"]
     loaded.state["config"]["model"]["init_from"] = "/home/ann/runs/first/step-10"
-    card = model_card(loaded, "tiny", Measurements("Nothing has been measured."))
+    card = model_card(loaded, "tiny", UNMEASURED)
     assert card.data.datasets == ["Skylion007/openwebtext"]
     assert "datasets/Skylion007/openwebtext) and local text files" in card.text
     assert "starting from the weights of `step-10`" in card.text

@@ -108,7 +108,8 @@ def test_short_form_agrees_with_perplexity_and_reaches_the_card(harmonic_run, sc
 def test_the_harness_own_command_line(exported, token_folder, scored, tmp_path):
     pytest.importorskip("lm_eval")
     command = [
-        sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={exported},trust_remote_code=True",
+        sys.executable, "-m", "lm_eval", "run", "--model", "hf",
+        "--model_args", f"pretrained={exported},trust_remote_code=True",
         "--device", "cpu", "--include_path", str(harness.TASKS), "--tasks", "validation_text",
         "--metadata", json.dumps({"data": str(token_folder)}), "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip

@@ -37,11 +37,7 @@ with torch.no_grad():
 assert kept.shape[1] == 2 and torch.allclose(kept, logits[:, -2:], atol=1e-5)
 
 greedy = {"do_sample": False, "max_new_tokens": 12}
-text = pipeline("text-generation", model=model, tokenizer=tokenizer)
-seen["pipeline"] = text("The cat", **greedy)[0]["generated_text"]
-assert seen["pipeline"].startswith("The cat") and len(seen["pipeline"]) > 10
 seen["beams"] = model.generate(ids, num_beams=3, max_new_tokens=8)[0].tolist()
-
 batch = tokenizer(prompts, return_tensors="pt", padding=True)
 assert batch.attention_mask[0, 0] == 0, "padding is on the left"
 together = model.generate(**batch, **greedy)[:, batch.input_ids.shape[1] :]
@@ -49,6 +45,10 @@ for row, prompt in zip(together, prompts):
     one = tokenizer(prompt, return_tensors="pt")
     alone = model.generate(**one, **greedy)[0, one.input_ids.shape[1] :]
     assert row.tolist() == alone.tolist(), (prompt, row, alone)
+
+text = pipeline("text-generation", model=model, tokenizer=tokenizer)  # which sets the tokenizer's padding_side
+seen["pipeline"] = text("The cat", **greedy)[0]["generated_text"]
+assert seen["pipeline"].startswith("The cat") and len(seen["pipeline"]) > 10
 
 every = torch.arange(model.config.vocab_size)[None]
 lowered = RepetitionPenaltyLogitsProcessor(1.3)(every, logits[:, -1].clone())
@@ -73,15 +73,10 @@ def bare_python(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_published_model_needs_only_torch_and_transformers(exported, bare_python, tmp_path):
-    elsewhere = json.loads(
-        environments.run(bare_python, SCRIPT, tmp_path / "bare", str(exported), "bare").splitlines()[-1]
-    )
-    root = str(Path(__file__).parents[2])
-    here = json.loads(
-        environments.run(Path(sys.executable), SCRIPT, tmp_path / "here", str(exported), "package", root).splitlines()[
-            -1
-        ]
-    )
+    bare = environments.run(bare_python, SCRIPT, tmp_path / "bare", str(exported), "bare")
+    package = [str(exported), "package", str(Path(__file__).parents[2])]
+    ours = environments.run(Path(sys.executable), SCRIPT, tmp_path / "here", *package)
+    elsewhere, here = (json.loads(shown.splitlines()[-1]) for shown in (bare, ours))
     assert (elsewhere.pop("module"), here.pop("module")) == ("transformers_modules", "harmonic_gpt")
     assert elsewhere == here  # the very same numbers
     assert elsewhere["bf16_kl"] < 1e-3

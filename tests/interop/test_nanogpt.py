@@ -49,8 +49,18 @@ def weights(prefix: str = "", bias: bool = True, tied: bool = True, rows: int = 
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def hidden_states(state: dict, ids: torch.Tensor, inverse_layer: bool = False) -> torch.Tensor:
-    """nanoGPT's trunk in float64: nn.Linear layout, exact GELU, no bias where there is none. (T, D)"""
+def exact_gelu(z):
+    """Hendrycks and Gimpel 2016, as nanoGPT's nn.GELU()."""
+    return z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+
+
+def tanh_gelu(z):
+    """Their approximation, as in GPT-2 and in the paper's code."""
+    return z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+def hidden_states(state: dict, ids: torch.Tensor, gelu=exact_gelu, inverse_layer: bool = False) -> torch.Tensor:
+    """nanoGPT's trunk in float64: nn.Linear layout, no bias where there is none. (T, D)"""
     s = {name.removeprefix("_orig_mod."): tensor.double() for name, tensor in state.items()}
 
     def linear(x, name):
@@ -71,7 +81,7 @@ def hidden_states(state: dict, ids: torch.Tensor, inverse_layer: bool = False) -
         mixed = (scores.softmax(-1) @ v).permute(1, 0, 2).reshape(len(ids), -1)
         x = x + linear(mixed, f"{h}.attn.c_proj")
         z = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
-        x = x + linear(z * 0.5 * (1 + torch.erf(z / math.sqrt(2))), f"{h}.mlp.c_proj")
+        x = x + linear(gelu(z), f"{h}.mlp.c_proj")
     return norm(x, "transformer.ln_f")
 
 
@@ -107,14 +117,23 @@ def published_probabilities(x, w, pow_n) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("inverse_layer", [True, False])
-def test_harmonic_checkpoint_gives_the_published_probabilities(tmp_path, prefix, bias, tied, inverse_layer):
+def test_the_papers_checkpoint_gives_the_published_probabilities(tmp_path, prefix, bias, tied, inverse_layer):
     state = weights(prefix, bias, tied)
     path = write(tmp_path, state, bias=bias, scale_attn_by_inverse_layer_idx=inverse_layer)
-    import_nanogpt(path, tmp_path / "out", squared_distance_exponent=4)
-    found = logits(tmp_path / "out", IDS)
-    p = published_probabilities(hidden_states(state, IDS, inverse_layer), state[prefix + "lm_head.weight"].double(), 4)
-    torch.testing.assert_close(found, p.log(), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(smoothed_log_probabilities(found), torch.log(p + SMOOTHING), rtol=1e-6, atol=1e-9)
+    imported = import_nanogpt(path, tmp_path / "out", squared_distance_exponent=4)
+    hidden, centers = hidden_states(state, IDS, tanh_gelu, inverse_layer), state[prefix + "lm_head.weight"].double()
+    p = published_probabilities(hidden, centers, 4)
+    ours = logits(imported.out, IDS)
+    torch.testing.assert_close(ours, p.log(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(smoothed_log_probabilities(ours), torch.log(p + SMOOTHING), rtol=1e-6, atol=1e-9)
+    assert "activation: the tanh form of GELU, as in the paper's code" in imported.notes
+
+
+def test_the_two_activations_can_be_told_apart():
+    """By ten thousand times the tolerance of the comparisons here."""
+    state = weights()
+    exact, tanh = (hidden_states(state, IDS, gelu) for gelu in (exact_gelu, tanh_gelu))
+    assert (exact - tanh).abs().max() > 1e-4
 
 
 def test_the_two_conventions_of_the_exponent(tmp_path):
@@ -128,9 +147,45 @@ def test_the_two_conventions_of_the_exponent(tmp_path):
 
 def test_standard_checkpoint(tmp_path):
     state = weights(masks=True)
-    import_nanogpt(write(tmp_path, state), tmp_path / "out", standard=True)
+    imported = import_nanogpt(write(tmp_path, state), tmp_path / "out", standard=True)
     expected = hidden_states(state, IDS) @ state["lm_head.weight"].double().T
+    torch.testing.assert_close(logits(imported.out, IDS), expected, rtol=1e-6, atol=1e-9)
+    assert "activation: the exact GELU, as in nanoGPT" in imported.notes
+
+
+def test_the_papers_standard_checkpoint(tmp_path):
+    state = weights()
+    import_nanogpt(write(tmp_path, state, scale_attn_by_inverse_layer_idx=False), tmp_path / "out", standard=True)
+    expected = hidden_states(state, IDS, tanh_gelu) @ state["lm_head.weight"].double().T
     torch.testing.assert_close(logits(tmp_path / "out", IDS), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "cosine_temp_scale_0_1", "manhattan_long", "minkowski_l2", "chebyshev"])
+@pytest.mark.parametrize("options", [{}, {"standard": True}, {"squared_distance_exponent": 16.0}])
+def test_other_distances_of_the_follow_up_are_refused(tmp_path, distance, options):
+    path = write(tmp_path, weights(), scale_attn_by_inverse_layer_idx=False, distance=distance)
+    with pytest.raises(InputError, match=f"measures the distance '{distance}'"):
+        import_nanogpt(path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_follow_ups_euclidean_head_and_its_baseline(tmp_path):
+    state = weights()
+    hidden, centers = hidden_states(state, IDS, tanh_gelu), state["lm_head.weight"].double()
+    baseline = write(tmp_path, state, scale_attn_by_inverse_layer_idx=False, distance="baseline")
+    imported = import_nanogpt(baseline, tmp_path / "baseline")
+    torch.testing.assert_close(logits(imported.out, IDS), hidden @ centers.T, rtol=1e-6, atol=1e-9)
+    assert any("clamps" in note for note in imported.notes)
+    with pytest.raises(InputError, match="options say otherwise"):
+        import_nanogpt(baseline, tmp_path / "other", exponent=8)
+    euclidean = write(tmp_path, state, scale_attn_by_inverse_layer_idx=False, distance="euclidean")
+    import_nanogpt(euclidean, tmp_path / "euclidean", squared_distance_exponent=16)
+    p = published_probabilities(hidden, centers, 16)
+    torch.testing.assert_close(logits(tmp_path / "euclidean", IDS), p.log(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(InputError, match="options say otherwise"):
+        import_nanogpt(euclidean, tmp_path / "other", standard=True)
+    with pytest.raises(InputError, match="which head"):
+        import_nanogpt(euclidean, tmp_path / "other")
 
 
 def test_padding_rows_are_left_out_or_kept(tmp_path):
@@ -145,15 +200,16 @@ def test_padding_rows_are_left_out_or_kept(tmp_path):
 
 
 def test_nanogpts_own_padding_is_known(tmp_path):
-    found = import_nanogpt(write(tmp_path, weights(rows=50304), vocab_size=50304), tmp_path / "out", exponent=28)
-    config = load_model(str(found.out)).model.config
+    imported = import_nanogpt(write(tmp_path, weights(rows=50304), vocab_size=50304), tmp_path / "out", exponent=28)
+    config = load_model(str(imported.out)).model.config
     assert (config.vocab_size, config.eos_token_id, config.hidden_scale) == (50257, 50256, 1.0)
-    assert any("47 padding rows" in note for note in found.notes)
+    assert any("47 padding rows" in note for note in imported.notes)
 
 
-@pytest.mark.parametrize(
-    "choice", [{}, {"standard": True, "exponent": 2.0}, {"exponent": 2.0, "squared_distance_exponent": 1.0}]
-)
+TWO = [{"standard": True, "exponent": 2.0}, {"exponent": 2.0, "squared_distance_exponent": 1.0}]
+
+
+@pytest.mark.parametrize("choice", [{}, *TWO])
 def test_asks_for_the_head_when_it_cannot_know(tmp_path, choice):
     with pytest.raises(InputError, match="which head"):
         import_nanogpt(write(tmp_path, weights()), tmp_path / "out", **choice)
@@ -173,6 +229,8 @@ class Malicious:
         ({"model": {"transformer.wpe.weight": torch.ones(2)}, "model_args": ARGS}, r"no transformer\.wte"),
         ({"model": weights() | {"transformer.h.0.rotary": torch.ones(1)}, "model_args": ARGS}, "does not have"),
         ({"model": weights(), "model_args": ARGS | {"n_embd": 32}}, "model_args say"),
+        ({"model": weights(), "model_args": ARGS | {"n_head": 3}}, "no GPT-2 is like that"),
+        ({"model": weights(), "model_args": ARGS | {"n_layer": "two"}}, "no GPT-2 is like that: .*n_layer"),
         (
             {"model": {k: v for k, v in weights().items() if "ln_f.weight" not in k}, "model_args": ARGS},
             "ln_f.weight is missing",

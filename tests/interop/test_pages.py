@@ -83,8 +83,9 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page, trained, hub, monkeypatch):
+def test_page(page, trained, monkeypatch):
     monkeypatch.chdir(trained)
     if page == "docs/evaluate.md":
         pytest.importorskip("lm_eval")

@@ -202,7 +202,7 @@ def test_padding_on_the_left_changes_nothing(model, ids):
 
 
 def test_logits_to_keep(model, ids):
-    # products of other shapes round differently, and a tied fresh model has hidden states close to a center
+    # Products of other shapes round differently, and a tied fresh model has hidden states close to a center
     model.double()
     logits = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, logits[:, -1:])

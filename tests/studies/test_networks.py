@@ -19,8 +19,10 @@ def test_transformer_is_torchs_encoder_with_the_extra_residual():
         for i in range(LAYERS):
             layer = torch.nn.TransformerEncoderLayer(D, HEADS, TRANSFORMER_HIDDEN, dropout=0.0, batch_first=True)
             layer.load_state_dict({
-                "self_attn.in_proj_weight": p[f"{i}.qkv.weight"][m].T, "self_attn.in_proj_bias": p[f"{i}.qkv.bias"][m, 0],
-                "self_attn.out_proj.weight": p[f"{i}.proj.weight"][m].T, "self_attn.out_proj.bias": p[f"{i}.proj.bias"][m, 0],
+                "self_attn.in_proj_weight": p[f"{i}.qkv.weight"][m].T,
+                "self_attn.in_proj_bias": p[f"{i}.qkv.bias"][m, 0],
+                "self_attn.out_proj.weight": p[f"{i}.proj.weight"][m].T,
+                "self_attn.out_proj.bias": p[f"{i}.proj.bias"][m, 0],
                 "linear1.weight": p[f"{i}.up.weight"][m].T, "linear1.bias": p[f"{i}.up.bias"][m, 0],
                 "linear2.weight": p[f"{i}.down.weight"][m].T, "linear2.bias": p[f"{i}.down.bias"][m, 0],
                 "norm1.weight": p[f"{i}.norm1.weight"][m, 0], "norm1.bias": p[f"{i}.norm1.bias"][m, 0],

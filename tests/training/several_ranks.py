@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import load_run_config
-from harmonic_gpt.training import distributed, loop, saving
+from harmonic_gpt.training import distributed, init_from, loop, saving, setup
 
 RANK = int(os.environ["RANK"])
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -104,6 +104,21 @@ def plain(folder: Path) -> dict:
     loop.train_step = step
     seen["stopped_at"] = run.step
 
+    # The same during an evaluation, which all ranks break off
+    run = start(config(folder, "stopped-evaluating"))
+    nats = loop.block_nats
+
+    def told_while_evaluating(*args, **kwargs):
+        if RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return nats(*args, **kwargs)
+
+    loop.block_nats, loop.STOP_CHECK_BATCHES = told_while_evaluating, 1
+    assert loop.fit(run) == 128 + signal.SIGTERM
+    loop.block_nats = nats
+    assert run.step == 3
+    dist.barrier()
+
     # NaN on one rank: no rank moves
     run = start(config(folder, "nan"))
     poison(run, on_step=2)
@@ -142,6 +157,34 @@ def plain(folder: Path) -> dict:
         with pytest.raises(InputError, match=message):
             start(config(folder, "disagree"))
         os.environ.pop(name) if before is None else os.environ.update({name: before})
+    return seen
+
+
+def fitted(folder: Path) -> dict:
+    """A head fitted to other weights: by the first rank, for all. Threads alone would change its last digits."""
+    torch.set_num_threads(1 + RANK)
+    fits, fit = [], init_from.fit_head
+
+    def noted(*args, **kwargs):
+        fits.append(RANK)
+        return fit(*args, **kwargs)
+
+    init_from.fit_head = noted
+    run = start(config(folder, "fitted"))
+    seen = {"fits": len(fits), "facts": distributed.model_facts(run.bare_model)}
+    init_from.fit_head = fit
+
+    build = setup.start_from
+
+    def differing(*args):
+        model, done = build(*args)
+        if RANK == 1:
+            model.config.hidden_scale += 1e-6
+        return model, done
+
+    setup.start_from = differing
+    with pytest.raises(InputError, match="the ranks disagree about the model's configuration"):
+        start(config(folder, "differing"))
     return seen
 
 
@@ -284,7 +327,10 @@ def hanging(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    check, folder = {f.__name__: f for f in (plain, sharded, dying, restarted, hanging)}[sys.argv[1]], Path(sys.argv[2])
+    check, folder = (
+        {f.__name__: f for f in (plain, fitted, sharded, dying, restarted, hanging)}[sys.argv[1]],
+        Path(sys.argv[2]),
+    )
     (folder / f"{sys.argv[1]}-{RANK}.json").write_text(json.dumps(check(folder)))
     if dist.is_initialized():
         dist.destroy_process_group()

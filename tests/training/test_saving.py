@@ -12,7 +12,6 @@ from harmonic_gpt.training import loop, pushing, saving
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.run_dir import lock_run_dir
 from harmonic_gpt.training.tracking import SpikeDetector
-from tests.interop.conftest import hub  # noqa: F401  a fixture
 
 
 def names(run_dir):

@@ -16,6 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt.data.sampler import training_sampler
 from harmonic_gpt.data.tokens import open_token_folder
@@ -23,8 +24,7 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.metrics import read_metrics
-from harmonic_gpt.training import loop
-from harmonic_gpt.training import distributed
+from harmonic_gpt.training import distributed, loop
 
 ROOT = Path(__file__).parents[2]
 RANKS = str(Path(__file__).with_name("several_ranks.py"))
@@ -101,6 +101,7 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
     begun_as(tmp_path / "one", tmp_path / "grown")
     settings("grown")
     settings("stopped", checkpoint__every=100)
+    settings("stopped-evaluating", checkpoint__every=100)
     settings("nan", train__max_skipped_steps=0)
     settings("nan-skipped", train__max_skipped_steps=1)
     settings("disagree")
@@ -126,8 +127,23 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
     assert [s["stopped_at"] for s in seen] == [4, 4]
     assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped")] == ["step-000004"]
     assert ckpt.find_corruption(tmp_path / "stopped/step-000004") is None
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped-evaluating")] == ["step-000003"]
+    assert column(tmp_path / "stopped-evaluating", "val_loss") == []
     assert [s["skipped_steps"] for s in seen] == [1, 1]
     assert not (tmp_path / "disagree").exists()
+
+
+@pytest.mark.slow
+def test_one_rank_fits_the_head_for_all(settings, tmp_path):
+    torch.manual_seed(0)
+    fields = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 48}
+    GPT2LMHeadModel(GPT2Config(**fields)).save_pretrained(tmp_path / "gpt2")
+    for name in ("fitted", "differing"):
+        settings(name, model__init_from=tmp_path / "gpt2", model__exponent="fit")
+    seen = ranks("fitted", tmp_path)
+    assert [rank["fits"] for rank in seen] == [1, 0]
+    assert seen[0]["facts"] == seen[1]["facts"]
+    assert not (tmp_path / "differing").exists()
 
 
 def launcher_environment(name: str) -> dict[str, str]:

@@ -1,19 +1,35 @@
 """Arms of one or more runs (seeds), and the headlines that compare two of them."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.measures.bootstrap import difference_over_runs, percentile_interval, sign_test, spread
 
-# key -> (label, higher is better). None of these can be won by collapse; measures of compression can, so they are not
-# here.
+Measures = dict[str, tuple[float, np.ndarray]]  # headline -> (value, bootstrap replicates; empty where not known)
+
+
+class Headline(NamedTuple):
+    """A number that two arms are compared by."""
+
+    name: str  # in a sentence
+    label: str  # in a table
+    higher_is_better: bool
+
+
+# None of these can be won by collapse; measures of compression can, so they are not here
 HEADLINES = {
-    "nats": ("validation nats a token", False),
-    "parallelogram": ("parallelogram loss / shuffled pairs, without the first component", False),
-    "offset_cosine": ("cosine of offsets of one relation, without the first component", True),
-    "analogies": ("analogies answered within 5, by distance", True),
-    "class_centers": ("cosine of center and mean context", True),
-    "probes": ("logistic probes of layers, macro F1", True),
+    "nats": Headline("validation loss", "validation loss (nats per token)", False),
+    "parallelogram": Headline(
+        "parallelogram loss", "parallelogram loss / shuffled pairs, without the first component", False
+    ),
+    "offset_cosine": Headline(
+        "cosine of offsets", "cosine of offsets of one relation, without the first component", True
+    ),
+    "analogies": Headline("analogies", "analogies answered within 5, by distance", True),
+    "class_centers": Headline("class centers", "cosine of center and mean context", True),
+    "probes": Headline("probes", "logistic probes of layers, macro F1", True),
 }
 
 
@@ -48,82 +64,81 @@ def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
 
 
 def compare_arms(
-    arms: dict[str, list[int]], measures: list[dict], ratios: list[dict[str, np.ndarray]], paper: list[dict[str, tuple]]
+    arms: dict[str, list[int]],
+    measures: list[Measures],
+    ratios: list[dict[str, np.ndarray]],
+    paper: list[dict[str, tuple[float, float]]],
 ) -> dict:
     """Every headline of every arm, and the differences of the first arm from each other one.
 
     Args:
-        arms: name -> indices of its models. measures: of each model, {headline: (value, bootstrap replicates)}; empty
-            replicates: nothing is known of the value's uncertainty within one run. ratios: of each model, {task:
-            replicates}.
+        arms: name -> indices of its models. measures: of each model. ratios: of each model, {task: replicates}.
         paper: of each model, {task: (mean loss, the same of shuffled pairs)} in the paper's protocol.
     Over seeds the interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries,
     which says nothing of other seeds.
     """
     headlines = {}
-    for key, (label, higher) in HEADLINES.items():
+    for key, headline in HEADLINES.items():
         held = {arm: [measures[i][key] for i in members if key in measures[i]] for arm, members in arms.items()}
-        headlines[key] = {
-            "label": label,
-            "higher_is_better": higher,
-            "arms": {
-                arm: spread([v for v, _ in found]) | {"interval": _interval(found)} if found else None
-                for arm, found in held.items()
-            },
-        }
+        headlines[key] = headline._asdict() | {"arms": {arm: _summary(values) for arm, values in held.items()}}
     first, *others = arms
-    differences = [_difference(first, other, arms, measures, ratios, paper) for other in others]
     return {
         "arms": {arm: list(members) for arm, members in arms.items()},
         "headlines": headlines,
-        "differences": differences,
+        "differences": [_difference(first, other, arms, measures, ratios, paper) for other in others],
     }
 
 
-def _interval(found: list[tuple[float, np.ndarray]]) -> list[float] | None:
-    return percentile_interval(found[0][1]) if len(found) == 1 else None
+def _summary(values: list[tuple[float, np.ndarray]]) -> dict | None:
+    """A headline of one arm over its runs; the interval of a single run is that of its bootstrap."""
+    if not values:
+        return None
+    interval = percentile_interval(values[0][1]) if len(values) == 1 else None
+    return spread([value for value, _ in values]) | {"interval": interval}
 
 
-def _difference(a: str, b: str, arms: dict, measures: list[dict], ratios: list[dict], paper: list[dict]) -> dict:
+def _difference(
+    a: str, b: str, arms: dict[str, list[int]], measures: list[Measures], ratios: list[dict], paper: list[dict]
+) -> dict:
     rows = {}
-    for key, (_, higher) in HEADLINES.items():
+    for key in HEADLINES:
         left, right = ([measures[i][key] for i in arms[arm] if key in measures[i]] for arm in (a, b))
-        if not left or not right:
-            rows[key] = {"difference": None, "interval": None, "over": None, "better": None}
-            continue
-        gap = float(np.mean([v for v, _ in left]) - np.mean([v for v, _ in right]))
-        over = "seeds"
-        limits = difference_over_runs([v for v, _ in left], [v for v, _ in right])
-        if limits is None:
-            over = "words and tokens of one run"
-            mean_left, mean_right = (np.mean([r for _, r in side], axis=0) for side in (left, right))
-            limits = percentile_interval(mean_left - mean_right) if np.size(mean_left) else None
-        sure = limits is not None and (limits[0] > 0 or limits[1] < 0)
-        rows[key] = {
-            "difference": gap,
-            "interval": limits,
-            "over": over if limits else None,
-            "better": ((a if (gap > 0) == higher else b) if sure else None),
-        }
-    won, lost, undecided = [], [], []
+        rows[key] = _headline_difference(key, a, b, left, right)
+    outcomes: dict[str, list[str]] = {"won": [], "lost": [], "undecided": []}
     tasks = _common(arms[a] + arms[b], ratios)
     for task in tasks:
-        replicates = [np.mean([ratios[i][task] for i in arms[arm]], axis=0) for arm in (a, b)]
-        low, high = percentile_interval(replicates[0] - replicates[1]) or (0, 0)
-        (won if high < 0 else lost if low > 0 else undecided).append(task)
+        ours, theirs = (np.mean([ratios[i][task] for i in arms[arm]], axis=0) for arm in (a, b))
+        low, high = percentile_interval(ours - theirs) or (0, 0)
+        outcomes["won" if high < 0 else "lost" if low > 0 else "undecided"].append(task)
     return {
         "first": a,
         "second": b,
         "headlines": rows,
         "tasks": {
             "compared": len(tasks),
-            "won": won,
-            "lost": lost,
-            "undecided": undecided,
-            "sign_test_p": sign_test(len(won), len(lost)),
+            **outcomes,
+            "sign_test_p": sign_test(len(outcomes["won"]), len(outcomes["lost"])),
         },
         "paper_tasks": _paper_tasks(arms[a], arms[b], paper),
     }
+
+
+def _headline_difference(
+    key: str, a: str, b: str, left: list[tuple[float, np.ndarray]], right: list[tuple[float, np.ndarray]]
+) -> dict:
+    """a - b with its 95 % interval, what the interval is over, and who is better where it leaves out zero."""
+    if not left or not right:
+        return {"difference": None, "interval": None, "over": None, "better": None}
+    gap = float(np.mean([value for value, _ in left]) - np.mean([value for value, _ in right]))
+    over: str | None = "seeds"
+    interval = difference_over_runs([value for value, _ in left], [value for value, _ in right])
+    if interval is None:
+        mean_left, mean_right = (np.mean([r for _, r in side], axis=0) for side in (left, right))
+        interval = percentile_interval(mean_left - mean_right) if np.size(mean_left) else None
+        over = "words and tokens of one run" if interval else None
+    sure = interval is not None and (interval[0] > 0 or interval[1] < 0)
+    leader = a if (gap > 0) == HEADLINES[key].higher_is_better else b
+    return {"difference": gap, "interval": interval, "over": over, "better": leader if sure else None}
 
 
 def _common(members: list[int], tasks: list[dict]) -> list[str]:

@@ -1,91 +1,91 @@
 """Arms of models side by side: results.json, figures, and a report."""
 
-import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.comparison import figures, report
-from harmonic_gpt.evaluation.comparison.arms import compare_arms, parse_arms
-from harmonic_gpt.evaluation.comparison.measure import Measured, data_of, measure, read
+from harmonic_gpt.evaluation.comparison.arms import Measures, compare_arms, parse_arms
+from harmonic_gpt.evaluation.comparison.measure import Measured, add_interpretability, measure
+from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION
 from harmonic_gpt.evaluation.measures.neighbors import word_tokens
 from harmonic_gpt.evaluation.measures.similarity import layer_similarity
 from harmonic_gpt.evaluation.tasks.probe_tasks import load_probe_file
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
+from harmonic_gpt.evaluation.text import data_of
+from harmonic_gpt.extras import require
+from harmonic_gpt.files import write_json
 from harmonic_gpt.likelihood import unigram_nats
-from harmonic_gpt.runs.load import LoadedModel, load_model
+from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.provenance import provenance
-
-SCHEMA_VERSION = 2  # 2: arms, comparison, and each model's arm, seed and interpretability
-RESULTS = "results.json"
-
-
-def _unique_names(loaded: list[LoadedModel]) -> None:
-    """Two models of one name are told apart by their paths."""
-    names = [model.name for model in loaded]
-    for model in loaded:
-        if names.count(model.name) > 1:
-            model.name = "/".join(Path(model.path).parts[-2:])
-    if len({model.path for model in loaded}) < len(loaded):
-        raise InputError("the same weights are named twice: " + ", ".join(model.path for model in loaded))
 
 
 def compare(
-    names: list[str] | dict[str, list[str]],
+    models: list[str] | dict[str, list[str]],
     out: str | Path,
     data: str | None = None,
     tokens: int = 65536,
-    device: str = "cpu",
+    device: str | None = None,
     *,
     word_pairs: str | Path | None = None,
     reading_tokens: int = 32768,
-    probe_files: list[str] | None = None,
+    probe_files: Sequence[str | Path] = (),
     words: list[str] | None = None,
+    verify: bool = False,
 ) -> dict:
     """Measure each model and write `out`: results.json, figures (PNG and SVG), report.md, report.html. Returns the
     results.
 
+    One model is in memory at a time. Every model is loaded once to be checked before the first one is measured, so that
+    a mistake shows in seconds; then each is loaded again, measured, and dropped.
+
     Args:
-        names: models, each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name;
-            each must share the tokenizer of the data.
+        models: each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name; each
+            must share the tokenizer of the data.
         data: token folder; None: the one each run was trained with, which must be the same.
-        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, a
-        model.
+        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, for
+            each model.
+        device: None: CUDA where there is one, else the CPU.
         word_pairs: folder of relation tasks; None: the built-in ones. probe_files: texts with labels, beside the
-        built-in probes.
-        words: to list the neighbours of; None: a few common ones.
+            built-in probes.
+        words: to list the neighbors of; None: a few common ones.
+        verify: read the token files anew, whatever is noted about them.
+    Raises InputError before any measurement: a model, data or a file that is not there or does not fit, a library of
+        the extra `eval` that is missing, or an `out` that is something else.
     """
-    arms = names if isinstance(names, dict) else parse_arms(names)
+    require("eval", "jinja2", "markdown_it", "matplotlib", "scipy", "sklearn")
+    arms = models if isinstance(models, dict) else parse_arms(models)
     names = [name for members in arms.values() for name in members]
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and ((out / RESULTS).exists() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not an earlier comparison; choose another folder")
     tasks = load_tasks(word_pairs)
-    for path in probe_files or []:
-        load_probe_file(path)  # a mistake there shows before any work
-    loaded = [load_model(name, device) for name in names]
-    _unique_names(loaded)
-    folders = [data_of(model, data) for model in loaded]
-    if len({folder.path.resolve() for folder in folders}) > 1:
-        raise InputError("the models were trained on different data; say which to evaluate on with --data FOLDER")
-    folder = folders[0]
-    for model in loaded:
-        if words and model.tokenizer is not None:
-            word_tokens(model, words)  # so does one here
-        print(f"evaluating {model.describe()}")
-    measured = []
-    for model in tqdm(loaded, desc="models", disable=None, leave=False):
-        measured.append(measure(model, folder, tokens))
-        read(model, measured[-1], tasks, folder, reading_tokens, probe_files or [], words)
-    members, start = {}, 0
-    for arm, models in arms.items():
-        label = loaded[start].name if arm == names[start] and len(models) == 1 else arm  # a model that is its own arm
-        members[label] = list(range(start, start + len(models)))
-        start += len(models)
+    for path in probe_files:
+        load_probe_file(path)
+    labels, folder = _check(names, data, device, words)
+    if verify:
+        for split in folder.splits:
+            folder.verify(split, anew=True)
+
+    def measured_of(name: str, label: str) -> Measured:
+        """A function, so that its model is gone before the next one is loaded."""
+        loaded = load_model(name, device)
+        loaded.name = label
+        tqdm.write(f"evaluating {loaded.describe()}")
+        measured = measure(loaded, folder, tokens)
+        add_interpretability(measured, loaded, tasks, folder, reading_tokens, probe_files, words)
+        measured.row["device"] = str(loaded.model.device)
+        return measured
+
+    bar = tqdm(zip(names, labels, strict=True), desc="models", total=len(names), disable=None, leave=False)
+    measured = [measured_of(name, label) for name, label in bar]
+    members = _members(arms, labels)
     for arm, indices in members.items():
         for i in indices:
             measured[i].row["arm"] = arm
@@ -100,42 +100,69 @@ def compare(
         },
         "models": [m.row for m in measured],
         "comparison": _comparison(measured, members),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        },
+        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         **provenance(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(out / RESULTS, results)
     report.write(results, figures.draw_all(measured, members, results["comparison"], unigram, out), out)
     return results
 
 
+def _check(
+    names: list[str], data: str | None, device: str | None, words: list[str] | None
+) -> tuple[list[str], TokenFolder]:
+    """Load each model and let it go: (what each is called, the data that all share). Raises InputError."""
+
+    def checked(name: str) -> tuple[str, str, TokenFolder]:
+        loaded = load_model(name, device)
+        if words and loaded.tokenizer is not None:
+            word_tokens(loaded, words)
+        return loaded.name, loaded.path, data_of(loaded, data)
+
+    labels, paths, folders = zip(*map(checked, names), strict=True)
+    if len(set(paths)) < len(paths):
+        raise InputError("the same weights are named twice: " + ", ".join(paths))
+    if len({folder.path.resolve() for folder in folders}) > 1:
+        raise InputError("the models were trained on different data; say which to evaluate on with --data FOLDER")
+    unique = [
+        label if labels.count(label) == 1 else "/".join(Path(path).parts[-2:])
+        for label, path in zip(labels, paths, strict=True)
+    ]
+    return unique, folders[0]
+
+
+def _members(arms: dict[str, list[str]], labels: list[str]) -> dict[str, list[int]]:
+    """Name of each arm -> indices of its models. An arm that is one model under its own name is called as the model."""
+    members, start = {}, 0
+    for arm, names in arms.items():
+        label = labels[start] if [arm] == names else arm
+        members[label] = list(range(start, start + len(names)))
+        start += len(names)
+    return members
+
+
 def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict:
     """Headlines and differences of the arms, and the similarity of their first runs' layers."""
-    measures = [
-        {"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} | (m.reading.measures if m.reading else {})
-        for m in measured
-    ]
-    ratios = [m.reading.ratios if m.reading else {} for m in measured]
-    paper = [paper_losses(m.reading.row) if m.reading else {} for m in measured]
-    result = compare_arms(members, measures, ratios, paper)
-    result["similarity"] = []
-    # The first run of each arm with that of the first arm, and two seeds of one arm, which say how alike is alike
+    measures: list[Measures] = [{"nats": (m.row["validation"]["nats_per_token"], np.empty(0))} for m in measured]
+    for m, known in zip(measured, measures, strict=True):
+        known.update(m.interpretability.measures if m.interpretability else {})
+    ratios = [m.interpretability.ratios if m.interpretability else {} for m in measured]
+    paper = [paper_losses(m.interpretability.row) if m.interpretability else {} for m in measured]
+    # The first run of each arm with that of the first arm; two seeds of one arm, to compare those similarities with
     firsts = [indices[0] for indices in members.values()]
-    pairs = [(firsts[0], other) for other in firsts[1:]] + [
-        (indices[0], indices[1]) for indices in members.values() if len(indices) > 1
-    ]
+    pairs = [(firsts[0], other) for other in firsts[1:]]
+    pairs += [(indices[0], indices[1]) for indices in members.values() if len(indices) > 1]
+    similarity = []
     for i, j in pairs:
-        a, b = measured[i].reading, measured[j].reading
+        a, b = measured[i].interpretability, measured[j].interpretability
         if a and b and a.sample and b.sample and np.array_equal(a.positions, b.positions):
             names = {"first": measured[i].row["name"], "second": measured[j].row["name"]}
-            result["similarity"].append(names | layer_similarity(a.sample, b.sample))
-    return result
+            similarity.append(names | layer_similarity(a.sample, b.sample))
+    return compare_arms(members, measures, ratios, paper) | {"similarity": similarity}
 
 
 def paper_losses(row: dict) -> dict[str, tuple[float, float]]:
+    """{task: (mean loss, the same of shuffled pairs)} of the centers in the paper's protocol."""
     rows = [r for r in row["matrices"]["centers"]["tasks"] if r["protocol"] == "paper" and r["loss"] is not None]
     return {r["task"]: (r["loss"], r["shuffled_loss"]) for r in rows}

@@ -1,36 +1,60 @@
-"""Figures of a comparison, as PNG and SVG. An arm has one colour; each of its runs is a line."""
+"""Figures of a comparison, as PNG and SVG. An arm has one color; each of its runs is a line.
+
+They are drawn with matplotlib's Figure and never with pyplot: the caller's backend stays what it is.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 
 from harmonic_gpt.evaluation.comparison.measure import Measured
+from harmonic_gpt.extras import require
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import EngFormatter, MaxNLocator
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEAD_COLORS = {"harmonic": "C0", "standard": "C1"}  # blue and orange, in every figure of the project
+OTHER_COLORS = [f"C{k}" for k in range(2, 10)]
+LAYER = "layer (0: embeddings)"
+
+
+class Run(NamedTuple):
+    """A line of a figure."""
+
+    color: str
+    arm: str
+    measured: Measured
 
 
 def draw_all(
     measured: list[Measured], arms: dict[str, list[int]], comparison: dict, unigram: float, out: Path
 ) -> list[tuple[str, str]]:
     """Draw what there are numbers for. Returns (file, caption) of each figure, in the order of the report."""
-    runs = [(f"C{k}", arm, measured[i]) for k, (arm, members) in enumerate(arms.items()) for i in members]
-    relative = "parallelogram loss / mean loss of shuffled pairs  (left is better; dotted: no structure)"
-    raw = "parallelogram loss, equation 3, in two principal components  (a collapsed embedding has a low one)"
+    colors = arm_colors({arm: measured[members[0]].row["head"] for arm, members in arms.items()})
+    runs = [Run(colors[arm], _plain(arm), measured[i]) for arm, members in arms.items() for i in members]
+    read = [run for run in runs if run.measured.interpretability]
+    ratio = "parallelogram loss / mean loss of shuffled pairs (left is better; dotted: no structure)"
+    raw = "parallelogram loss, equation 3, in two principal components (a collapsed embedding has a low one)"
     drawn = [
-        (_losses(runs, unigram), "loss_curves", "Loss over training."),
-        (_distributions(runs, lambda m: m.reading.losses, relative, 1.0), "parallelograms",
-         "Centers without their first component: parallelogram loss over its control, by task."),
-        (_layers(runs), "layers", "Text and single words in the layers."),
-        (_probes(runs), "probes", "Probes of the layers, with the spread over folds."),
-        (_similarity(comparison), "similarity", "Similarity of the models' layers."),
-        (_explained_variance(runs), "explained_variance", "Explained variance of the centers."),
-        (_center_norms(runs), "center_norms", "Norm of the centers over training."),
-        (_distributions(runs, lambda m: m.reading.paper_losses, raw), "parallelograms_paper", "Centers: the paper's protocol, by task."),
-        (_distributions(runs, lambda m: m.reading.middle_losses, raw), "parallelograms_paper_middle_layer",
+        (_losses(runs, unigram), "loss_curves",
+         "Loss over training: validation (points) and training batches (faint). Lower is better."),
+        (_distributions(read, lambda m: m.interpretability.losses, ratio, 1.0), "parallelograms",
+         "Centers without their first component: parallelogram loss over its control, by task. "
+         "Further left than the dotted line is structure."),
+        (_layers(read), "layers",
+         "Effective rank of hidden states on text, and parallelograms of single words, by layer."),
+        (_probes(read), "probes",
+         "Probes of the layers, with the spread over folds. Above the dotted line, the layer holds the label."),
+        (_similarity(comparison), "similarity",
+         "Similarity of the models' layers. Yellow is the same up to rotation and scale."),
+        (_explained_variance(runs), "explained_variance",
+         "Explained variance of the centers. Further left is fewer dimensions, which is no merit by itself."),
+        (_center_norms(runs), "center_norms", "Mean norm of the centers over training: does it level off?"),
+        (_distributions(read, lambda m: m.interpretability.paper_losses, raw), "parallelograms_paper",
+         "Centers: the paper's protocol, by task."),
+        (_distributions(read, lambda m: m.interpretability.middle_losses, raw), "parallelograms_paper_middle_layer",
          "The middle layer's states of single words: the paper's protocol, by task (its appendix C)."),
     ]  # fmt: skip
     for figure, name, _ in drawn:
@@ -38,53 +62,83 @@ def draw_all(
             figure.savefig(out / f"{name}.png", dpi=150)
             figure.set_layout_engine("none")  # it is laid out; doing it again for the SVG costs as much as drawing
             figure.savefig(out / f"{name}.svg")
-            plt.close(figure)
     return [(f"{name}.png", caption) for figure, name, caption in drawn if figure is not None]
 
 
-def _axes(columns: int = 1, width: float = 7, height: float = 4.2):
-    figure, grid = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no mathematics."""
+    return name.replace("$", r"\$")
+
+
+def arm_colors(heads: dict[str, str]) -> dict[str, str]:
+    """{arm: color} from {arm: head}. The first arm of a head has the head's own color."""
+    colors: dict[str, str] = {}
+    for arm, head in heads.items():
+        own = HEAD_COLORS.get(head)
+        free = [color for color in OTHER_COLORS if color not in colors.values()]
+        colors[arm] = own if own and own not in colors.values() else (free or OTHER_COLORS)[0]
+    return colors
+
+
+def _subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple["Figure", np.ndarray]:
+    """A figure of width x height inches, and its grid of axes (rows, columns)."""
+    require("eval", "matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def _panels(columns: int = 1, width: float = 7, height: float = 4.2) -> tuple["Figure", list[Any]]:
+    figure, grid = _subplots(1, columns, width, height)
+    for axes in grid.flat:
         axes.grid(alpha=0.25)
-    return figure, *grid.flat
+    return figure, list(grid.flat)
 
 
-def _legend(axes, **options) -> None:
-    """One entry a label."""
-    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+def _entries(axes: Any) -> dict[str, Any]:
+    """{label: line}: one entry a label, however many runs have it."""
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
+
+
+def _legend(axes: Any, **options: Any) -> None:
+    entries = _entries(axes)
     axes.legend(entries.values(), entries.keys(), frameon=False, fontsize=9, **options)
 
 
-def _losses(runs: list, unigram: float):
-    figure, axes = _axes()
-    lowest = []
+def _losses(runs: list[Run], unigram: float) -> "Figure | None":
+    held = []
     for color, arm, m in runs:
         train = [(row["tokens"], row["loss"]) for row in m.metrics if "loss" in row]
         per_step = next((row["tokens"] / row["step"] for row in m.metrics if row.get("tokens")), None)
         validation = [(row["step"] * per_step, row["val_loss"]) for row in m.metrics if "val_loss" in row and per_step]
+        held.append((color, arm, train, validation))
+    losses = [loss for _, _, train, validation in held for _, loss in train + validation]
+    if not losses:
+        return None
+    from matplotlib.ticker import EngFormatter
+
+    figure, [axes] = _panels()
+    for color, arm, train, validation in held:
         if train:
             axes.plot(*zip(*train, strict=True), color=color, alpha=0.3, linewidth=1)
         if validation:
-            axes.plot(
-                *zip(*validation, strict=True), color=color, marker="o", markersize=3, label=f"{arm} (validation)"
-            )
-        lowest += [loss for _, loss in train + validation]
-    if not lowest:
-        plt.close(figure)
-        return None
+            axes.plot(*zip(*validation, strict=True), color=color, marker="o", markersize=3, label=arm)
     axes.axhline(unigram, color="grey", linestyle=":", label="token frequencies alone")
-    axes.set(xlabel="training tokens", ylabel="nats a token", title="Loss (faint: training batches)")
-    axes.set_ylim(
-        min(lowest) - 0.05, max(unigram + 0.5, min(lowest) + 0.5)
-    )  # the first steps, far above, would flatten the rest
+    axes.set(xlabel="training tokens", ylabel="loss (nats per token)", title="Loss over training")
+    # The first steps, far above, would flatten the rest
+    axes.set_ylim(min(losses) - 0.05, max(unigram + 0.5, min(losses) + 0.5))
     axes.xaxis.set_major_formatter(EngFormatter())
     _legend(axes)
     return figure
 
 
-def _explained_variance(runs: list):
-    figure, axes = _axes()
+def _explained_variance(runs: list[Run]) -> "Figure":
+    figure, [axes] = _panels()
     for color, arm, m in runs:
         axes.plot(np.arange(1, len(m.explained_variance) + 1), m.explained_variance, color=color, label=arm)
     axes.set(
@@ -98,11 +152,11 @@ def _explained_variance(runs: list):
     return figure
 
 
-def _center_norms(runs: list):
+def _center_norms(runs: list[Run]) -> "Figure | None":
     curves = [(color, arm, m.row["centers"]["norm_over_training"]) for color, arm, m in runs]
     if not any(curve for _, _, curve in curves):
         return None
-    figure, axes = _axes()
+    figure, [axes] = _panels()
     for color, arm, curve in curves:
         if curve:
             axes.plot(*zip(*curve, strict=True), color=color, marker="o", markersize=3, label=arm)
@@ -111,20 +165,20 @@ def _center_norms(runs: list):
     return figure
 
 
-def _distributions(runs: list, losses_of: Callable, label: str, control: float | None = None):
+def _distributions(
+    runs: list[Run], losses_of: Callable[[Any], dict[str, np.ndarray]], label: str, control: float | None = None
+) -> "Figure | None":
     """Cumulative distribution of each task's losses, a dotted line at the control's; None where no task has any."""
-    held = [(color, arm, losses_of(m)) for color, arm, m in runs if m.reading]
+    held = [(color, arm, losses_of(m)) for color, arm, m in runs]
     tasks = sorted({task for _, _, losses in held for task, values in losses.items() if len(values)})
     if not tasks:
         return None
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
-    size = (max(3 * columns + 0.6, 6.5), 2.2 * rows + 0.9)
     ends = [np.quantile(values, (0.005, 0.99)) for _, _, losses in held for values in losses.values() if len(values)]
     left, right = min(low for low, _ in ends), max([high for _, high in ends] + ([1.2 * control] if control else []))
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
-    )
+    size = (max(3 * columns + 0.6, 6.5), 2.2 * rows + 0.9)
+    figure, grid = _subplots(rows, columns, *size, sharex=True, sharey=True)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     handles = {}
@@ -135,9 +189,8 @@ def _distributions(runs: list, losses_of: Callable, label: str, control: float |
                 [handles[arm]] = axes.plot(values, np.linspace(0, 1, 400), color=color, linewidth=1.3)
         if control:
             axes.axvline(control, color="grey", linestyle=":", linewidth=1)
-        axes.set_title(task, fontsize=9)
+        axes.set_title(_plain(task), fontsize=9)
         axes.set_xlim(left, right)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(tasks) - columns : len(tasks)]:  # the lowest one of each column
         axes.tick_params(labelbottom=True)
     figure.supxlabel(label, fontsize=9)
@@ -146,91 +199,78 @@ def _distributions(runs: list, losses_of: Callable, label: str, control: float |
     return figure
 
 
-def _layers(runs: list):
-    held = [(color, arm, m.reading.row["layers"]) for color, arm, m in runs if m.reading and "layers" in m.reading.row]
+def _layers(runs: list[Run]) -> "Figure | None":
+    held = [
+        (color, arm, m.interpretability.row["layers"])
+        for color, arm, m in runs
+        if m.interpretability and "layers" in m.interpretability.row
+    ]
     if not held:
         return None
-    figure, left, right = _axes(2, 9.5, 3.8)
+    figure, [left, right] = _panels(2, 9.5, 3.8)
     for color, arm, layers in held:
-        ranks = [
-            (row["layer"], row["compression"]["effective_rank"])
-            for row in layers
-            if not row["compression"]["collapsed"]
-        ]
-        axes_points = [(row["layer"], [r["ratio"] for r in row.get("tasks", ()) if r.get("ratio")]) for row in layers]
-        ratios = [(layer, float(np.mean(values))) for layer, values in axes_points if values]
+        shapes = [(row["layer"], row["compression"]) for row in layers]
+        ranks = [(layer, shape["effective_rank"]) for layer, shape in shapes if not shape["collapsed"]]
+        tests = [(row["layer"], [r["ratio"] for r in row.get("tasks", ()) if r.get("ratio")]) for row in layers]
+        ratios = [(layer, float(np.mean(values))) for layer, values in tests if values]
         for axes, points in ((left, ranks), (right, ratios)):
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=arm)
     right.axhline(1, color="grey", linestyle=":", linewidth=1)
-    left.set(xlabel="layer (0: embeddings)", ylabel="effective rank of hidden states", title="Text")
-    right.set(
-        xlabel="layer (0: embeddings)", ylabel="parallelogram loss / shuffled pairs", title="Words that stand alone"
-    )
+    left.set(xlabel=LAYER, ylabel="effective rank of hidden states", title="Text")
+    right.set(xlabel=LAYER, ylabel="parallelogram loss / shuffled pairs", title="Words that stand alone")
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         _legend(axes)
     return figure
 
 
-def _probes(runs: list):
+def _probes(runs: list[Run]) -> "Figure | None":
     """A panel a task, an F1 a layer: solid the multilayer perceptron, dashed logistic regression."""
     held = [
-        (color, arm, [r for r in m.reading.row.get("probes", ()) if r["flag"] is None])
+        (color, arm, [r for r in m.interpretability.row.get("probes", ()) if r["flag"] is None])
         for color, arm, m in runs
-        if m.reading
+        if m.interpretability
     ]
     tasks = list(dict.fromkeys(row["task"] for _, _, rows in held for row in rows))
     if not tasks:
         return None
-    figure, *panels = _axes(len(tasks), 3.4 * len(tasks) + 0.6, 3.8)
+    figure, panels = _panels(len(tasks), 3.4 * len(tasks) + 0.6, 3.8)
     for axes, task in zip(panels, tasks, strict=True):
         for k, (color, arm, rows) in enumerate(held):
             rows = [row for row in rows if row["task"] == task]
             x = np.array([row["layer"] for row in rows]) + 0.04 * (k - (len(held) - 1) / 2)
-            for name, style in (("mlp", "-"), ("logistic", "--")):
-                f1, sd = ([row[name][key] for row in rows] for key in ("f1", "sd"))
-                axes.errorbar(
-                    x, f1, sd, color=color, linestyle=style, marker="o", markersize=3, capsize=2, label=f"{arm}, {name}"
-                )
+            for kind, style in (("mlp", "-"), ("logistic", "--")):
+                f1, sd = ([row[kind][key] for row in rows] for key in ("f1", "sd"))
+                look = {"color": color, "linestyle": style, "marker": "o", "markersize": 3, "capsize": 2}
+                axes.errorbar(x, f1, sd, label=f"{arm}, {kind}", **look)
             axes.plot(x, [row["shuffled"]["f1"] for row in rows], color="grey", linestyle=":", label="shuffled labels")
-        axes.set(title=task, xlabel="layer (0: embeddings)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(title=_plain(task), xlabel=LAYER)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylim(0, 1)
     panels[0].set_ylabel("macro F1, five folds")
-    entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    entries = _entries(panels[0])
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
-def _similarity(comparison: dict):
+def _similarity(comparison: dict) -> "Figure | None":
     """Heat maps of CKA and RSA, a row of panels a pair of models."""
     pairs = comparison.get("similarity", [])
     if not pairs:
         return None
-    figure, grid = plt.subplots(
-        len(pairs), 2, figsize=(8.4, 3.6 * len(pairs) + 0.2), layout="constrained", squeeze=False
-    )
+    figure, grid = _subplots(len(pairs), 2, 8.4, 3.6 * len(pairs) + 0.2)
     for line, pair in zip(grid, pairs, strict=True):
         for axes, key, label in zip(line, ("cka", "rsa"), ("linear CKA", "RSA"), strict=True):
             values = np.array([[np.nan if v is None else v for v in row] for row in pair[key]])
             image = axes.imshow(values, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto")
             for (i, j), value in np.ndenumerate(values) if values.size <= 64 else ():
-                axes.text(
-                    j,
-                    i,
-                    f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if value > 0.6 else "white",
-                )
+                color = "black" if value > 0.6 else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
             shuffled = pair[f"{key}_shuffled"]
-            axes.set(xlabel=f"layer of {pair['second']}", ylabel=f"layer of {pair['first']}")
-            axes.set_title(
-                label + ("" if shuffled is None else f" (shuffled positions: at most {shuffled:.2f})"), fontsize=9
-            )
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(xlabel=f"layer of {_plain(pair['second'])}", ylabel=f"layer of {_plain(pair['first'])}")
+            note = "" if shuffled is None else f" (shuffled positions: at most {shuffled:.2f})"
+            axes.set_title(label + note, fontsize=9)
+            axes.locator_params(integer=True)
         figure.colorbar(image, ax=line, shrink=0.9)
     return figure

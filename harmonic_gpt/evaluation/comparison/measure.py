@@ -1,13 +1,14 @@
-"""One model's row of a comparison: prediction, size, speed of training, and how readable it is."""
+"""One model's row of a comparison: prediction, size, speed of training, and how interpretable it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.data.tokens import TokenFolder
+from harmonic_gpt.evaluation.activations import centers_of, embedding_of, spec_of
 from harmonic_gpt.evaluation.interpretability import Interpretability, measure_interpretability
 from harmonic_gpt.evaluation.measures.geometry import components_for, cumulative_explained_variance, norm_statistics
 from harmonic_gpt.evaluation.perplexity import perplexity
@@ -22,36 +23,20 @@ PROBE_EXAMPLES = 400  # of a task, in a comparison
 
 @dataclass
 class Measured:
-    """A model's row of results.json, its training metrics, and what figures draw."""
+    """What is kept of a model once it has been measured: its row of results.json, its training metrics, and what
+    figures draw."""
 
     row: dict
     metrics: list[dict]
-    explained_variance: np.ndarray
-    reading: Interpretability | None = None
-
-
-def data_of(loaded: LoadedModel, data: str | None) -> TokenFolder:
-    """The token folder to evaluate on: `data`, or the one that the run trained with. Raises InputError if neither is
-    there."""
-    if data is None:
-        if loaded.state is None:
-            raise InputError(f"{loaded.path} does not say what it was trained on; give --data FOLDER")
-        data = loaded.state["config"]["data"]["dir"]
-    folder = open_token_folder(data, loaded.model.config.vocab_size)
-    if loaded.tokenizer is not None:
-        folder.check_tokenizer(loaded.tokenizer)
-    elif folder.vocab_size != loaded.model.config.vocab_size:
-        raise InputError(
-            f"{folder.path} has a vocabulary of {folder.vocab_size}, {loaded.path} one of {loaded.model.config.vocab_size}"
-        )
-    return folder
+    explained_variance: np.ndarray  # (K,) cumulative, of the centers
+    interpretability: Interpretability | None = None
 
 
 def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
-    """Perplexity on the leading `tokens` validation tokens, size, speed of training, and the embedding's geometry."""
-    model, validation = loaded.model, folder.tokens("val")
+    """Perplexity on the leading `tokens` validation tokens, size, speed of training, and the centers' geometry."""
+    model, validation, spec = loaded.model, folder.tokens("val"), spec_of(loaded.model)
     scored = perplexity(model, validation.read(0, min(len(validation), tokens)), tokenizer=loaded.tokenizer)
-    centers = model.get_output_embeddings().weight
+    centers = centers_of(model)
     curve = cumulative_explained_variance(centers)
     metrics = read_metrics(loaded.run_dir) if loaded.run_dir else []
     if loaded.step is not None:
@@ -64,9 +49,9 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
         "step": loaded.step,
         "weights_sha256": loaded.weights_sha256,
         "head": loaded.head,
-        "exponent": getattr(model.config, "head_exponent", None) if loaded.head != "standard" else None,
+        "exponent": spec.exponent if spec is not None and spec.normalization == "harmax" else None,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "embedding_parameters": model.get_input_embeddings().weight.numel(),
+        "embedding_parameters": embedding_of(model).numel(),
         "trained_tokens": loaded.state["tokens"] if loaded.state else None,
         "train_tokens_per_second": median(speeds) if speeds else None,
         "validation": scored.to_dict(),
@@ -83,13 +68,24 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
     return Measured(row, metrics, curve)
 
 
-def read(
-    loaded: LoadedModel, m: Measured, tasks: dict[str, Pairs], folder: TokenFolder, tokens: int,
-    probe_files: list[str | Path], words: list[str] | None,
-) -> None:  # fmt: skip
-    """Add the interpretability of a model to its measurements, or why there is none."""
+def add_interpretability(
+    measured: Measured,
+    loaded: LoadedModel,
+    tasks: dict[str, Pairs],
+    folder: TokenFolder,
+    tokens: int,
+    probe_files: Sequence[str | Path],
+    words: list[str] | None,
+) -> None:
+    """Add a model's interpretability to its measurements, or why there is none.
+
+    Args:
+        tasks: of word pairs. tokens: forward tokens in all; 0: the matrices only, and no probes.
+        probe_files: texts with labels, probed beside the built-in tasks. words: to list the neighbors of.
+    """
     if loaded.tokenizer is None:
-        m.row["interpretability"], m.row["interpretability_missing"] = None, f"{loaded.path} has no tokenizer"
+        measured.row["interpretability"] = None
+        measured.row["interpretability_missing"] = f"{loaded.path} has no tokenizer"
         return
     validation = folder.tokens("val")
     probes = []
@@ -98,5 +94,5 @@ def read(
         probes = built_in_tasks(loaded.tokenizer, token_counts(folder.tokens("train")), examples)
         probes += [file_task(path, loaded.tokenizer, examples) for path in probe_files]
     text = validation.read(0, min(len(validation), tokens))
-    m.reading = measure_interpretability(loaded, tasks, text, tokens, probe_tasks=probes, words=words)
-    m.row["interpretability"] = m.reading.row
+    measured.interpretability = measure_interpretability(loaded, tasks, text, tokens, probe_tasks=probes, words=words)
+    measured.row["interpretability"] = measured.interpretability.row

@@ -15,8 +15,7 @@ def analogy_ranks(embedding: Tensor, tasks: dict[str, np.ndarray], seed: int = 0
     Each pair of a task's ids (P, 2) is asked once, with another pair, chosen by the seed, as its example; P >= 2. The
     three inputs are excluded. "cosine" is 3CosAdd (Mikolov et al. 2013) on unit rows, "distance" the nearest row to b -
     a + c; "no offset" the rows nearest c alone: what finds the answer without any analogy (Linzen 2016). Ties count
-    against: rows that are all
-        alike answer nothing.
+    against: rows that are all alike answer nothing.
     """
     rows = embedding.detach().cpu().float()
     rows = rows - rows.mean(0)  # a common offset is no structure, and cosine would see nothing else
@@ -33,7 +32,7 @@ def _ranks(rows: Tensor, unit: Tensor, half_norms: Tensor, ids: np.ndarray, seed
     c, answer = torch.from_numpy(ids[asked]).T
     # A repeated word (the answer is one of the inputs) cannot be asked: inputs are excluded
     a, b, c, answer = torch.stack([a, b, c, answer])[:, (answer != a) & (answer != b) & (answer != c)]
-    result = {}
+    ranks = {}
     for method in ("cosine", "distance", "no offset"):  # one (Q, V) at a time
         if method == "cosine":
             score = (unit[b] - unit[a] + unit[c]) @ unit.T
@@ -41,15 +40,15 @@ def _ranks(rows: Tensor, unit: Tensor, half_norms: Tensor, ids: np.ndarray, seed
             score = (rows[c] if method == "no offset" else rows[b] - rows[a] + rows[c]) @ rows.T - half_norms
         right = score.gather(1, answer[:, None])
         score.scatter_(1, torch.stack([a, b, c, answer], 1), -torch.inf)
-        result[method] = (score >= right).sum(1).numpy()
-    return result
+        ranks[method] = (score >= right).sum(1).numpy()
+    return ranks
 
 
 def analogy_row(ranks: dict[str, np.ndarray]) -> dict:
     """Accuracy at 1 and at 5 of each method, with 95 % intervals over queries."""
     queries = len(ranks["cosine"])
     row: dict = {"queries": queries}
-    for method, found in ranks.items() if queries else ():
-        row[method] = {f"accuracy_at_{k}": float((found < k).mean()) for k in (1, 5)}
-        row[method]["accuracy_at_5_interval"] = percentile_interval(bootstrap_means(found < 5))
+    for method, places in ranks.items() if queries else ():
+        row[method] = {f"accuracy_at_{k}": float((places < k).mean()) for k in (1, 5)}
+        row[method]["accuracy_at_5_interval"] = percentile_interval(bootstrap_means(places < 5))
     return row

@@ -1,7 +1,8 @@
 """How sure a number is: bootstrap over the things that were sampled (pairs, tokens, queries), and spread over seeds."""
 
 import numpy as np
-from scipy import stats
+
+from harmonic_gpt.extras import require
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
@@ -43,10 +44,16 @@ def difference_over_runs(a: list[float], b: list[float]) -> list[float] | None:
         return None
     if np.ptp(a) == np.ptp(b) == 0:
         return [float(np.mean(a) - np.mean(b))] * 2
+    require("eval", "scipy")
+    from scipy import stats
+
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
     return [float(low), float(high)]
 
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p of as uneven a split of wins and losses, if either were as likely. 1 without any."""
+    require("eval", "scipy")
+    from scipy import stats
+
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means, percentile_interval
+from harmonic_gpt.evaluation.measures.geometry import COLLAPSED
+from harmonic_gpt.extras import require
 
 MIN_CONTEXTS = 20
 MAX_TOKENS = 200
@@ -25,6 +26,9 @@ class ClassCenters:
 def convex_distance(point: Tensor, contexts: Tensor) -> float:
     """Distance of a point (D,) to the convex hull of contexts (n, D): non-negative least squares, weights summing to
     one."""
+    require("eval", "scipy")
+    from scipy.optimize import nnls
+
     heavy = 1e3 * float(contexts.norm(dim=1).max().clamp(min=1e-12))  # holds the sum of the weights to one
     system = np.vstack([contexts.double().numpy().T, np.full(len(contexts), heavy)])
     weights, _ = nnls(system, np.append(point.double().numpy(), heavy))
@@ -59,7 +63,7 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     means = torch.stack([c.mean(0) for c in contexts])  # (K, D)
     mean_part, center_part = means - means.mean(0), w[tokens] - w[tokens].mean(0)
     power = center_part.square().sum()
-    if power <= 1e-10 * w[tokens].square().sum():
+    if power <= COLLAPSED * w[tokens].square().sum():
         return ClassCenters(
             {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}, np.zeros(len(tokens))
         )

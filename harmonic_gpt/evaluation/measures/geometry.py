@@ -52,7 +52,7 @@ class Spectrum:
 
 
 def _kept(components: int | str | None) -> slice:
-    return slice(1, None) if components == WITHOUT_FIRST else slice(components)  # type: ignore[arg-type]
+    return slice(1, None) if components == WITHOUT_FIRST else slice(components)
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
@@ -76,13 +76,13 @@ def spectrum(matrix: Tensor) -> Spectrum:
 def cumulative_explained_variance(matrix: Tensor | Spectrum) -> np.ndarray:
     """Share of the variance of the rows of (V, D) in the first k principal components, for k = 1..min(V, D).
 
-    The paper's measure of compression (Baek et al., section 2). Float64; the last entry is 1. NaN for a collapsed
-    matrix.
+    The paper's measure of compression (Baek et al., section 2). (K,) float64; the last entry is 1. NaN for a
+    collapsed matrix.
     """
-    found = matrix if isinstance(matrix, Spectrum) else spectrum(matrix)
-    if found.collapsed:
-        return np.full(len(found.variances), np.nan)
-    return np.minimum(np.cumsum(found.variances) / found.total, 1.0)
+    principal = matrix if isinstance(matrix, Spectrum) else spectrum(matrix)
+    if principal.collapsed:
+        return np.full(len(principal.variances), np.nan)
+    return np.minimum(np.cumsum(principal.variances) / principal.total, 1.0)
 
 
 def components_for(curve: np.ndarray, share: float) -> int:
@@ -114,10 +114,10 @@ def mean_cosine(matrix: Tensor) -> float:
     return float((total.square().sum() - count) / (count * (count - 1))) if count > 1 else float("nan")
 
 
-def compression(matrix: Tensor, found: Spectrum | None = None) -> dict:
+def compression(matrix: Tensor, principal: Spectrum | None = None) -> dict:
     """How few dimensions the rows of (V, D) live in. `collapsed` rows have no shape: every other value is None."""
-    found = found or spectrum(matrix)
-    result = {"rows": len(matrix), "dimensions": matrix.shape[1], "collapsed": found.collapsed}
+    principal = principal or spectrum(matrix)
+    shape = {"rows": len(matrix), "dimensions": matrix.shape[1], "collapsed": principal.collapsed}
     keys = (
         "components_for_90_percent",
         "explained_variance_2",
@@ -125,17 +125,17 @@ def compression(matrix: Tensor, found: Spectrum | None = None) -> dict:
         "effective_rank",
         "participation_ratio",
     )
-    if found.collapsed:
-        return result | dict.fromkeys((*keys, "mean_cosine"))
-    curve = cumulative_explained_variance(found)
+    if principal.collapsed:
+        return shape | dict.fromkeys((*keys, "mean_cosine"))
+    curve = cumulative_explained_variance(principal)
     values = (
         components_for(curve, 0.9),
         float(curve[min(1, len(curve) - 1)]),
         float(curve[min(49, len(curve) - 1)]),
-        effective_rank(found.variances),
-        participation_ratio(found.variances),
+        effective_rank(principal.variances),
+        participation_ratio(principal.variances),
     )
-    return result | dict(zip(keys, values, strict=True)) | {"mean_cosine": mean_cosine(matrix)}
+    return shape | dict(zip(keys, values, strict=True)) | {"mean_cosine": mean_cosine(matrix)}
 
 
 def norm_statistics(embedding: Tensor) -> dict[str, float]:

@@ -44,28 +44,28 @@ class ParallelogramTest:
 
 
 def parallelogram_losses(points: Tensor, ids: np.ndarray, quadruples: np.ndarray, sigma: float) -> np.ndarray:
-    """Equation 3 for pairs `ids` (P, 2), which index the rows of `points` (V, D), and quadruples (Q, 2) of pairs. (Q,)
-    float64."""
+    """(Q,) float64: equation 3 for pairs `ids` (P, 2), which index the rows of `points` (V, D), and quadruples (Q, 2)
+    of pairs."""
     offsets = points[ids[:, 0]].double() - points[ids[:, 1]].double()  # (P, D)
     return ((offsets[quadruples[:, 0]] - offsets[quadruples[:, 1]]).norm(dim=1) / sigma).numpy()
 
 
-def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0) -> ParallelogramTest:
+def paper_test(points: Tensor, principal: Spectrum, pairs: TokenPairs, seed: int = 0) -> ParallelogramTest:
     """The published protocol: centered, two principal components, 10,000 quadruples; trivial ones stay in, and are
     counted.
 
     Ours beside it: the same quadruples of the same words paired at random, `shuffled_loss`.
 
     Args:
-        points: (V, D), indexed by pairs.ids. found: spectrum of the whole vocabulary (or its stand-in).
+        points: (V, D), indexed by pairs.ids. principal: components of the whole vocabulary (or its stand-in).
     """
-    if len(pairs.ids) < 2 or found.collapsed:
-        return _nothing("paper", PAPER_COMPONENTS, pairs, found)
+    if len(pairs.ids) < 2 or principal.collapsed:
+        return _nothing("paper", PAPER_COMPONENTS, pairs, principal)
     quadruples = draw_quadruples(len(pairs.ids), PAPER_QUADRUPLES, seed)
     used = np.unique(pairs.ids)
-    plane = torch.zeros(len(points), min(PAPER_COMPONENTS, len(found.variances)), dtype=torch.float64)
-    plane[used] = found.coordinates(points[used], PAPER_COMPONENTS)
-    losses = parallelogram_losses(plane, pairs.ids, quadruples, found.scale(PAPER_COMPONENTS))
+    plane = torch.zeros(len(points), min(PAPER_COMPONENTS, len(principal.variances)), dtype=torch.float64)
+    plane[used] = principal.coordinates(points[used], PAPER_COMPONENTS)
+    losses = parallelogram_losses(plane, pairs.ids, quadruples, principal.scale(PAPER_COMPONENTS))
     order = np.random.default_rng(seed).permutation(len(pairs.ids))
     shuffled = np.stack([pairs.ids[:, 0], pairs.ids[order, 1]], 1)
     row = {
@@ -77,14 +77,16 @@ def paper_test(points: Tensor, found: Spectrum, pairs: TokenPairs, seed: int = 0
         "trivial_quadruples": int(trivial(pairs.ids, quadruples).sum()),
         "loss": float(losses.mean()),
         "median_loss": float(np.median(losses)),
-        "shuffled_loss": float(parallelogram_losses(plane, shuffled, quadruples, found.scale(PAPER_COMPONENTS)).mean()),
+        "shuffled_loss": float(
+            parallelogram_losses(plane, shuffled, quadruples, principal.scale(PAPER_COMPONENTS)).mean()
+        ),
     }
     none = np.empty(0)
     return ParallelogramTest(row, losses, none, none, none)
 
 
 def strict_test(
-    points: Tensor, found: Spectrum, pairs: TokenPairs, components: int | str | None = None, seed: int = 0
+    points: Tensor, principal: Spectrum, pairs: TokenPairs, components: int | str | None = None, seed: int = 0
 ) -> ParallelogramTest:
     """All quadruples of four different tokens, against the same words paired at random.
 
@@ -101,10 +103,10 @@ def strict_test(
         else pairs.ids[np.sort(rng.choice(len(pairs.ids), MAX_PAIRS, replace=False))]
     )
     n = len(ids)
-    if n < MIN_PAIRS or found.collapsed_in(components):
-        return _nothing("strict", components, pairs, found)
-    sigma = found.scale(components)
-    a, b = (found.coordinates(points[ids[:, side]], components) for side in (0, 1))  # (P, k)
+    if n < MIN_PAIRS or principal.collapsed_in(components):
+        return _nothing("strict", components, pairs, principal)
+    sigma = principal.scale(components)
+    a, b = (principal.coordinates(points[ids[:, side]], components) for side in (0, 1))  # (P, k)
     weights = resample_weights(n, seed)  # (R, P)
 
     losses, valid = _loss_matrix(a - b, ids, sigma)
@@ -148,8 +150,8 @@ def strict_test(
     )
 
 
-def _nothing(protocol: str, components: int | str | None, pairs: TokenPairs, found: Spectrum) -> ParallelogramTest:
-    reason = "the embedding is collapsed" if found.collapsed_in(components) else "too few pairs"
+def _nothing(protocol: str, components: int | str | None, pairs: TokenPairs, principal: Spectrum) -> ParallelogramTest:
+    reason = "the embedding is collapsed" if principal.collapsed_in(components) else "too few pairs"
     none = np.empty(0)
     row = {
         "protocol": protocol,

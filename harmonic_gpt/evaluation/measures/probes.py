@@ -3,18 +3,13 @@
 import warnings
 
 import numpy as np
-from sklearn.dummy import DummyClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
 from harmonic_gpt.evaluation.activations import mean_states
 from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
+from harmonic_gpt.evaluation.text import tokenizer_of
+from harmonic_gpt.extras import require
 from harmonic_gpt.runs.load import LoadedModel
 
 FOLDS = 5
@@ -32,6 +27,15 @@ def probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict:
     regression on labels in random order: what the features score by chance. "majority" always answers the commonest
     class.
     """
+    require("eval", "sklearn")
+    from sklearn.dummy import DummyClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     classifiers = {
         # L-BFGS, scikit-learn's advice for small data: five times as fast here as Adam
@@ -41,7 +45,7 @@ def probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict:
         "shuffled": LogisticRegression(max_iter=ITERATIONS),
     }
     mixed = np.random.default_rng(seed).permutation(labels)
-    result = {}
+    scored = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping after ITERATIONS is part of the protocol
         for name, classifier in classifiers.items():
@@ -49,15 +53,16 @@ def probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict:
             scores = cross_val_score(
                 make_pipeline(StandardScaler(), classifier), features, target, scoring="f1_macro", cv=folds
             )
-            result[name] = {"f1": float(scores.mean()), "sd": float(scores.std(ddof=1)), "folds": scores.tolist()}
-    return result
+            scored[name] = {"f1": float(scores.mean()), "sd": float(scores.std(ddof=1)), "folds": scores.tolist()}
+    return scored
 
 
 def run_probes(loaded: LoadedModel, tasks: list[ProbeTask], layers: list[int], seed: int = 0) -> list[dict]:
     """One row a task and layer: {"task", "layer", "examples", "classes", ...probe()}. A task with too few examples has
-    a "flag"."""
+    a "flag". Raises InputError for a model without tokenizer, or without scikit-learn."""
+    require("eval", "sklearn")  # before the work
     rows = []
-    start = loaded.tokenizer.eos_token_id
+    start = tokenizer_of(loaded).eos_token_id
     for task in tqdm(tasks, desc="probes", disable=None, leave=False):
         classes, counts = np.unique(task.labels, return_counts=True)
         about = {
@@ -69,8 +74,6 @@ def run_probes(loaded: LoadedModel, tasks: list[ProbeTask], layers: list[int], s
             rows.append(about | {"layer": None, "flag": f"needs two classes of at least {FOLDS} examples"})
             continue
         states: list[Tensor] = mean_states(loaded.model, task.examples, start)
-        for layer in layers:
-            rows.append(
-                about | {"layer": layer, "seed": seed, "flag": None} | probe(states[layer].numpy(), task.labels, seed)
-            )
+        about |= {"seed": seed, "flag": None}
+        rows += [about | {"layer": layer} | probe(states[layer].numpy(), task.labels, seed) for layer in layers]
     return rows

@@ -5,8 +5,9 @@ Both compare relations between positions, not coordinates, so models of differen
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
+
+from harmonic_gpt.extras import require
 
 POSITIONS = 1000  # of the text, at which layers are compared: N x N matrices
 
@@ -19,8 +20,11 @@ def kernel(x: Tensor) -> Tensor:
 
 
 def distance_ranks(x: Tensor) -> Tensor:
-    """Ranks of the N (N - 1) / 2 pairwise cosine distances of centered vectors (N, D), standardised to length 1; NaN if
-    all are alike."""
+    """(N (N - 1) / 2,) float64: ranks of the pairwise cosine distances of centered vectors (N, D), standardised to
+    length 1; NaN if all are alike."""
+    require("eval", "scipy")
+    from scipy.stats import rankdata
+
     unit = torch.nn.functional.normalize(x.double() - x.double().mean(0), dim=1)
     distances = 1 - (unit @ unit.T)[*torch.triu_indices(len(x), len(x), 1)]
     if distances.max() - distances.min() < 1e-12:
@@ -57,14 +61,14 @@ def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
     Values of collapsed layers are None.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))
-    result: dict = {"positions": len(order), "seed": seed}
+    similarity: dict = {"positions": len(order), "seed": seed}
     for key, form in (("cka", kernel), ("rsa", distance_ranks)):
         left, right = ([form(x) for x in layers] for layers in (a, b))
-        result[key] = [[_number(x, y) for y in right] for x in left]
+        similarity[key] = [[_number(x, y) for y in right] for x in left]
         shuffled = [form(y[order]) for y in b]
         values = [value for x in left for y in shuffled if (value := _number(x, y)) is not None]
-        result[f"{key}_shuffled"] = max(values, default=None)
-    return result
+        similarity[f"{key}_shuffled"] = max(values, default=None)
+    return similarity
 
 
 def _number(x: Tensor, y: Tensor) -> float | None:

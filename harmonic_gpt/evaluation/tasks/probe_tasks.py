@@ -15,9 +15,12 @@ from harmonic_gpt.data.pydocs import docstrings
 from harmonic_gpt.errors import InputError
 
 WORDS = Path(__file__).parent / "parts_of_speech.json"  # written for this project, from common knowledge
-LONGEST = 128  # tokens of an example; more are cut off
+MAX_TOKENS = 128  # of an example; more are cut off
 # Modules of the standard library with much prose; parsing all of it takes ten seconds
-MODULES = "argparse ast calendar configparser contextlib datetime difflib doctest enum fractions ftplib functools heapq inspect optparse os random statistics string subprocess tarfile tempfile textwrap threading turtle typing zipfile"
+MODULES = (
+    "argparse ast calendar configparser contextlib datetime difflib doctest enum fractions ftplib functools heapq "
+    "inspect optparse os random statistics string subprocess tarfile tempfile textwrap threading turtle typing zipfile"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ProbeTask:
 
 
 def _task(name: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[str]) -> ProbeTask:
-    ids = [tokenizer.encode(text, add_special_tokens=False)[:LONGEST] for text in texts]
+    ids = [tokenizer.encode(text, add_special_tokens=False)[:MAX_TOKENS] for text in texts]
     kept = [i for i, tokens in enumerate(ids) if tokens]
     return ProbeTask(name, [ids[i] for i in kept], np.array([labels[i] for i in kept]))
 
@@ -52,24 +55,28 @@ def load_probe_file(path: str | Path) -> tuple[list[str], list[str]]:
         content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        else:  # GLUE's files do not quote
-            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            table = list(csv.reader(content.splitlines(keepends=True), **dialect))
+        else:
+            lines = content.splitlines(keepends=True)
+            glue = path.suffix == ".tsv"  # GLUE's files do not quote
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if glue else csv.reader(lines)
+            table = list(reader)
             if table and len(table[0]) == 4 and "label" not in table[0]:
                 table.insert(0, ["source", "label", "mark", "sentence"])
             rows = [dict(zip(table[0], line, strict=True)) for line in table[1:] if line]
         pairs = [(row["sentence"] if "sentence" in row else row["text"], row["label"]) for row in rows]
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}: expected {expected}, got something else ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"{path}: expected {expected}, got something else ({type(error).__name__}: {error})"
+        ) from error
     if not pairs or not all(isinstance(text, str) and text.strip() for text, _ in pairs):
         raise InputError(f"{path}: every row needs a text; expected {expected}")
     return [text for text, _ in pairs], [str(label) for _, label in pairs]
 
 
 def file_task(path: str | Path, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
-    """At most `most` examples of a file, chosen by the seed; longer texts than LONGEST tokens are cut."""
+    """At most `most` examples of a file, chosen by the seed; longer texts than MAX_TOKENS tokens are cut."""
     return _task(Path(path).stem, tokenizer, *_thinned(*load_probe_file(path), most, seed))
 
 
@@ -111,8 +118,9 @@ def _python_prose() -> dict[str, list[str]]:
 
 def _sentences(text: str) -> list[str]:
     """Plain prose of 40 to 120 characters: no markup, no code."""
-    found = [" ".join(s.split()) for paragraph in text.split("\n\n") for s in re.split(r"(?<=[.!?])\s+", paragraph)]
-    return [s for s in found if 40 <= len(s) <= 120 and re.fullmatch(r"[A-Z][A-Za-z ,;'-]+\.", s)]
+    sentences = [s for paragraph in text.split("\n\n") for s in re.split(r"(?<=[.!?])\s+", paragraph)]
+    sentences = [" ".join(s.split()) for s in sentences]
+    return [s for s in sentences if 40 <= len(s) <= 120 and re.fullmatch(r"[A-Z][A-Za-z ,;'-]+\.", s)]
 
 
 def built_in_tasks(

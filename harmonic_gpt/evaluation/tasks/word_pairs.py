@@ -34,8 +34,9 @@ def load_tasks(folder: str | Path | None = None) -> dict[str, Pairs]:
             pairs = [(row["input"], row["output"]) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f'{file}: expected a list of {{"input": ..., "output": ...}}, got something else ({type(error).__name__}: {error})'
-            ) from None
+                f'{file}: expected a list of {{"input": ..., "output": ...}}, got something else '
+                f"({type(error).__name__}: {error})"
+            ) from error
         if not all(isinstance(word, str) and word.strip() for pair in pairs for word in pair):
             raise InputError(f"{file}: every input and output must be a word")
         tasks[file.stem] = [(a.strip(), b.strip()) for a, b in pairs]

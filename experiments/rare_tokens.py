@@ -1,0 +1,84 @@
+"""Where two models lose: validation loss and probability mass by how often a token occurs in the training text.
+
+    python experiments/rare_tokens.py RUN... [--blocks 64]
+
+All runs must have been trained on one token folder. mass: probability that the model gives to a class of tokens, mean
+over positions; share: how often a token of that class is the target. They are equal for a calibrated model. Loss in
+nats per target of that class.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from harmonic_gpt.data.tokens import TokenFolder
+from harmonic_gpt.evaluation.text import data_of
+from harmonic_gpt.runs.load import load_model
+
+EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
+NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")
+
+
+def token_counts(data: TokenFolder, vocab_size: int) -> np.ndarray:
+    """(V,) int64: how often each token occurs in the training text."""
+    train, counts = data.tokens("train"), np.zeros(vocab_size, np.int64)
+    for start in range(0, len(train), 2**20):
+        counts += np.bincount(train.read(start, min(2**20, len(train) - start)), minlength=vocab_size)
+    return counts
+
+
+def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
+    """Mass, share, loss and mean norm of the centers of each class of tokens.
+
+    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64.
+    """
+    count = len(NAMES)
+    mass, targets, loss = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
+    for block in blocks.split(1):
+        with torch.inference_mode():
+            log_p = model(input_ids=block[:, :-1]).logits[0].double().log_softmax(-1)
+        target = block[0, 1:]
+        mass.index_add_(0, classes, log_p.exp().sum(0))
+        targets.index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
+        loss.index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
+    norms = model.get_output_embeddings().weight.detach().double().norm(dim=1)
+    total = blocks[:, 1:].numel()
+    mean_norm = [norms[classes == k].mean().item() if (classes == k).any() else float("nan") for k in range(count)]
+    return {
+        "mass": (mass / total).numpy(),
+        "share": (targets / total).numpy(),
+        "loss": (loss / targets).numpy(),
+        "norm": np.array(mean_norm),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data", help="token folder; default: that of the first run")
+    parser.add_argument("--blocks", type=int, default=64, help="blocks of 256 tokens of the validation text")
+    args = parser.parse_args()
+    models = [load_model(run) for run in args.runs]
+    data = data_of(models[0], args.data)
+    val = data.tokens("val")
+    counts = token_counts(data, models[0].model.config.vocab_size)
+    classes = torch.from_numpy(np.digitize(counts, EDGES))
+    blocks = torch.from_numpy(val.read(0, args.blocks * 257).astype(np.int64)).view(args.blocks, 257)
+    print("| " + " | ".join(["", *NAMES]) + " |\n" + "|---" * (len(NAMES) + 1) + "|")
+    print(
+        "| tokens of the vocabulary | "
+        + " | ".join(f"{n:,}" for n in np.bincount(classes, minlength=len(NAMES)))
+        + " |"
+    )
+    for loaded in models:
+        found = by_frequency(loaded.model.eval(), blocks, classes)
+        if loaded is models[0]:
+            print("| share of targets | " + " | ".join(f"{x:.2%}" for x in found["share"]) + " |")
+        print(f"| {loaded.name}: mass | " + " | ".join(f"{x:.2%}" for x in found["mass"]) + " |")
+        print(f"| {loaded.name}: nats per target | " + " | ".join(f"{x:.3f}" for x in found["loss"]) + " |")
+        print(f"| {loaded.name}: norm of centers | " + " | ".join(f"{x:.2f}" for x in found["norm"]) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Tables and a figure of what run_queue.py measured.
+
+    python experiments/report.py docs/results/recipe.jsonl                      # tables
+    python experiments/report.py docs/results/recipe.jsonl --figures docs/recipe
+    python experiments/report.py docs/results/recipe.jsonl --match "2x128 .*muon"
+
+First every setting, with its seeds side by side. Then the heads against each other, for every question that both have
+answered with several seeds. The figure shows validation loss against tokens, mean and range over seeds.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+from textwrap import fill
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from harmonic_gpt.files import read_jsonl
+
+
+def own_settings(row: dict) -> tuple[dict, dict]:
+    """The settings and trials of a row beyond its size and head, under today's names: equal for equal training.
+
+    Muon and the rate of the head were trials before they were settings. Without weight decay, which the trials did not
+    know, they trained the same to the last bit. A corpus is named by its folder, wherever that lies.
+    """
+    chosen, trial = dict(row["set"]), dict(row["trial"])
+    if "data.dir" in chosen:
+        chosen["data.dir"] = Path(chosen["data.dir"]).name
+    if "optim.weight_decay" not in chosen and trial.get("muon", 1.0) == 1.0:
+        if "head_lr" in trial:
+            chosen["optim.head_lr_scale"] = trial.pop("head_lr")
+        if trial.pop("muon", None):
+            chosen["optim.optimizer"] = "muon"
+    return chosen, trial
+
+
+def settings_of(row: dict) -> str:
+    """The settings of a row in one short text, without size, head and seed."""
+    chosen, trial = own_settings(row)
+    parts = [f"{name.split('.')[-1]} {json.dumps(value)}" for name, value in sorted((chosen | trial).items())]
+    return ", ".join(parts) or "base"
+
+
+def by_setting(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """(size, head, settings) -> rows of its seeds, in order of seed."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        groups.setdefault((row["size"], row["head"], settings_of(row)), []).append(row)
+    return groups
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    return f"{mean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+COLUMNS = (
+    "settings",
+    "seeds",
+    "validation nats per token",
+    "largest rise",
+    "spikes",
+    "gradient norm, median (max)",
+    "clipped",
+    "center norm",
+    "measured",
+)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line per setting, best first."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    best_first = sorted(by_setting(rows).items(), key=lambda item: mean(row["val_loss"] for row in item[1]))
+    for (_, _, settings), runs in best_first:
+        calm = [run["training"] for run in runs]
+        cells = [
+            settings,
+            ",".join(str(run["seed"]) for run in runs),
+            spread([run["val_loss"] for run in runs]),
+            f"{max(c['largest_rise'] for c in calm):.2f}",
+            str(sum(c["spikes"] for c in calm)),
+            f"{mean(c['grad_norm_median'] for c in calm):.2f} ({max(c['grad_norm_max'] for c in calm):.2f})",
+            f"{mean(c['clipped_share'] for c in calm):.0%}",
+            f"{mean(run['center_norms'][-1][1] for run in runs):.2f}",
+            "; ".join(f"{name} {value:.3g}" for run in runs for name, value in run["measured"].items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def paired(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+    """(question, size and corpus) -> (seed, harmonic's loss, standard's loss) for every seed that both heads have.
+
+    Of a head's settings it is the one with the most seeds, and the best of these.
+    """
+    heads: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in rows:
+        corpus = f" {Path(row['set']['data.dir']).name}" if "data.dir" in row["set"] else ""
+        groups.setdefault((row["question"], row["size"] + corpus, row["head"]), []).append(row)
+    for (question, size, head), found in groups.items():
+        runs = min(by_setting(found).values(), key=lambda runs: (-len(runs), mean(run["val_loss"] for run in runs)))
+        heads.setdefault((question, size), {})[head] = {run["seed"]: run["val_loss"] for run in runs}
+    pairs = {}
+    for key, losses in heads.items():
+        ours, theirs = (losses.get(head, {}) for head in ("harmonic", "standard"))
+        if seeds := sorted(ours.keys() & theirs.keys()):
+            pairs[key] = [(seed, ours[seed], theirs[seed]) for seed in seeds]
+    return pairs
+
+
+def heads_compared(rows: list[dict]) -> str:
+    """Markdown: one line per question and size with two or more seeds of both heads. A pair has one order of the data.
+
+    interval: 95 % of the mean difference, by a paired t test over seeds.
+    """
+    lines = ["| question | size | seeds | harmonic | standard | harmonic - standard | interval |", "|---" * 7 + "|"]
+    for (question, size), pairs in paired(rows).items():
+        seeds, ours, theirs = zip(*pairs, strict=True)
+        if len(seeds) > 1:
+            low, high = stats.ttest_rel(ours, theirs).confidence_interval()
+            cells = [question, size, ",".join(map(str, seeds)), spread(ours), spread(theirs)]
+            cells += [f"{mean(ours) - mean(theirs):+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def line_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float, float]:
+    """A least-squares line's value at `at`, and the 95 % interval of that mean (low, high)."""
+    fit, n = stats.linregress(x, y), len(x)
+    value = fit.intercept + fit.slope * at
+    residual = np.sqrt(np.sum((y - fit.intercept - fit.slope * x) ** 2) / (n - 2))
+    error = residual * np.sqrt(1 / n + (at - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
+    half = stats.t.ppf(0.975, n - 2) * error
+    return value, value - half, value + half
+
+
+def trend_over_width(rows: list[dict], width: int = 768) -> str:
+    """Markdown: for questions with three widths or more, lines in log2 of the width, and what they say at `width`.
+
+    Losses, and the paired difference. Only the difference can be projected: with equal tokens at every size the losses
+    follow no scaling law.
+    """
+    lines = [f"| question | widths | | per doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
+    for question in dict.fromkeys(row["question"] for row in rows):
+        found = {size: pairs for (q, size), pairs in paired(rows).items() if q == question}
+        widths = {size: int(re.split("x|-| ", size)[1]) for size in found}
+        if len(set(widths.values())) < 3:
+            continue
+        x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])
+        ours, theirs = np.array([pair[1:] for pairs in found.values() for pair in pairs]).T
+        for name, y in (("harmonic", ours), ("standard", theirs), ("harmonic - standard", ours - theirs)):
+            value, low, high = line_at(x, y, np.log2(width))
+            named = ", ".join(map(str, sorted(set(widths.values()))))
+            slope = stats.linregress(x, y).slope
+            lines.append(f"| {question} | {named} | {name} | {slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Loss over tokens at every size, of each head's best setting among those with the most seeds. Band: all seeds."""
+    sizes = sorted({row["size"] for row in rows})
+    figure = Figure(figsize=(5 * len(sizes), 4))
+    axes = figure.subplots(1, len(sizes), squeeze=False)
+    for axis, size in zip(axes[0], sizes, strict=True):
+        groups = by_setting([row for row in rows if row["size"] == size])
+        for head, color in (("standard", "tab:orange"), ("harmonic", "tab:blue")):
+            mine = {settings: runs for (_, h, settings), runs in groups.items() if h == head}
+            if not mine:
+                continue
+            most = max(len(runs) for runs in mine.values())
+            finals = {s: mean(run["val_loss"] for run in runs) for s, runs in mine.items() if len(runs) == most}
+            best = min(finals, key=finals.__getitem__)
+            curves = [run["curve"] for run in mine[best]]
+            tokens = [point[0] / 1e6 for point in curves[0]]
+            columns = list(zip(*[[point[1] for point in curve] for curve in curves], strict=True))
+            label = fill(f"{head}: {best} ({most} seeds)", 45)
+            axis.plot(tokens, [mean(c) for c in columns], color=color, label=label)
+            axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
+        axis.set(title=size, xlabel="million tokens", ylabel="validation nats per token")
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--match", default="", help="only rows whose size, head and settings match this pattern")
+    parser.add_argument("--figures", type=Path, help="folder for loss.png")
+    args = parser.parse_args()
+    rows = read_jsonl(args.results)
+    rows = [row for row in rows if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
+    for size, head in sorted({(row["size"], row["head"]) for row in rows}):
+        print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
+    print(f"### The heads against each other\n\n{heads_compared(rows)}\n")
+    print(f"### Trend over width\n\n{trend_over_width(rows)}\n")
+    if args.figures:
+        args.figures.mkdir(parents=True, exist_ok=True)
+        draw(rows, args.figures / "loss.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""results.json of a comparison: a row of every model, and how the arms compare."""
+
+import json
+from pathlib import Path
+
+from harmonic_gpt.errors import InputError, reason_of
+
+RESULTS = "results.json"
+# 2: arms, comparison, and each model's arm, seed and interpretability. 3: "neighbors", and a name of each headline
+SCHEMA_VERSION = 3
+
+
+def read_results(folder: str | Path) -> dict:
+    """results.json of a folder that `eval.py compare` or `eval.py lm-eval` wrote, of any schema version. Raises
+    InputError for a folder without it, or a file of something else."""
+    path = Path(folder).expanduser() / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(row, dict) for row in results["models"]):
+            raise TypeError("a model's row is not an object")
+        return results
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the results of an evaluation ({reason_of(error)})") from error

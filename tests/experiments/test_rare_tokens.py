@@ -1,0 +1,32 @@
+"""Losses by frequency of the token: parts that add up to the whole."""
+
+import pytest
+import rare_tokens
+import torch
+
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from harmonic_gpt.data.tokens import open_token_folder
+
+
+def test_losses_by_frequency_add_up():
+    config = HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    model = HarmonicGPT2ForCausalLM(config).eval()
+    blocks = torch.randint(30, (5, 17))
+    classes = torch.arange(30) % 5  # of the six classes one is empty
+    measured = rare_tokens.by_frequency(model, blocks, classes)
+    logits = model(input_ids=blocks[:, :-1]).logits.detach().double().flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, blocks[:, 1:].flatten(), reduction="none")
+    of_target = classes[blocks[:, 1:].flatten()]
+    assert measured["mass"].sum() == pytest.approx(1) == measured["share"].sum()
+    assert measured["mass"][2] == pytest.approx(logits.softmax(-1)[:, classes == 2].sum(1).mean().item(), rel=1e-6)
+    assert measured["loss"][:5] == pytest.approx([losses[of_target == k].mean().item() for k in range(5)], rel=1e-6)
+    assert measured["share"][3] == pytest.approx((of_target == 3).double().mean().item())
+    assert measured["norm"][1] == pytest.approx(model.lm_head.weight[classes == 1].norm(dim=1).mean().item(), rel=1e-6)
+
+
+def test_tokens_are_counted_in_the_training_text(token_folder):
+    data = open_token_folder(token_folder)
+    counts = rare_tokens.token_counts(data, 300)
+    train = data.tokens("train")
+    ids = torch.from_numpy(train.read(0, len(train)))
+    assert counts.tolist() == torch.bincount(ids.long(), minlength=300).tolist()

@@ -1,0 +1,76 @@
+"""The report: seeds side by side, heads in pairs of seeds, a line over width with its interval."""
+
+import math
+
+import report
+import torch
+
+
+def row(**fields) -> dict:
+    training = {"grad_norm_median": 0.4, "grad_norm_max": 1.2, "clipped_share": 0.0, "largest_rise": 0.1, "spikes": 0}
+    start = {"question": "q", "size": "2x64", "head": "harmonic", "seed": 0, "set": {}, "trial": {}, "val_loss": 5.0}
+    measured = {
+        "measured": {},
+        "training": training,
+        "center_norms": [[6, 1.5, 0.1]],
+        "curve": [[128, 6.0], [256, 5.0]],
+    }
+    return start | measured | fields
+
+
+def test_seeds_stand_side_by_side_best_setting_first(tmp_path):
+    rows = [row(seed=seed, val_loss=5.0 + 0.1 * seed) for seed in (0, 1, 2)]
+    rows.append(row(head="standard", set={"optim.lr": 0.5}, val_loss=4.5))
+    lines = report.table(rows).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| lr 0.5 | 0 | 4.5000 |")
+    assert lines[3].startswith("| base | 0,1,2 | 5.1000 +- 0.1000 |")
+    report.draw(rows, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_equal_training_is_one_setting_under_old_names_and_new_ones():
+    untied = {"model.tie_word_embeddings": False}
+    today = row(set=untied | {"optim.optimizer": "muon", "optim.head_lr_scale": 2.0, "data.dir": "data/prose8k-16"})
+    before = row(set=untied | {"data.dir": "/tmp/prose8k-16"}, trial={"head_lr": 2.0, "muon": 1.0})
+    assert report.settings_of(today) == report.settings_of(before)
+    # The trials did not decay what they took over from AdamW, and a trial's Muon could have a rate of its own
+    decayed = before | {"set": before["set"] | {"optim.weight_decay": 0.1}}
+    assert report.own_settings(decayed)[1] == before["trial"]
+    assert report.own_settings(row(trial={"muon": 2.0}))[1] == {"muon": 2.0}
+    assert before["trial"] == {"head_lr": 2.0, "muon": 1.0}  # the row itself stays as it was
+
+
+def test_heads_are_compared_seed_by_seed():
+    losses = {"harmonic": {0: 9.0, 1: 5.1, 2: 5.3, 3: 5.2}, "standard": {1: 5.0, 2: 5.3, 3: 5.1, 4: 1.0}}
+    rows = [row(head=head, seed=seed, val_loss=loss) for head, seeds in losses.items() for seed, loss in seeds.items()]
+    rows += [row(question="one seed")]
+    # A setting with fewer seeds, however good, is not what is compared; another corpus is another comparison
+    rows += [row(head="standard", seed=seed, set={"optim.lr": 1.0}, val_loss=1.0) for seed in (1, 2)]
+    rows += [row(head=head, seed=3, set={"data.dir": "a/corpus-4"}, val_loss=2.0) for head in losses]
+    line = report.heads_compared(rows).splitlines()[2:]
+    # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
+    assert line == ["| q | 2x64 | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+
+
+def test_the_trend_over_width_is_a_line_with_its_interval():
+    gaps = {"2x64": [0.06, 0.08], "2x128": [0.05, 0.05], "4x192-gpt2": [0.04, 0.05]}
+    rows = [
+        row(size=size, head=head, seed=seed, val_loss=5.0 + gap * (head == "harmonic"))
+        for size, both in gaps.items()
+        for seed, gap in enumerate(both)
+        for head in ("harmonic", "standard")
+    ]
+    rows += [one | {"question": "two widths"} for one in rows if one["size"] != "2x64"]
+    _, standard, gap = report.trend_over_width(rows).splitlines()[2:]
+    assert standard == "| q | 64, 128, 192 | standard | +0.0000 | 5.0000 | [5.0000, 5.0000] |"
+    x = [6, 6, 7, 7, math.log2(192), math.log2(192)]
+    design = torch.tensor([[1.0, v] for v in x], dtype=torch.float64)
+    y = torch.tensor([g for both in gaps.values() for g in both], dtype=torch.float64)
+    beta = torch.linalg.lstsq(design, y).solution
+    at = torch.tensor([1.0, math.log2(768)], dtype=torch.float64)
+    variance = (y - design @ beta).square().sum() / 4 * (at @ torch.linalg.inv(design.T @ design) @ at)
+    half = 2.7764451 * variance.sqrt()  # t of 0.975 with 4 degrees of freedom
+    value = at @ beta
+    assert gap.startswith(f"| q | 64, 128, 192 | harmonic - standard | {beta[1]:+.4f} | {value:.4f} | ")
+    assert gap.endswith(f" | [{value - half:.4f}, {value + half:.4f}] |")

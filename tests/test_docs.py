@@ -1,0 +1,84 @@
+"""What every page must be: nothing left to fill in, and no link, file or import that is not there."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLACEHOLDER = re.compile(r"@[A-Z]{2,}@")
+CODE = re.compile(r"^ *```.*?^ *```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
+HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+FOLDERS = "benchmarks|configs|examples|experiments|harmonic_gpt|tests"
+FILE = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w/-]+\.(?:py|yaml|md)\b")
+IMPORT = re.compile(r"^from (harmonic_gpt[\w.]*) import ([\w, ]+)$", re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors that GitHub gives the headings of a page (without the numbers that it appends to repeated headings)."""
+    without_comments = CODE.sub(lambda match: match[0].replace("#", ""), text)  # a comment in code is no heading
+    headings = HEADING.findall(without_comments)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of `page` whose file does not exist, or whose #heading is not in that file."""
+    broken = []
+    for target in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z][a-z+.-]*:", target):
+            continue  # http:, mailto:
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
+
+
+def missing_files(text: str) -> list[str]:
+    """Files of the repository that a page names by their path from its root, and that do not exist."""
+    return [name for name in FILE.findall(text) if not (ROOT / name).exists()]
+
+
+def missing_names(text: str) -> list[str]:
+    """What a page imports from the package, and the package does not have."""
+    imports = [(module, name.strip()) for module, names in IMPORT.findall(text) for name in names.split(",")]
+    return [f"{module}.{name}" for module, name in imports if not hasattr(import_module(module), name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_is_finished(page):
+    text = page.read_text(encoding="utf-8")
+    assert not PLACEHOLDER.findall(text)
+    assert not broken_links(page)
+    if page.name != "LOG.md":  # the log keeps the names of its day
+        assert not missing_files(text)
+        assert not missing_names(text)
+
+
+def test_what_is_missing_is_seen(tmp_path):
+    assert PLACEHOLDER.findall("The summary: @SUMMARY@.") == ["@SUMMARY@"]
+    assert not PLACEHOLDER.findall("mail@EXAMPLE.org, `@pytest.mark`, user@A@b")
+    assert missing_files("`tests/gone.py`, `tests/test_docs.py`, FOLDER/tests/other.py") == ["tests/gone.py"]
+    assert missing_names("from harmonic_gpt.errors import InputError, Gone\n") == ["harmonic_gpt.errors.Gone"]
+    (tmp_path / "other.md").write_text("# The other: page\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "## Here\n[a](other.md) [b](other.md#the-other-page) [c](#here) [d](https://example.org) `[e](gone.md)`\n"
+        "[f](gone.md) [g](other.md#gone) [h](#gone) ![i](gone.png)\n"
+    )
+    assert broken_links(page) == ["gone.md", "other.md#gone", "#gone", "gone.png"]
+
+
+def test_quickstart_configs_differ_where_the_readme_says():
+    """In the head and the run folder. The rate of the head is the better one of those tried for both (docs/LOG.md)."""
+    settings = []
+    for head in ("harmonic", "standard"):
+        config = yaml.safe_load((ROOT / f"configs/quickstart_{head}.yaml").read_text(encoding="utf-8"))
+        config.pop("run_dir")
+        settings.append({(section, name): values[name] for section, values in config.items() for name in values})
+    differing = {name for name in settings[0] | settings[1] if settings[0].get(name) != settings[1].get(name)}
+    assert differing == {("model", name) for name in ("similarity", "normalization", "hidden_scale", "exponent")}
