@@ -147,6 +147,33 @@ def test_a_process_that_does_not_stop_is_killed_with_all_that_it_started(tmp_pat
     assert run.run_process(["sh", "-c", "exit 1"], 10) is None
 
 
+def test_the_slower_way_without_the_kernel_is_never_measured(settings, out, monkeypatch, capsys):
+    """Its warning is an error in what a stage starts, and nothing more is measured in that process."""
+    text = f"{run.FALLBACK} its Triton kernel (CompilationError: at 3:1). The results are the same"
+    program = (
+        "import sys, warnings\ntry: warnings.warn(sys.argv[1], RuntimeWarning)\nexcept RuntimeWarning: sys.exit(7)"
+    )
+    assert run.run_process([sys.executable, "-c", program, text], 60) == "its process ended with exit code 7"
+
+    loss, calls = head.harmonic_cross_entropy, []
+
+    def failing_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeWarning(text)
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(head, "harmonic_cross_entropy", failing_once)
+    assert run.measure(["head"], settings, out, isolate=False) == 1
+    rows = read_jsonl(out)
+    assert {row["measurement"] for row in rows} == {"head, bf16"}
+    assert sum("error" in row for row in rows) == 1
+    assert run.Results(out, settings).rows() == []
+    printed = capsys.readouterr().out
+    assert "unfinished" in printed
+    assert "not measured harmonic head / three bare products" in printed
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_without_a_device_it_says_so(capsys):
     assert run.main([]) == 2
