@@ -52,9 +52,10 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def _against_standard(
-    rows: Rows, field, higher_is_better: Callable[[str], bool], tasks=TASKS, architectures=ARCHITECTURES, **wanted
+    rows: Rows, field, higher_is_better: bool | None, tasks=TASKS, architectures=ARCHITECTURES, **wanted
 ):
-    """(label, comparison) of harmonic with standard, for every task and architecture that were run."""
+    """(label, comparison) of harmonic with standard, for every task and architecture that were run. higher_is_better:
+    None: as the task's metric says."""
     for name in tasks:
         for architecture in architectures:
             pair = [
@@ -63,7 +64,8 @@ def _against_standard(
             ]
             ours, base = (values(side, field) for side in pair)
             if len(ours) and len(base):
-                yield f"{task(name).title} {architecture}", compare(ours, base, higher_is_better(name))
+                higher = METRICS[name].higher_is_better if higher_is_better is None else higher_is_better
+                yield f"{task(name).title} {architecture}", compare(ours, base, higher)
 
 
 def _told(comparisons: list[tuple[str, Comparison]], what: str) -> tuple[list[str], list[str]]:
@@ -105,7 +107,8 @@ def circles(rows: Rows):
             learned = values(runs, lambda row: row["test_accuracy"]) > LEARNED
             good = int((round_ & flat & learned).sum())
             details.append(
-                f"{head} MLP: {good} of {len(runs)} seeds (radius within {CIRCLE:.0%}, two components, test accuracy above {LEARNED})"
+                f"{head} MLP: {good} of {len(runs)} seeds (radius within {CIRCLE:.0%}, two components, test accuracy "
+                f"above {LEARNED})"
             )
             if head == "harmonic":
                 parts.append("holds" if good > len(runs) / 2 else "partly" if good else "does not hold")
@@ -113,64 +116,56 @@ def circles(rows: Rows):
 
 
 def compression(rows: Rows):
-    found = list(_against_standard(rows, two_components, lambda name: True, fraction=MAIN_FRACTION))
-    return _told(found, "variance in two components")
+    compared = list(_against_standard(rows, two_components, True, fraction=MAIN_FRACTION))
+    return _told(compared, "variance in two components")
 
 
 def task_structure(rows: Rows):
-    found = list(
-        _against_standard(
-            rows, lambda row: row.get("structure"), lambda name: METRICS[name].higher_is_better, fraction=MAIN_FRACTION
-        )
-    )
-    return _told(found, "the task's metric")
+    compared = list(_against_standard(rows, lambda row: row.get("structure"), None, fraction=MAIN_FRACTION))
+    return _told(compared, "the task's metric")
 
 
 def accuracy(rows: Rows):
-    found = list(_against_standard(rows, lambda row: row["test_accuracy"], lambda name: True, fraction=MAIN_FRACTION))
-    open_ = [(label, c) for label, c in found if min(c.ours, c.base) < 1]
+    compared = list(_against_standard(rows, lambda row: row["test_accuracy"], True, fraction=MAIN_FRACTION))
+    open_ = [(label, c) for label, c in compared if min(c.ours, c.base) < 1]
     details, parts = _told(open_, "test accuracy")
-    return details + [f"both perfect at {len(found) - len(open_)} of {len(found)}"] * bool(found), parts
+    return details + [f"both perfect at {len(compared) - len(open_)} of {len(compared)}"] * bool(compared), parts
 
 
 def grokking(rows: Rows):
-    learned = [
-        row for row in rows if row["train_epochs"] is not None
-    ]  # as in the paper, the others are left out and counted
-    found = list(
-        _against_standard(
-            learned, gap, lambda name: False, tasks=("modular_addition", "permutations"), fraction=MAIN_FRACTION
-        )
-    )
-    details, parts = _told(found, "epochs between learning and generalising")
-    for name in ("modular_addition", "permutations"):
+    learned = [row for row in rows if row["train_epochs"] is not None]  # as in the paper; the others are counted below
+    tasks = ("modular_addition", "permutations")
+    compared = list(_against_standard(learned, gap, False, tasks=tasks, fraction=MAIN_FRACTION))
+    details, parts = _told(compared, "epochs between learning and generalising")
+    for name in tasks:
         for architecture in ARCHITECTURES:
             for head in ("harmonic", "standard"):
                 runs = select(rows, kind="main", task=name, model=f"{head}_{architecture}", fraction=MAIN_FRACTION)
                 never = sum(row["train_epochs"] is None for row in runs)
                 if never:
                     details.append(
-                        f"{never} of {len(runs)} {head} {architecture}s never reached {LEARNED} in training on {task(name).title}"
+                        f"{never} of {len(runs)} {head} {architecture}s never reached {LEARNED} in training "
+                        f"on {task(name).title}"
                     )
     return details, parts
 
 
 def data_efficiency(rows: Rows):
-    found = []
+    points: list[tuple[str, Comparison]] = []
     for fraction in sorted({row["fraction"] for row in rows if row["kind"] == "main"} - {MAIN_FRACTION}):
-        compared = _against_standard(rows, lambda row: row["test_accuracy"], lambda name: True, fraction=fraction)
-        found += [(f"{label} at {fraction}", c) for label, c in compared]
+        compared = _against_standard(rows, lambda row: row["test_accuracy"], True, fraction=fraction)
+        points += [(f"{label} at {fraction}", c) for label, c in compared]
     # With three seeds no difference is significant: the medians decide
     parts = [
         "holds" if c.ours > c.base else "does not hold"
-        for _, c in found
+        for _, c in points
         if max(c.ours, c.base) < 0.995 or c.ours != c.base
     ]
     better, worse = parts.count("holds"), parts.count("does not hold")
-    largest = sorted(found, key=lambda item: item[1].base - item[1].ours)[:4]
+    largest = sorted(points, key=lambda item: item[1].base - item[1].ours)[:4]
     details = [f"{label} {c.ours:.2f} against {c.base:.2f}" for label, c in largest]
-    told = f"harmonic is better at {better} of {better + worse} points (tasks x architectures x fractions), most: {', '.join(details)}"
-    return [told] if parts else [], parts
+    told = f"harmonic is better at {better} of {better + worse} points (tasks x architectures x fractions), most: "
+    return [told + ", ".join(details)] if parts else [], parts
 
 
 def cosets(rows: Rows):
@@ -179,14 +174,13 @@ def cosets(rows: Rows):
         runs = select(rows, kind="main", task="permutations", model=f"harmonic_{architecture}", fraction=MAIN_FRACTION)
         base = select(rows, kind="main", task="permutations", model=f"standard_{architecture}", fraction=MAIN_FRACTION)
         if runs and base:
-            silhouette, shuffled = (
-                values(runs, lambda row, key=key: row.get(key)) for key in ("silhouette", "silhouette_shuffled")
-            )
+            silhouette = values(runs, lambda row: row.get("silhouette"))
+            shuffled = values(runs, lambda row: row.get("silhouette_shuffled"))
             standard = values(base, lambda row: row.get("silhouette"))
             chance, better = compare(silhouette, shuffled, True), compare(silhouette, standard, True)
             details.append(
-                f"{architecture}: best silhouette {chance.ours:.2f}, rows shuffled {chance.base:.2f} (p = {chance.p:.2g}), "
-                f"standard {better.base:.2f} (p = {better.p:.2g})"
+                f"{architecture}: best silhouette {chance.ours:.2f}, rows shuffled {chance.base:.2f} "
+                f"(p = {chance.p:.2g}), standard {better.base:.2f} (p = {better.p:.2g})"
             )
             parts.append(combined([chance.verdict, better.verdict]))
     return details, parts
@@ -294,8 +288,8 @@ def case_study(rows: Rows):
             accuracy_, ev = values(runs, lambda row: row["test_accuracy"]), values(runs, two_components)
             learned[head, decay] = (accuracy_ > LEARNED).mean()
             details.append(
-                f"{head}, decay {decay}: {int((accuracy_ > LEARNED).sum())} of {len(runs)} seeds generalise, median test accuracy "
-                f"{np.median(accuracy_):.2f}, variance in two components {np.median(ev):.2f}"
+                f"{head}, decay {decay}: {int((accuracy_ > LEARNED).sum())} of {len(runs)} seeds generalise, "
+                f"median test accuracy {np.median(accuracy_):.2f}, variance in two components {np.median(ev):.2f}"
             )
     if len(learned) < len(CASES):
         return details, []
@@ -307,7 +301,8 @@ def case_study(rows: Rows):
 
 
 CLAIMS = {
-    "Harmonic explains 100 % of the variance with two components on in-context learning in nearly all seeds (section 3)": flat_lattice,
+    "Harmonic explains 100 % of the variance with two components on in-context learning in nearly all seeds "
+    "(section 3)": flat_lattice,
     "Harmonic MLPs draw near-perfect circles on modular addition (section 3)": circles,
     "Harmonic embeddings are more compressed (figure 3a)": compression,
     "Harmonic embeddings show each task's structure more clearly (figure 2)": task_structure,
@@ -315,7 +310,8 @@ CLAIMS = {
     "Far less grokking on modular addition and permutations (figure 3c)": grokking,
     "Harmonic test accuracy is higher (figure 3b, at the largest fraction)": accuracy,
     "Permutations lie in cosets of S4 (appendix B)": cosets,
-    "Without weight decay, harmonic generalises on modular addition; standard needs weight decay (case study)": case_study,
+    "Without weight decay, harmonic generalises on modular addition; standard needs weight decay "
+    "(case study)": case_study,
     "Ablation: the lattice needs either the distance or HarMax (section 6)": lattice_needs_either,
     "Ablation: modular addition needs both (section 6)": addition_needs_both,
     "Contrastive and spherical losses are worse (appendix D)": other_losses,

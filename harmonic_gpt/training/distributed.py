@@ -8,31 +8,38 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
-from torch import nn
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
+from harmonic_gpt.run_config import RunConfig
 
 # A rank that waits longer than this for the others gives up. Most deaths are noticed at once, by a closed connection;
 # this is for a rank that hangs, and must leave the first rank time to finish a checkpoint. Not 10 minutes: accelerate
 # drops that value, as equal to NCCL's default, and gloo would wait for 30.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
+BF16_CAPABILITY = 8  # first compute capability with bfloat16 in its tensor cores
 
 
-def start_ranks(precision: str, services: list[GeneralTracker]) -> Accelerator:
+def start_ranks(config: RunConfig, services: list[GeneralTracker]) -> Accelerator:
     """Join the other processes of the launch, if there are any. Raises InputError for a launch that cannot work.
 
     Args:
-        precision: "fp32" or "bf16". services: trackers for accelerate to finish at the end.
+        services: trackers for accelerate to finish at the end.
     """
+    _check_precision(config.train.precision)
     AcceleratorState._reset_state()  # a notebook may train twice: the first run's precision would be kept otherwise
     accelerator = Accelerator(
         log_with=services or None,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[config.train.precision],
         # torchrun on a machine without GPUs makes ranks that each believe they are alone, unless this says cpu
         cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            # Gradients lie in the buckets that are reduced, once: saves a copy of them all, and its memory
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -51,10 +58,34 @@ def start_ranks(precision: str, services: list[GeneralTracker]) -> Accelerator:
     if unknown or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise InputError("expected plain data parallelism, or FSDP with fsdp_version 2 (configs/accelerate)")
     if accelerator.is_fsdp2:
+        if config.optim.optimizer == "muon":
+            raise InputError(
+                "optim.optimizer: muon works on whole matrices, and FSDP2 cuts them up; use --optim.optimizer=adamw, "
+                "or leave the weights whole (accelerate launch --config_file configs/accelerate/ddp.yaml)"
+            )
         # Left alone, accelerate adds gradients up and returns losses in bfloat16. Autocast alone decides, as without
         # sharding
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
+
+
+def _check_precision(precision: str) -> None:
+    """Raises InputError for bf16 on a GPU that computes in it slowly or not at all."""
+    if precision != "bf16" or not torch.cuda.is_available() or torch.version.hip is not None:
+        return
+    device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < BF16_CAPABILITY:
+        raise InputError(
+            f"train.precision: bf16 needs a GPU of compute capability {BF16_CAPABILITY}.0 or later (Ampere); "
+            f"{torch.cuda.get_device_name(device)} has {major}.{minor}: use --train.precision=fp32"
+        )
+
+
+def raise_together(problem: str | None) -> None:
+    """InputError on every rank, with the first problem that one of them has. Collective."""
+    if problems := [problem for problem in gather_object([problem]) if problem is not None]:
+        raise InputError(problems[0])
 
 
 def check_ranks_agree(facts: dict[str, object]) -> None:
@@ -72,7 +103,7 @@ def check_ranks_agree(facts: dict[str, object]) -> None:
                 )
 
 
-def model_facts(model: nn.Module) -> dict[str, object]:
+def model_facts(model: HarmonicGPT2ForCausalLM) -> dict[str, object]:
     """What every rank's model must share before it is wrapped: the configuration and each bit of the weights."""
     digest = hashlib.sha256()
     for parameter in model.parameters():

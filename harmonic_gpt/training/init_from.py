@@ -11,11 +11,12 @@ arXiv 2502.01628).
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
@@ -30,6 +31,8 @@ from harmonic_gpt.runs.load import load_model
 
 FIT_TOKENS = 4096
 CHUNK = 512  # tokens whose logits are in memory at once
+
+GPT2: TypeAlias = GPT2LMHeadModel | HarmonicGPT2ForCausalLM
 
 
 @dataclass
@@ -54,7 +57,7 @@ def start_from(
     assert name is not None
     loaded = load_model(name)
     source = loaded.model
-    if not isinstance(source, GPT2LMHeadModel | HarmonicGPT2ForCausalLM):
+    if not isinstance(source, GPT2):
         raise InputError(f"model.init_from: {name} is a {type(source).__name__}; expected a GPT-2")
     if loaded.tokenizer is not None:
         folder.check_tokenizer(loaded.tokenizer)
@@ -85,7 +88,7 @@ def start_from(
     target.hidden_scale, target.exponent = start.hidden_scale, start.exponent
     model = _with_weights(source, target)
     with torch.no_grad():
-        model.transformer.ln_f.bias += start.shift
+        model.transformer.ln_f.bias.add_(start.shift)
     tried = ", ".join(f"{attempt} {loss:.3f}" for attempt, loss in start.tried.items())
     return model, (
         f"{name}; the head starts with hidden_scale {start.hidden_scale:g} and exponent {start.exponent:g}; nats per "
@@ -108,7 +111,8 @@ def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
         raise InputError(f"model.init_from: {name} needs {' '.join(needed)}")
     if source.vocab_size != target.vocab_size:
         raise InputError(
-            f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: use its tokenizer"
+            f"model.init_from: {name} knows {source.vocab_size} tokens, the data has {target.vocab_size}: "
+            "use its tokenizer"
         )
     target.layer_norm_epsilon = source.layer_norm_epsilon
     target.scale_attn_by_inverse_layer_idx = source.scale_attn_by_inverse_layer_idx
@@ -119,7 +123,7 @@ def _adopt(source, target: HarmonicGPT2Config, name: str) -> None:
 
 
 @torch.no_grad()
-def _with_weights(source: nn.Module, target: HarmonicGPT2Config) -> HarmonicGPT2ForCausalLM:
+def _with_weights(source: GPT2, target: HarmonicGPT2Config) -> HarmonicGPT2ForCausalLM:
     """`source` may have more positions, and may tie weights that `target` keeps apart."""
     model, weights = HarmonicGPT2ForCausalLM(target), source.state_dict()
     for name, parameter in model.named_parameters():
@@ -127,11 +131,10 @@ def _with_weights(source: nn.Module, target: HarmonicGPT2Config) -> HarmonicGPT2
     return model
 
 
-def fit_head(source: nn.Module, ids: Tensor, target: HarmonicGPT2Config, *, fit_exponent: bool) -> HeadStart:
+def fit_head(source: GPT2, ids: Tensor, target: HarmonicGPT2Config, *, fit_exponent: bool) -> HeadStart:
     """Scale, shift and exponent of a Euclidean head on the hidden states of a trunk that was trained with another head.
 
     Args:
-        source: model with `transformer` and `lm_head.weight`.
         ids: (B, T + 1) training tokens.
         fit_exponent: choose n too, up to 2 n_embd; otherwise it is `target`'s.
     """

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.likelihood import block_nats, inputs_and_targets
 from harmonic_gpt.run_config import RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
-from harmonic_gpt.training.optimizer import learning_rate
+from harmonic_gpt.training.optimizer import learning_rate, step_unless
 from harmonic_gpt.training.plan import peak_flops, training_flops_per_token
+from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.run import Run
 from harmonic_gpt.training.run_dir import lock_run_dir
 from harmonic_gpt.training.saving import finish_saving, save
@@ -41,23 +43,23 @@ def train_step(run: Run) -> Step:
     """One optimizer update, of all ranks together.
 
     If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more
-    than `train.max_skipped_steps` of these in a row it raises FloatingPointError.
+    than `train.max_skipped_steps` of these in a row it raises FloatingPointError. The device decides that by itself:
+    the host reads what has become of the step once, when all of its work is queued.
     """
     config, accelerator = run.config, run.accelerator
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    batch = torch.from_numpy(run.sampler.batch(run.step, rank, ranks))  # (B, T + 1)
-    batch = batch.to(accelerator.device, non_blocking=True)
-    micro_batches = batch.split(config.train.micro_batch_size)
+    micro_batches = run.batches[run.step].split(config.train.micro_batch_size)  # (B, T + 1) each
+    rows = len(micro_batches[0]) if config.train.compile else 0  # a shorter last one would be compiled anew
     loss_sum = torch.zeros((), device=accelerator.device)
     for i, ids in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
+        inputs, targets = inputs_and_targets(ids, rows)
         with accelerator.no_sync(run.model) if not last else nullcontext():
             # Ranks' gradients are averaged: undo it, so that the sum is divided once by the global tokens
             with accelerator.autocast():  # accelerate leaves it out of a sharded model's forward
                 loss = run.model(
-                    input_ids=ids[:, :-1],
-                    shift_labels=ids[:, 1:],
-                    num_items_in_batch=config.train.batch_tokens / ranks,
+                    input_ids=inputs,
+                    shift_labels=targets,
+                    num_items_in_batch=config.train.batch_tokens / accelerator.num_processes,
                 ).loss
             # accelerate divides by its own accumulation setting (which its environment may set); ours is these
             # micro-batches
@@ -67,19 +69,20 @@ def train_step(run: Run) -> Step:
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     # Mean over ranks of (rank sum / tokens of a rank) = global sum / global tokens. A NaN of one rank reaches all
     totals = torch.stack([loss_sum, grad_norm.to(loss_sum), torch.full_like(loss_sum, float(run.stop_signal > 0))])
-    loss_value, norm_value, stop = accelerator.reduce(totals, "mean").tolist()
+    totals = accelerator.reduce(totals, "mean")
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
+    step_unless(~totals[:2].isfinite().all(), run.optimizer)
+    run.optimizer.zero_grad(set_to_none=True)
+
+    run.batches.begin(run.step + 1)
+    loss_value, norm_value, stop = totals.tolist()
     run.skipped_in_a_row = 0 if math.isfinite(loss_value) and math.isfinite(norm_value) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row > config.train.max_skipped_steps:
         raise FloatingPointError(
             f"step {run.step + 1}: loss {loss_value}, gradient norm {norm_value}; the weights have not been updated"
         )
-    if run.skipped_in_a_row == 0:
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
-        run.optimizer.step()
-    else:
-        run.skipped_steps += 1
-    run.optimizer.zero_grad(set_to_none=True)
+    run.skipped_steps += run.skipped_in_a_row > 0
     run.step += 1
     return Step(loss_value, norm_value, stop > 0, run.skipped_in_a_row > 0)
 
@@ -93,37 +96,48 @@ def evaluate(run: Run, may_stop: bool = False) -> dict | None:
     block, accelerator = run.config.model.n_positions, run.accelerator
     ranks, size = accelerator.num_processes, run.config.train.micro_batch_size
     n_blocks = max(1, min(run.config.eval.tokens, len(run.validation) - 1) // block)
-    mine = list(range(accelerator.process_index, n_blocks, ranks))
+    mine = range(accelerator.process_index, n_blocks, ranks)
+
+    def read(batch: int) -> np.ndarray:
+        blocks = [run.validation.read(i * block, block + 1) for i in mine[batch * size : (batch + 1) * size]]
+        return np.array(blocks, np.int64).reshape(-1, block + 1)
+
+    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in with
+    # rows that cost nothing
+    n_batches = math.ceil(math.ceil(n_blocks / ranks) / size)
+    rows = size if run.config.train.compile else 1  # a shorter last batch would be compiled anew
+    nats = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     run.model.eval()
-    nats = torch.zeros((), dtype=torch.float64)
-    # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in without
-    # targets
-    for batch, i in enumerate(range(0, math.ceil(n_blocks / ranks), size)):
-        if may_stop and (ranks == 1 or batch % STOP_CHECK_BATCHES == 0) and _told_to_stop(run):
-            run.model.train()
-            return None
-        blocks = mine[i : i + size]
-        ids = torch.stack([torch.from_numpy(run.validation.read(b * block, block + 1)) for b in blocks or [0]])
-        with accelerator.autocast():  # ids: (B, T + 1)
-            part = block_nats(run.bare_model, ids.to(accelerator.device), ignore_leading=0 if blocks else block)
-        nats += part.double().cpu()
+    with Prefetch(read, n_batches, accelerator.device) as batches:
+        for i in range(n_batches):
+            if may_stop and (ranks == 1 or i % STOP_CHECK_BATCHES == 0) and _told_to_stop(run):
+                run.model.train()
+                return None
+            ids = batches[i]  # (B, T + 1)
+            batches.begin(i + 1)
+            with accelerator.autocast():
+                nats += block_nats(run.bare_model, ids, rows=rows)
     run.model.train()
-    loss = accelerator.reduce(nats.to(accelerator.device), "sum").item() / (n_blocks * block)
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"step {run.step}: validation loss {loss}")
     centers = run.bare_model.lm_head.weight.detach()  # (V, D)
     norms = (centers.full_tensor() if isinstance(centers, DTensor) else centers).norm(dim=1)
+    nats = accelerator.reduce(nats, "sum")
+    total, mean, std = torch.stack([nats, norms.mean().to(nats), norms.std().to(nats)]).tolist()
+    loss = total / (n_blocks * block)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"step {run.step}: validation loss {loss}")
     return {
         "val_loss": loss,
         "val_perplexity": math.exp(min(loss, 700.0)),
         "val_tokens": n_blocks * block,
-        "center_norm_mean": norms.mean().item(),
-        "center_norm_std": norms.std().item(),
+        "center_norm_mean": mean,
+        "center_norm_std": std,
     }
 
 
 def _told_to_stop(run: Run) -> bool:
-    """Whether any rank has been. Collective."""
+    """Whether any rank has been. Collective; only several ranks need the device for it."""
+    if run.accelerator.num_processes == 1:
+        return run.stop_signal > 0
     told = torch.tensor(float(run.stop_signal > 0), device=run.accelerator.device)
     return run.accelerator.reduce(told, "sum").item() > 0
 
@@ -153,6 +167,7 @@ def fit(run: Run) -> int:
             good = ckpt.latest_checkpoint(run.run_dir, lambda _: None)
             raise FloatingPointError(f"{error}. Last good checkpoint: {good or 'none yet'}") from error
         finally:
+            run.batches.close()
             if run.writer:
                 run.writer.shutdown()  # whatever ended the run: what was begun is written before the folder is let go
             if run.tracker:
@@ -204,7 +219,7 @@ def _log_step(run: Run, step: Step, window: _Window) -> None:
     row["tokens_per_second"] = speed
     shown = {"loss": f"{step.loss:.3f}", "lr": f"{lr:.2e}", "|g|": f"{step.grad_norm:.2f}", "tok/s": f"{speed:,.0f}"}
     if peak := peak_flops(run.accelerator.device, config.train.precision):
-        flops = training_flops_per_token(run.bare_model.config)
+        flops = training_flops_per_token(run.model_config)
         row["mfu"] = speed * flops / peak / run.accelerator.num_processes
         shown["MFU"] = f"{row['mfu']:.1%}"
     tracker.log(run.step, **row)

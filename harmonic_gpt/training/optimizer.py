@@ -4,21 +4,83 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
 
+from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import OptimSection
 
 
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Each matrix with its singular values moved near 1: U V^T of its SVD, roughly; (n, R, C) bfloat16.
+
+    Newton and Schulz's iteration of fifth order (Jordan 2024, https://kellerjordan.github.io/posts/muon/), the same
+    arithmetic as torch.optim.Muon's for one matrix: on a CPU the same bits.
+
+    Args:
+        matrices: (n, R, C), orthogonalized together: one launch for all where torch.optim.Muon needs n.
+        coefficients: a, b, c of one step X <- a X + (b A + c A^2) X with A = X X^T.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16().mT if tall else matrices.bfloat16()  # (n, shorter side, longer side)
+    norms = torch.stack(torch._foreach_norm(list(x.unbind())))
+    x = x / norms.clamp(min=eps)[:, None, None]
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch.optim.Muon, with matrices of one shape updated in one call: for GPT-2's blocks 4 calls in all, not 4 each.
+
+    Settings and state are torch.optim.Muon's; of the settings it heeds those that `MuonAndAdamW` leaves open. Where
+    `found_inf` is set and not 0, nothing changes, as with torch's fused optimizers.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise NotImplementedError("BatchedMuon takes no closure")
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._update(parameters, group, None if found_inf is None else found_inf.bool())
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        """Parameters of one shape (R, C), n of them. The shapes of the tensors here: (n, R, C)."""
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradient = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
+        old_momentum, old_weight = torch.stack(buffers), torch.stack(parameters)
+        momentum = old_momentum.lerp(gradient, 1 - group["momentum"])
+        update = orthogonalize(
+            gradient.lerp(momentum, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        # As long as AdamW's updates, by the longer side: GPT-2's matrices (Conv1D) lie transposed
+        rate = group["lr"] * (0.2 * math.sqrt(max(old_weight.shape[1:])))
+        weight = old_weight.mul(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+        if skip is not None:
+            momentum, weight = torch.where(skip, old_momentum, momentum), torch.where(skip, old_weight, weight)
+        torch._foreach_copy_(buffers, momentum.unbind())
+        torch._foreach_copy_(parameters, weight.unbind())
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch.optim.Muon and torch.optim.AdamW as one optimizer: one list of groups, one state.
+    """Muon and torch.optim.AdamW as one optimizer: one list of groups, one state.
 
     muon_groups hold matrices only. `adamw` are AdamW's settings; `lr` is a group's own.
     """
 
     def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], **adamw: Any):
-        # match_rms_adamw: an update as long as AdamW's, by the longer side, so GPT-2's matrices may lie transposed
-        # (Conv1D)
-        muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
+        muon = BatchedMuon(muon_groups, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(adamw_groups, **adamw))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
@@ -35,14 +97,33 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise NotImplementedError("MuonAndAdamW takes no closure")
         for part in self.parts:
+            part.found_inf = getattr(self, "found_inf", None)  # type: ignore[union-attr]
             part.step()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
+@torch.no_grad()
+def step_unless(skip: Tensor, optimizer: AcceleratedOptimizer) -> None:
+    """The optimizer's step; where `skip` is true, weights, moments and step counts stay as they are, bit by bit.
+
+    The device decides and the host is not told. torch's fused optimizers take the decision as `found_inf`, which is
+    what a gradient scaler sets; so does `MuonAndAdamW`.
+
+    Args:
+        skip: bool scalar on the parameters' device, the same on all ranks.
+    """
+    inner = optimizer.optimizer
+    inner.found_inf = skip.float()
+    try:
+        optimizer.step()
+    finally:
+        del inner.found_inf
+
+
+def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
     """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight
     comes once.
 
@@ -60,9 +141,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_lr_scale: float
     return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimSection) -> torch.optim.Optimizer:
-    """The optimizer of a run. Muon (torch.optim.Muon) is for the blocks' matrices; embeddings, centers and vectors stay
-    with AdamW."""
+def build_optimizer(model: HarmonicGPT2ForCausalLM, config: OptimSection) -> torch.optim.Optimizer:
+    """The optimizer of a run. Muon is for the blocks' matrices; embeddings, centers and vectors stay with AdamW."""
     groups = parameter_groups(model, config.weight_decay, config.head_lr_scale)
     adamw: dict = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.optimizer == "adamw":

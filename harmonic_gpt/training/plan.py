@@ -8,9 +8,9 @@ import torch
 
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, open_token_folder
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
-from harmonic_gpt.model.harmonic_loss import CHUNK_BYTES, CUDA_CHUNK_BYTES
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.training.memory import GIB, RankDevice, need, rank_device
 
 # Dense bf16 FLOP/s by NVIDIA's data sheets, for model FLOPs utilisation. The first name whose words all occur counts.
 PEAK_BF16_FLOPS = {
@@ -61,7 +61,11 @@ def _peak_of(device_name: str) -> float | None:
 
 
 def plan(
-    config: RunConfig, vocab_size: int, world_size: int, train_tokens: int | None = None, assumed: str = ""
+    config: RunConfig,
+    vocab_size: int,
+    device: RankDevice,
+    train_tokens: int | None = None,
+    assumed: str = "",
 ) -> str:
     """What a run will do, before it does it. Sizes only: builds no weights."""
     with torch.device("meta"):
@@ -70,44 +74,42 @@ def plan(
     total = sum(p.numel() for p in model.parameters())
     embeddings = model.transformer.wte.weight.numel() + model.transformer.wpe.weight.numel()
     t, m = config.train, config.model
-    sequences, micro = (
-        t.batch_tokens // m.n_positions,
-        min(t.micro_batch_size, t.batch_tokens // m.n_positions // world_size or 1),
-    )
+    sequences = t.batch_tokens // m.n_positions
+    micro = min(t.micro_batch_size, sequences // device.ranks or 1)
     all_tokens = t.steps * t.batch_tokens
-    width = 2 if t.precision == "bf16" else 4
-    layers = 1 if t.gradient_checkpointing else m.n_layer
-    # weights, gradients, two moments; about 16 activations of (B, T, D) a block; the head's gradient of the centers and
-    # its chunk
-    memory = 16 * total + micro * m.n_positions * m.n_embd * width * 16 * layers + 4 * vocab_size * m.n_embd
-    memory += 3 * CUDA_CHUNK_BYTES // 2 if torch.cuda.is_available() else CHUNK_BYTES
+    needed, largest = need(hf_config, config, device)
+    fits = f"micro-batches of up to {largest} sequences fit" if largest else "not even one sequence fits"
     n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
     exponent = f", exponent {n}" if m.normalization == "harmax" else ""
     head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
+    epochs = f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""
     rows = {
         "run": config.run_dir,
-        "head": f"{hf_config.head_spec.name} ({m.similarity} + {m.normalization}{exponent}), hidden_scale {hf_config.hidden_scale:.4g}, "
-        f"center_std {hf_config.center_std:.4g}, {'tied' if m.tie_word_embeddings else 'untied'}",
+        "head": f"{hf_config.head_spec.name} ({m.similarity} + {m.normalization}{exponent}), "
+        f"hidden_scale {hf_config.hidden_scale:.4g}, center_std {hf_config.center_std:.4g}, "
+        f"{'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
         f"vocabulary {vocab_size:,}{assumed}",
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
-        "data": config.data.dir
-        + (f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""),
+        "data": config.data.dir + epochs,
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
         f"{config.optim.optimizer}, lr {config.optim.lr:g}{head_lr}, warmup {config.optim.warmup_steps:,}",
-        "batch": f"{sequences} sequences = {world_size} ranks x {math.ceil(sequences / world_size / micro)} "
+        "batch": f"{sequences} sequences = {device.ranks} ranks x {math.ceil(sequences / device.ranks / micro)} "
         f"micro-batches of up to {micro}",
         "compute": f"{training_flops_per_token(hf_config) * all_tokens:.3g} FLOPs, {t.precision}",
-        "memory": f"about {memory / 2**30:.1f} GiB a rank (estimate)",
+        "memory": f"about {needed / GIB:.1f} GiB a rank at the peak of a step (estimate); "
+        f"{device.name}: {device.free / GIB:.1f} GiB free, {fits}",
     }
     return "\n".join(f"{name + ':':<12}{text}" for name, text in rows.items())
 
 
 def dry_run(config: RunConfig) -> str:
-    """The plan, without reading data: the vocabulary is the manifest's if the folder exists, else the configured or
-    GPT-2's."""
-    if Path(config.data.dir).expanduser().is_dir():
-        folder = open_token_folder(Path(config.data.dir).expanduser(), config.data.vocab_size)
-        return plan(config, folder.vocab_size, 1, len(folder.splits["train"]))
+    """The plan of one process on this machine, without reading data: the vocabulary is the manifest's if the folder
+    exists, else the configured or GPT-2's."""
+    device = rank_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    path = Path(config.data.dir).expanduser()
+    if path.is_dir():
+        folder = open_token_folder(path, config.data.vocab_size)
+        return plan(config, folder.vocab_size, device, len(folder.splits["train"]))
     vocab_size = config.data.vocab_size or NANOGPT_VOCAB_SIZE
-    return plan(config, vocab_size, 1, assumed=f" (assumed: {config.data.dir} is not there yet)")
+    return plan(config, vocab_size, device, assumed=f" (assumed: {config.data.dir} is not there yet)")

@@ -28,7 +28,7 @@ class Pusher:
         try:
             address = upload_checkpoint(path, self.repo, revision=path.name, private=self.private)
             self.say(f"{path.name} pushed: {address}")
-        except Exception as error:  # the Hub, the network, a full disk: the run goes on
+        except Exception as error:  # noqa: BLE001  the Hub, the network, a full disk: the run goes on
             self.say(f"warning: {path.name} was not pushed, training goes on: {error}")
         finally:
             self.path = None

@@ -3,6 +3,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from harmonic_gpt.data.sampler import MixtureSampler, Sampler
 from harmonic_gpt.data.tokens import TokenFolder, Tokens
+from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
+from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.tracking import SpikeDetector, Tracker
 
@@ -27,6 +30,7 @@ class Run:
     model: nn.Module  # as prepared by accelerate
     optimizer: torch.optim.Optimizer
     sampler: Sampler | MixtureSampler
+    batches: Prefetch  # of the sampler, by step; this rank's share
     data: TokenFolder
     tokenizer: PreTrainedTokenizerBase | None
     step: int = 0
@@ -43,6 +47,10 @@ class Run:
     @property
     def validation(self) -> Tokens:
         return self.data.tokens("val")
+
+    @property
+    def model_config(self) -> HarmonicGPT2Config:
+        return cast(HarmonicGPT2Config, self.bare_model.config)
 
     @property
     def bare_model(self) -> HarmonicGPT2ForCausalLM:

@@ -6,7 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def sharded_as(state: dict, optimizer: torch.optim.Optimizer) -> dict:
 def rng_state() -> dict:
     """State of every generator that training may draw from, as tensors and plain values (loads with
     weights_only=True)."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     kind, words, gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
@@ -109,7 +109,7 @@ def snapshot(run: Run) -> Snapshot | None:
         "config": run.config.model_dump(mode="json"),
         "data": run.data.fingerprint(),
         "world_size": accelerator.num_processes,
-        "wandb_id": run.tracker.wandb_id,
+        "wandb_id": None if run.tracker is None else run.tracker.wandb_id,
         **provenance(),
     }
     return Snapshot(run.step, weights, optimizer, rng, state)
@@ -122,7 +122,7 @@ def write(run: Run, taken: Snapshot) -> Path:
         # Not of the model in training: FSDP has made its class one of torch's, whose file would be saved instead of
         # ours
         with torch.device("meta"):
-            model = HarmonicGPT2ForCausalLM(run.bare_model.config)
+            model = HarmonicGPT2ForCausalLM(run.model_config)
         model.save_pretrained(folder, state_dict=taken.weights)
         if run.tokenizer is not None:
             run.tokenizer.save_pretrained(folder)
@@ -131,9 +131,10 @@ def write(run: Run, taken: Snapshot) -> Path:
             torch.save(state, folder / ckpt.rng_file(rank))
         (folder / ckpt.STATE).write_text(json.dumps(taken.state, indent=2) + "\n", encoding="utf-8")
 
-    settings = run.config.checkpoint
+    settings, tracker = run.config.checkpoint, run.tracker
+    assert tracker is not None  # the main process writes
     path = ckpt.write_checkpoint(run.run_dir, taken.step, write_files)
-    run.tracker.say(f"step {taken.step}: checkpoint {path}")
+    tracker.say(f"step {taken.step}: checkpoint {path}")
     last = taken.step == run.config.train.steps
     if run.pusher is not None and (last or taken.step % (settings.every * settings.push_every) == 0):
         if last:

@@ -6,10 +6,11 @@ import ctypes
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from harmonic_gpt.data.prepare import prepare
@@ -22,10 +23,13 @@ from harmonic_gpt.likelihood import unigram_nats
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import DataSection, RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
-from harmonic_gpt.training.distributed import check_ranks_agree, model_facts, start_ranks
+from harmonic_gpt.training.attention import compile_blocks, use_causal_attention
+from harmonic_gpt.training.distributed import check_ranks_agree, model_facts, raise_together, start_ranks
 from harmonic_gpt.training.init_from import start_from
+from harmonic_gpt.training.memory import RankDevice, check_memory, rank_device
 from harmonic_gpt.training.optimizer import build_optimizer
 from harmonic_gpt.training.plan import model_config, plan
+from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.pushing import Pusher
 from harmonic_gpt.training.run import Run
 from harmonic_gpt.training.run_dir import Start, find_start, flat
@@ -41,28 +45,34 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     """
     run_dir = Path(config.run_dir).expanduser()
     start = find_start(config, resume)
-    accelerator = start_ranks(
-        config.train.precision, trackers(config, run_dir, start.step, start.state.get("wandb_id"))
-    )
+    accelerator = start_ranks(config, trackers(config, run_dir, start.step, start.state.get("wandb_id")))
     data, tokenizer = _open_data(config.data, accelerator, verify)
     sampler = _batches(config, data, accelerator.num_processes)
     check_ranks_agree(_facts(config, start, data))
+    device = rank_device(accelerator.device, accelerator.num_processes, accelerator.is_fsdp2)
+    _check_memory(config, data, device, accelerator.is_main_process)
 
     set_seed(config.seed)  # every rank draws the same initial weights
     model = _model(config, start, data, tokenizer, accelerator)
     if accelerator.num_processes > 1:
         check_ranks_agree(model_facts(model))
     if accelerator.is_main_process:
-        _announce(config, data, sampler, accelerator.num_processes)
+        _announce(config, data, sampler, device)
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    use_causal_attention(model)
     if config.train.compile:
-        model.transformer.compile()
+        compile_blocks(model)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
-    run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, data, tokenizer)
+    batches = Prefetch(
+        lambda step: sampler.batch(step, accelerator.process_index, accelerator.num_processes),
+        config.train.steps,
+        accelerator.device,
+    )
+    run = Run(config, run_dir, accelerator, prepared, optimizer, sampler, batches, data, tokenizer)
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs by rank
     _restore(run, start)
     if accelerator.is_main_process:
@@ -75,7 +85,7 @@ def _open_data(
 ) -> tuple[TokenFolder, PreTrainedTokenizerBase | None]:
     """The token folder (prepared first if it is missing and a source is named) and its tokenizer, if it has one."""
     path, ranks = Path(section.dir).expanduser(), accelerator.num_processes
-    request = {
+    request: dict[str, Any] = {
         "source": section.source,
         "text_column": section.text_column,
         "validation_share": section.validation_share,
@@ -112,8 +122,7 @@ def _verify(folder: TokenFolder, accelerator: Accelerator, anew: bool) -> None:
                 folder.verify(split, anew)
         except InputError as error:
             problem = str(error)
-    if problems := [found for found in gather_object([problem]) if found is not None]:
-        raise InputError(problems[0])
+    raise_together(problem)
     folder.trust()
 
 
@@ -170,20 +179,33 @@ def _saved_model(path: Path) -> HarmonicGPT2ForCausalLM:
     """Raises InputError unless the weights are just those that config.json asks for; transformers alone would make up
     the rest."""
     try:
-        model, info = HarmonicGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = HarmonicGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"{path}: its model cannot be loaded ({reason_of(error)})") from error
+    model, info = loaded
     wrong = sorted({str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]})
     if wrong:
         raise InputError(f"{path}: weights and config.json do not fit: {', '.join(wrong[:5])}")
     return model
 
 
-def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSampler, ranks: int) -> None:
+def _check_memory(config: RunConfig, data: TokenFolder, device: RankDevice, is_main: bool) -> None:
+    """Raises InputError on all ranks if a step will not fit on one of their devices. Collective."""
+    warning = problem = None
+    try:
+        warning = check_memory(model_config(config, data.vocab_size, None), config, device)
+    except InputError as error:
+        problem = str(error)
+    raise_together(problem)
+    if warning and is_main:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSampler, device: RankDevice) -> None:
     """The plan, and the loss that a model must beat to have learned anything."""
-    print(plan(config, data.vocab_size, ranks, len(sampler.tokens)), file=sys.stderr)
+    print(plan(config, data.vocab_size, device, len(sampler.tokens)), file=sys.stderr)
     unigram = unigram_nats(data.tokens("train"), data.tokens("val"), config.eval.tokens)
     print(
         f"{'baseline:':<12}token frequencies alone cost {unigram:.3f} nats per validation token",

@@ -82,12 +82,12 @@ class SpikeDetector:
 
     def __init__(self, window: int = 100, deviations: float = 6.0, least: float = 0.2):
         self.recent: deque[float] = deque(maxlen=window)
-        self.deviations, self.least = deviations, least
+        self.window, self.deviations, self.least = window, deviations, least
 
     def is_spike(self, loss: float) -> bool:
         """Take note of a step's loss in nats a token."""
         count = len(self.recent)
-        if count >= self.recent.maxlen // 2:
+        if count >= self.window // 2:
             mean = sum(self.recent) / count
             deviation = math.sqrt(sum((x - mean) ** 2 for x in self.recent) / count)
             if loss - mean > max(self.least, self.deviations * deviation):

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training import distributed, init_from, loop, saving, setup
+from harmonic_gpt.training.attention import compile_blocks
 
 RANK = int(os.environ["RANK"])
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -57,7 +59,7 @@ def assert_equal_state(a, b) -> None:
 
 def poison(run, on_step: int) -> None:
     """A NaN in the loss of rank 1's first micro-batch of a step, as a broken memory chip would make one."""
-    forward = run.model.module.transformer.forward
+    forward = run.bare_model.transformer.forward
 
     def broken(*args, **kwargs):
         output = forward(*args, **kwargs)
@@ -65,7 +67,7 @@ def poison(run, on_step: int) -> None:
             output.last_hidden_state = output.last_hidden_state * float("nan")
         return output
 
-    run.model.module.transformer.forward = broken
+    run.bare_model.transformer.forward = broken
 
 
 def plain(folder: Path) -> dict:
@@ -201,6 +203,7 @@ def sharding_accelerator(**settings) -> Accelerator:
 def sharded(folder: Path) -> dict:
     """FSDP2 through accelerate, with our loop; then fully_shard alone, against the whole model."""
     distributed.Accelerator = sharding_accelerator
+    setup.compile_blocks = partial(compile_blocks, backend="eager")
     run = start(config(folder, "fsdp"))
     parameters = dict(run.model.named_parameters())
     assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters.values())
@@ -219,9 +222,18 @@ def sharded(folder: Path) -> dict:
     dist.barrier()
     assert train(config(folder, "fsdp-parts"), resume=True) == 0
     assert train(config(folder, "fsdp-grown"), resume=True) == 0  # begun by one process without sharding
-    for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16", "fsdp-muon"):
+    for name in ("fsdp-untied", "fsdp-recomputing", "fsdp-bf16", "fsdp-compiled"):
         assert train(config(folder, name)) == 0
-    assert train(config(folder, "fsdp-muon-grown"), resume=True) == 0
+    run = start(config(folder, "fsdp-nan"))
+    poison(run, on_step=2)
+    for _ in range(2):
+        loop.train_step(run)
+    before = whole_state(run)
+    assert loop.train_step(run).skipped
+    assert_equal_state(whole_state(run), before)
+    assert loop.fit(run) == 0
+    with pytest.raises(InputError, match="muon works on whole matrices, and FSDP2 cuts them up"):
+        start(config(folder, "fsdp-muon"))
     distributed.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0

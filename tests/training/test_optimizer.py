@@ -1,11 +1,25 @@
 import itertools
+import math
+from copy import deepcopy
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import OptimSection
-from harmonic_gpt.training.optimizer import MuonAndAdamW, build_optimizer, learning_rate, parameter_groups
+from harmonic_gpt.training import optimizer as optimizer_module
+from harmonic_gpt.training.optimizer import (
+    BatchedMuon,
+    MuonAndAdamW,
+    build_optimizer,
+    learning_rate,
+    orthogonalize,
+    parameter_groups,
+    step_unless,
+)
 
 
 def test_schedule_is_warmup_then_cosine():
@@ -115,3 +129,92 @@ def test_a_rate_of_the_head_moves_the_centers_only(tiny_config):
     torch.testing.assert_close(fast.lm_head.weight - start, 3 * (plain.lm_head.weight - start), rtol=1e-4, atol=1e-7)
     for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
         assert torch.equal(a, b) != (name == "lm_head.weight"), name
+
+
+def wrapped(optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
+    Accelerator(cpu=True)  # accelerate's wrapper asks for its state
+    return AcceleratedOptimizer(optimizer, device_placement=False)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_skipped_step_leaves_every_bit_and_the_next_one_goes_on(tiny_config, name, value):
+    """Also the first step, before there is a state; and the step that is not skipped is a plain step."""
+    config = OptimSection(optimizer=name, weight_decay=0.1)
+    plain, skipping = fresh(tiny_config), fresh(tiny_config)
+    stepped(plain, [build_optimizer(plain, config)], last=3)
+    optimizer = build_optimizer(skipping, config)
+    for step in range(3):
+        for broken in (True, False):
+            stepped(skipping, [], first=step, last=step + 1)  # made-up gradients
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * (step + 1)
+            if broken:
+                for p in skipping.parameters():
+                    p.grad.view(-1)[0] = value
+            before = deepcopy([skipping.state_dict(), optimizer.state_dict()["state"]])
+            step_unless(torch.tensor(broken), wrapped(optimizer))
+            if broken and step:
+                after = [skipping.state_dict(), optimizer.state_dict()["state"]]
+                torch.testing.assert_close(after, before, rtol=0, atol=0)
+        assert not hasattr(optimizer, "found_inf")
+    assert_equal_weights(plain, skipping)
+
+
+def test_batched_muon_is_torchs_bit_by_bit_for_odd_shapes():
+    shapes = [(13, 7), (7, 13), (13, 7), (9, 9), (1, 5), (64, 48), (13, 7)]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape) * 0.01
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(optimizers[0].state[a]["momentum_buffer"], optimizers[1].state[b]["momentum_buffer"])
+
+
+def test_orthogonalize_moves_singular_values_near_1():
+    coefficients = BatchedMuon([torch.nn.Parameter(torch.ones(1, 1))]).defaults["ns_coefficients"]
+    for shape in ((13, 7), (7, 13), (64, 48)):
+        singular = torch.linalg.svdvals(orthogonalize(torch.randn(5, *shape), coefficients, 5, 1e-7).float())
+        assert ((singular > 0.3) & (singular < 1.6)).all()
+
+
+def test_muon_needs_four_calls_for_any_number_of_blocks(tiny_config):
+    model = HarmonicGPT2ForCausalLM(tiny_config(n_layer=12))
+    optimizer = build_optimizer(model, OptimSection(optimizer="muon"))
+    products = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default):
+                products.append(args[0].shape)
+            assert operator not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+            return operator(*args, **(kwargs or {}))
+
+    stepped(model, [], last=1)
+    with Products():
+        optimizer.step()
+    assert len(products) == 4 * 5 * 3  # shapes, iterations, products of an iteration
+    assert {shape[0] for shape in products} == {12}
+
+
+def test_a_checkpoint_of_torchs_muon_goes_on(tiny_config, monkeypatch):
+    """What earlier versions wrote: they had torch.optim.Muon itself."""
+    config = OptimSection(optimizer="muon", head_lr_scale=2.0, weight_decay=0.1)
+    whole, parts = fresh(tiny_config), fresh(tiny_config)
+    stepped(whole, [build_optimizer(whole, config)])
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer_module, "BatchedMuon", torch.optim.Muon)
+        first = build_optimizer(parts, config)
+    assert type(first.parts[0]) is torch.optim.Muon
+    stepped(parts, [first], last=2)
+    second = build_optimizer(parts, config)
+    second.load_state_dict(first.state_dict())
+    stepped(parts, [second], first=2)
+    assert_equal_weights(whole, parts)
+    assert second.state_dict()["param_groups"][0].keys() == first.state_dict()["param_groups"][0].keys()

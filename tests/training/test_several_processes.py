@@ -171,22 +171,19 @@ def test_sharded_weights_train_as_whole_ones_do(settings, tmp_path):
     settings("fsdp-parts", model__dropout=0.1)
     settings("fsdp-untied", model__tie_word_embeddings=False)
     settings("fsdp-recomputing", train__gradient_checkpointing=True)
-    muon = {"optim__optimizer": "muon", "optim__head_lr": 2.0}
-    assert loop.train(settings("one-muon", **muon)) == 0
-    settings("fsdp-muon", **muon)
-    begun_as(tmp_path / "one-muon", tmp_path / "fsdp-muon-grown")
-    settings("fsdp-muon-grown", **muon)
+    settings("fsdp-muon", optim__optimizer="muon")
+    settings("fsdp-nan", train__max_skipped_steps=1)
+    settings("fsdp-compiled", train__compile=True)
     settings("fsdp-bf16", train__precision="bf16")
     settings("ddp-bf16", train__precision="bf16")
     begun_as(tmp_path / "one", tmp_path / "fsdp-grown")
     settings("fsdp-grown")
     ranks("sharded", tmp_path, **launcher_environment("fsdp2"))
 
-    for name in ("fsdp", "fsdp-grown", "fsdp-recomputing"):
+    for name in ("fsdp", "fsdp-grown", "fsdp-recomputing", "fsdp-compiled"):
         assert_close_runs(tmp_path / name, tmp_path / "one")
     assert_close_runs(tmp_path / "fsdp-untied", tmp_path / "one-untied")
-    for name in ("fsdp-muon", "fsdp-muon-grown"):  # Muon orthogonalises in bfloat16, whoever holds the matrix
-        assert_close_losses(tmp_path / name, tmp_path / "one-muon", rel=1e-3)
+    assert not (tmp_path / "fsdp-muon").exists()
     assert_equal_runs(tmp_path / "fsdp-dropout", tmp_path / "fsdp-parts", steps=3)
     # Not the weights: the true gradient of the keys' bias is zero, and AdamW makes steps out of its rounding
     assert_close_losses(tmp_path / "fsdp-bf16", tmp_path / "ddp-bf16", rel=1e-4)
