@@ -46,10 +46,12 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         # transformers knows how to resize a Linear: lend it one, and take the weight back.
         if new_num_tokens is None:
             return old_lm_head
-        linear = nn.Linear(*reversed(old_lm_head.weight.shape), bias=False, device="meta")
+        n_classes, width = old_lm_head.weight.shape
+        linear = nn.Linear(width, n_classes, bias=False, device="meta")
         linear.weight = old_lm_head.weight
         linear = super()._get_resized_lm_head(linear, new_num_tokens, transposed, mean_resizing)
         head = self._new_head(linear.weight.shape[0])
+        assert isinstance(linear.weight, nn.Parameter)
         head.weight = linear.weight
         return head
 
