@@ -55,9 +55,10 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         n_classes, width = old_lm_head.weight.shape
         linear = nn.Linear(width, n_classes, bias=False, device="meta")
         linear.weight = old_lm_head.weight
-        weight = super()._get_resized_lm_head(linear, new_num_tokens, transposed, mean_resizing).weight
-        head = self._new_head(len(weight))
-        head.weight = nn.Parameter(weight) if not isinstance(weight, nn.Parameter) else weight
+        linear = super()._get_resized_lm_head(linear, new_num_tokens, transposed, mean_resizing)
+        head = self._new_head(linear.weight.shape[0])
+        assert isinstance(linear.weight, nn.Parameter)
+        head.weight = linear.weight
         return head
 
     def save_pretrained(self, *args, **kwargs):
