@@ -9,11 +9,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TRACKIO_DIR", str(Path(tempfile.gettempdir()) / "harmonic-gpt-tests-trackio"))  # read on import
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 import huggingface_hub.constants
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported and when a kernel is defined
 
 from harmonic_gpt import HarmonicGPT2Config
 from harmonic_gpt.data.prepare import prepare

@@ -16,7 +16,12 @@ from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.files import write_json
 from harmonic_gpt.runs.load import load_model
 
-SHAPE = ("components_for_90_percent", "effective_rank", "participation_ratio", "mean_cosine")
+SHAPE = {  # column -> key of compression(), format
+    "components for 90 %": ("components_for_90_percent", ""),
+    "effective rank": ("effective_rank", ".1f"),
+    "participation ratio": ("participation_ratio", ".1f"),
+    "mean cosine": ("mean_cosine", ".3f"),
+}
 
 
 def layer_numbers(text: str | None) -> list[int] | None:
@@ -75,30 +80,34 @@ def run_geometry(
     return row
 
 
+def _table(*header: str, title: str | None = None) -> Table:
+    """The first column on the left, numbers on the right."""
+    table = Table(*header, title=title, box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
 def _print(table: Table, width: int) -> None:
     Console(width=max(Console().width, width)).print(table)  # numbers cut off would be worse than lines that wrap
 
 
 def print_tasks(row: dict, protocol: str) -> None:
     """A table of each matrix, a row a task: the strict protocol without the first component, or the paper's alone."""
+    what, *header = ("strict protocol, without the first component", "loss / shuffled [95 %]", "offset cosine [95 %]")
+    if protocol == "paper":
+        what, *header = ("paper's protocol", "loss", "loss of shuffled pairs")
     for name, matrix in row["matrices"].items():
-        if protocol == "paper":
-            table = Table(
-                "task", "used pairs", "loss", "shuffled pairs", title=f"{name}: paper's protocol", box=SIMPLE_HEAD
-            )
-        else:
-            header = ("task", "used pairs", "loss / shuffled [95 %]", "offset cosine [95 %]")
-            table = Table(*header, title=f"{name}: strict protocol, without the first component", box=SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = _table("task", "used pairs", *header, title=f"{name}: {what}")
         for r in matrix["tasks"]:
             if protocol == "paper":
-                table.add_row(
-                    r["task"], str(r["used"]), number(r["loss"], ".3f"), number(r.get("shuffled_loss"), ".3f")
-                )
+                cells = [number(r["loss"], ".3f"), number(r.get("shuffled_loss"), ".3f")]
             elif r["components"] == WITHOUT_FIRST:
                 cosine = f"{number(r.get('offset_cosine'), '.3f')} {limits(r.get('offset_cosine_interval'))}"
-                table.add_row(r["task"], str(r["used"]), _ratio(r), cosine)
+                cells = [_ratio(r), cosine]
+            else:
+                continue
+            table.add_row(r["task"], str(r["used"]), *cells)
         _print(table, 100)
 
 
@@ -119,16 +128,12 @@ def _ratio(row: dict) -> str:
 
 
 def print_shapes(row: dict) -> None:
-    """A table with a row for each matrix and layer: how many dimensions it lives in."""
-    header = ("", "components for 90 %", "effective rank", "participation ratio", "mean cosine", "loss / shuffled")
-    table = Table(*header, title="compression, and parallelograms in the full space", box=SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    """A table with a row for each matrix and layer: how many dimensions it lives in; "-" for a collapsed one."""
+    table = _table("", *SHAPE, "loss / shuffled", title="compression, and parallelograms in the full space")
     places = row["matrices"] | {f"layer {place['layer']}": place for place in row.get("layers", ())}
     for name, place in places.items():
-        shape = place["compression"]
-        cells = [number(shape[key], ".4g") for key in SHAPE]
-        table.add_row(name, *(["collapsed"] if shape["collapsed"] else cells), number(mean_ratio(place), ".3f"))
+        cells = [number(place["compression"][key], form) for key, form in SHAPE.values()]
+        table.add_row(name, *cells, number(mean_ratio(place), ".3f"))
     _print(table, 100)
 
 

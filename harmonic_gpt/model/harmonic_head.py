@@ -10,6 +10,8 @@ from .harmonic_loss import harmonic_cross_entropy
 class HarmonicHead(nn.Module):
     """Unembedding whose rows are class centers. `weight` is (V, D), tied to the token embedding by default.
 
+    `impl` is the attribute that `harmonic_cross_entropy` takes: "auto", "torch" or "triton".
+
     Not an nn.Linear: transformers would replace one by a plain nn.Linear when the vocabulary is resized.
     """
 
@@ -27,6 +29,17 @@ class HarmonicHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
         self.spec = HeadSpec(exponent, similarity, normalization).check()
         self.hidden_scale = hidden_scale
+        self.impl = "auto"
+        if self.spec.name == "standard":
+            self.register_parameter("bias", None)  # as nn.Linear says that it has none
+
+    def __getattr__(self, name: str):
+        if name == "bias" and "bias" not in self._parameters:
+            raise AttributeError(
+                "a distance head has no bias, and its output is no product with lm_head.weight: a program that looks "
+                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, or the model's loss"
+            )
+        return super().__getattr__(name)
 
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits (..., V), or with labels (...) the loss in nats (see `harmonic_cross_entropy`).
@@ -38,7 +51,7 @@ class HarmonicHead(nn.Module):
         hidden_states = hidden_states * self.hidden_scale  # (..., D)
         if labels is not None:
             return harmonic_cross_entropy(
-                hidden_states, self.weight, labels, reduction=reduction, **self.spec._asdict()
+                hidden_states, self.weight, labels, reduction=reduction, impl=self.impl, **self.spec._asdict()
             )
         logits = head_logits(hidden_states, self.weight, **self.spec._asdict())
         return logits if self.spec.name == "standard" else logits.log_softmax(-1)

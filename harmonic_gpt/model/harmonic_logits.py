@@ -9,6 +9,9 @@ its square.
 """
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,6 +22,10 @@ from torch import Tensor
 RELATIVE_FLOOR = 4e-6
 # The smallest floor: both norms may be zero
 TINY = torch.finfo(torch.float32).tiny
+# Inference on the CPU reads the centers once: in blocks that stay in its cache from the product to the norms. For up to
+# so many rows of hidden states; with more, the product takes the time, not the reading.
+INFERENCE_BLOCK_BYTES = 2**20
+FEW_ROWS = 16
 
 
 SIMILARITIES = ("euclidean", "dot")
@@ -59,16 +66,50 @@ def operand_dtype(hidden_states: Tensor, centers: Tensor) -> torch.dtype:
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # autocast leaves float64 alone
         dtype = torch.get_autocast_dtype(device)
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise ValueError(
-            f"the harmonic head computes in float32, float64 or bfloat16, got {dtype}: its gradients are formed in the forward "
-            "pass, where float16 loss scaling cannot reach them. Use bfloat16 (mixed_precision=bf16)."
-        )
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(f"the head takes float32, float64, bfloat16 or float16, got {dtype}")
     return dtype
+
+
+def refuse_dtensors(*tensors: Tensor) -> None:
+    """Shards are not the whole matrix: raises ValueError for a DTensor (FSDP2, tensor parallelism)."""
+    module = sys.modules.get("torch.distributed.tensor")  # not loaded: there are none
+    if module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors):
+        raise ValueError(
+            "expected plain tensors, got a DTensor, of which each rank holds a shard. Call the loss inside the head's "
+            "forward, model.lm_head(hidden_states, labels): FSDP has gathered the weight there. Elsewhere, gather it "
+            "with .full_tensor()."
+        )
 
 
 def no_autocast(tensor: Tensor):
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 products in float32, whatever the process allows elsewhere, on CUDA (TF32) and on the CPU (bfloat16).
+
+    A distance is a small difference of large products: TF32 makes its error 100 to 200 times larger. The settings are
+    of the whole process; they are put back on leaving, and left alone where they ask for float32 already.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    if not {"tf32", "bf16"}.intersection(before):
+        yield
+        return
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set through the newer interface alone, which leaves the older one at its default
+        legacy = "highest"
+    # The older interface sets both, and products refuse to run where the two disagree
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -99,24 +140,46 @@ def head_logits(
         similarity, normalization: "euclidean" | "dot" and "harmax" | "softmax".
 
     Returns:
-        (..., N, V) in float32 (float64 for float64 inputs):
+        (..., N, V) in float32 (float64 for float64 inputs), from float32 products (except under torch.compile, which
+        follows the process's TF32 setting, and in the backward pass):
         euclidean + harmax  -(n/2) log d^2      euclidean + softmax  -d
         dot + harmax        n log |s|           dot + softmax        s
         with d^2 and |s| floored where float32 cannot resolve them (zero gradient there).
     """
-    HeadSpec(exponent, similarity, normalization).check()
+    spec = HeadSpec(exponent, similarity, normalization).check()
     dtype = operand_dtype(hidden_states, centers)
-    with no_autocast(hidden_states):
-        x, w = widened(hidden_states.to(dtype)), widened(centers.to(dtype))
-        s = x @ w.mT  # (..., N, V)
-        if similarity == "dot" and normalization == "softmax":
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if eager:
+        refuse_dtensors(hidden_states, centers)
+    with no_autocast(hidden_states), full_float32() if eager else nullcontext():
+        x = widened(hidden_states.to(dtype))
+        s, w2 = _products(x, centers.to(dtype), eager, norms=spec.name != "standard")
+        if w2 is None:
             return s
         x2 = squared_norms(x).unsqueeze(-1)  # (..., N, 1)
-        w2 = squared_norms(w).unsqueeze(-2)  # (..., 1, V)
+        w2 = w2.unsqueeze(-2)  # (..., 1, V)
         if similarity == "dot":
             return exponent * torch.log(_floored(s.abs(), (x2 * w2).sqrt()))
         d2 = _floored(x2 + w2 - 2 * s, x2 + w2)
         return -(exponent / 2) * torch.log(d2) if normalization == "harmax" else -d2.sqrt()
+
+
+def _products(x: Tensor, w: Tensor, eager: bool, norms: bool) -> tuple[Tensor, Tensor | None]:
+    """x w^T (..., N, V) and, if asked for, the squared norms of w's rows (..., V), all in x's dtype."""
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    rows = INFERENCE_BLOCK_BYTES // (w.shape[-1] * x.itemsize or 1)
+    once = norms or w.dtype != x.dtype
+    few = w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
+    if not (eager and once and few and x.device.type == "cpu") or differentiated:
+        w = widened(w)
+        return x @ w.mT, squared_norms(w) if norms else None
+    products, w2 = [], []
+    for block in w.split(rows):
+        block = widened(block)
+        products.append(x @ block.mT)
+        if norms:
+            w2.append(squared_norms(block))
+    return torch.cat(products, -1), torch.cat(w2) if norms else None
 
 
 def _floored(value: Tensor, scale: Tensor) -> Tensor:

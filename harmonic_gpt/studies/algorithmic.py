@@ -139,9 +139,15 @@ def check_names(what: str, names: list[str] | None, known: tuple[str, ...]) -> l
 
 
 def study(
-    out: str, tasks: list[str], models: list[str], protocols: list[str], budget: str, seeds: int | None, workers: int
+    out: str,
+    tasks: list[str] | None,
+    models: list[str] | None,
+    protocols: list[str] | None,
+    budget: str,
+    seeds: int | None,
+    workers: int,
 ) -> None:
-    """Run what is missing in `out`/cells, and say before how long that may take."""
+    """Run what is missing in `out`/cells, and say before how long that may take. None: all tasks, models, protocols."""
     plan = cells(BUDGETS[budget], check_names("tasks", tasks, TASKS), check_names("models", models, MODELS),
                  check_names("protocol", protocols, PROTOCOLS), seeds)  # fmt: skip
     folder = Path(out) / "cells"

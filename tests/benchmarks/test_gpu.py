@@ -3,20 +3,21 @@
 import os
 import select
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.gpu import head, pair, run, step, tests
-from benchmarks.gpu.device import interleaved
+from benchmarks.gpu import device, head, pair, products, run, step, tests
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.plain_gpt import PlainGPT, Shape
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.settings import CONFIGS, Settings
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.data import sources
 from harmonic_gpt.files import read_jsonl
+from harmonic_gpt.run_config import load_run_config
 
 
 @pytest.fixture
@@ -146,10 +147,121 @@ def test_a_process_that_does_not_stop_is_killed_with_all_that_it_started(tmp_pat
     assert run.run_process(["sh", "-c", "exit 1"], 10) is None
 
 
+def test_the_slower_way_without_the_kernel_is_never_measured(settings, out, monkeypatch, capsys):
+    """Its warning is an error in what a stage starts, and nothing more is measured in that process."""
+    text = f"{run.FALLBACK} its Triton kernel (CompilationError: at 3:1). The results are the same"
+    program = (
+        "import sys, warnings\ntry: warnings.warn(sys.argv[1], RuntimeWarning)\nexcept RuntimeWarning: sys.exit(7)"
+    )
+    assert run.run_process([sys.executable, "-c", program, text], 60) == "its process ended with exit code 7"
+
+    loss, calls = head.harmonic_cross_entropy, []
+
+    def failing_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeWarning(text)
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(head, "harmonic_cross_entropy", failing_once)
+    assert run.measure(["head"], settings, out, isolate=False) == 1
+    rows = read_jsonl(out)
+    assert {row["measurement"] for row in rows} == {"head, bf16"}
+    assert sum("error" in row for row in rows) == 1
+    assert run.Results(out, settings).rows() == []
+    printed = capsys.readouterr().out
+    assert "unfinished" in printed
+    assert "not measured harmonic head / three bare products" in printed
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_without_a_device_it_says_so(capsys):
     assert run.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def ended_well(command, **_):
+    Path(command[-2].removeprefix("--junitxml=")).touch()
+    return SimpleNamespace(stdout="", returncode=0)
+
+
+def test_a_failing_test_of_the_gpu_is_an_error(settings, tmp_path, monkeypatch):
+    file = tmp_path / "test_some.py"
+    file.write_text("import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c(fixture): pass\n")
+    monkeypatch.setattr(tests, "SUITE", str(file))
+    (row,) = tests.suite(settings)
+    assert (row["passed"], row["n_failed"]) == (1, 2)
+    assert "assert 1 == 2" in row["failed"].values()
+    assert "2 failed, 1 passed" in row["error"]
+    monkeypatch.setattr(tests, "outcomes", lambda _: {"passed": 0, "failed": {}, "skipped_tests": {"a": "why"}})
+    monkeypatch.setattr(tests.subprocess, "run", ended_well)
+    assert "0 failed, 0 passed" in tests.suite(settings)[0]["error"]  # all skipped: nothing was tested
+
+
+class FakeEvent:
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.time = None
+
+    def record(self):
+        self.time = FakeEvent.now
+
+    def synchronize(self):
+        assert self.time is not None
+
+    def elapsed_time(self, end):
+        return end.time - self.time  # milliseconds
+
+
+@pytest.fixture
+def fake_h100(monkeypatch):
+    """What the measurements ask of torch.cuda, and nothing that computes."""
+    properties = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=79 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1700)
+    monkeypatch.setattr(FakeEvent, "now", 3.0, raising=False)
+
+
+@pytest.mark.usefixtures("fake_h100")
+def test_time_and_memory_on_a_gpu():
+    assert device.seconds(lambda: setattr(FakeEvent, "now", FakeEvent.now + 250.0), "cuda") == pytest.approx(0.25)
+    assert device.peak_bytes(lambda: None, "cuda") == 700
+    facts = device.facts("cuda")
+    assert (facts["device"], facts["capability"], facts["memory_gib"]) == ("NVIDIA H100 80GB HBM3", "9.0", 79.0)
+    assert device.micro_batch_size() == 32
+
+
+@pytest.mark.usefixtures("fake_h100")
+def test_runs_of_full_size(tmp_path, monkeypatch):
+    """Their settings alone: GPT-2 small of configs/, and what is changed."""
+    settings, configs = Settings(work=tmp_path), []
+
+    def noted(config, *_):
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    for module in (step, products):
+        monkeypatch.setattr(module, "random_tokens", lambda _: tmp_path / "tokens")
+        monkeypatch.setattr(module, "running", noted)
+    monkeypatch.setattr(step, "_first_step_of_a_process", noted)
+    calls = products.measurements(settings) | step.measurements(settings)
+    for call in (call for name, call in calls.items() if not name.startswith("mm")):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    configs += [pair.pair_config(settings, name, []) for name in ("harmonic", "standard")]
+    eager, compiled, throughput, start, harmonic, standard = configs
+    assert all((c.model.n_embd, c.train.precision) == (768, "bf16") for c in configs)
+    assert (eager.train.compile, compiled.train.compile) == (False, True)
+    assert (throughput.model.tie_word_embeddings, throughput.optim.optimizer) == (True, "adamw")
+    assert (throughput.train.micro_batch_size, throughput.train.batch_tokens) == (32, 491520)
+    assert throughput.data.vocab_size == start.data.vocab_size == 50257
+    assert start.train == load_run_config(CONFIGS / "gpt2_small_harmonic.yaml").train
+    assert harmonic.train == standard.train
+    assert harmonic.model.similarity != standard.model.similarity
 
 
 def test_goals():
@@ -185,7 +297,7 @@ def test_both_heads_of_the_pair_train_the_same_number_of_steps():
 
 
 def test_a_contender_that_fails_leaves_the_others_alone():
-    times, errors = interleaved({"good": lambda: None, "bad": lambda: [][1]}, 3, "cpu")
+    times, errors = device.interleaved({"good": lambda: None, "bad": lambda: [][1]}, 3, "cpu")
     assert len(times["good"]) == 3
     assert list(times) == ["good"]
     assert errors == {"bad": "IndexError: list index out of range"}

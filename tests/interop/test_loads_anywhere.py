@@ -19,7 +19,7 @@ disable_progress_bar(); set_verbosity_error()
 folder, with_package = sys.argv[1], sys.argv[2] == "package"
 if with_package:
     sys.path.insert(0, sys.argv[3])
-    import harmonic_gpt
+    import harmonic_gpt.model
     trust = {}
 else:
     assert not importlib.util.find_spec("harmonic_gpt") and not importlib.util.find_spec("accelerate")

@@ -1,82 +1,241 @@
-"""The Triton kernel, interpreted on the CPU, against the torch version. The interpreter shows no races and no speed."""
+"""The program of CUDA on the CPU: padded classes, products accumulated in place, and between them the Triton kernel in
+Triton's interpreter (which checks no types and shows no races and no speed) or PyTorch's operators."""
+
+import warnings
 
 import pytest
 import torch
 
 from harmonic_gpt.model import harmonic_kernels
 from harmonic_gpt.model import harmonic_loss as module
+from harmonic_gpt.model.harmonic_head import HarmonicHead
 from tests.conftest import HEADS
-from tests.model.test_harmonic_loss import EXPONENTS, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # masked lanes, computed by numpy
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # masked lanes, computed by numpy
+    pytest.mark.skipif(
+        not harmonic_kernels.INTERPRETED, reason="needs TRITON_INTERPRET=1: tests/gpu has the kernel itself"
+    ),
+]
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Every chunk goes through the kernel; returns how often it did."""
+@pytest.fixture(params=["triton", "torch"])
+def cuda_program(request, monkeypatch):
+    """CPU tensors take the way of CUDA tensors, in several chunks of several blocks. Returns the calls of the pass."""
     calls = []
+    real = {"triton": module._triton_element_pass, "torch": module.torch_element_pass}[request.param]
 
-    def element_pass(*args, **options):
+    def element_pass(*args):
         calls.append(args)
-        return harmonic_kernels.element_pass(*args, **options)
+        return real(*args)
 
-    monkeypatch.setattr(module, "_kernels", lambda x: element_pass if x.dtype != torch.float64 else None)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 20 * V * 4)
+    monkeypatch.setattr(module, "_triton_element_pass", element_pass)
+    monkeypatch.setattr(module, "CUDA_CHUNK_BYTES", 16 * 64 * 4)
+    monkeypatch.setattr(module, "CUDA_CHUNK_ROWS", 16)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 6 * V * 4)
+    monkeypatch.setattr(harmonic_kernels, "MAX_BLOCK", 64)
     yield calls
-    assert calls, "the kernel did not run"
+    assert calls, "the program of CUDA did not run"
 
 
-@pytest.mark.parametrize("n", EXPONENTS)
-@pytest.mark.parametrize("head", HEADS)
-def test_no_worse_than_naive_float32(interpreted, head, n):
-    x, w, y = inputs(torch.float32)
-    y[::7] = -100
+def cuda(head, n, reduction="mean"):
+    """`ours`, by way of the fixture above."""
+    similarity, normalization = head
+    return lambda x, w, y: module.harmonic_cross_entropy(
+        x, w, y, exponent=n, similarity=similarity, normalization=normalization, reduction=reduction, impl="triton"
+    )
+
+
+def close_to_truth(results, x, w, y, head, n):
+    """As for the CPU: no worse than naive float32, and a term of n eps (||x||^2 + ||w||^2) / d^2."""
     truth = run(naive(head, n), x.double(), w.double(), y)
     plain = run(naive(head, n), x, w, y)
     conditioning = ((x.square().sum(1)[:, None] + w.square().sum(1)) / torch.cdist(x, w).square()).max().item()
-    for got, naive_value, true_value in zip(run(ours(head, n), x, w, y), plain, truth, strict=True):
+    for got, naive_value, true_value in zip(results, plain, truth, strict=True):
         error, naive_error = ((v.double() - true_value).abs().max() for v in (got, naive_value))
         small = max(n, 1) * torch.finfo(torch.float32).eps * conditioning * true_value.abs().max()
         assert error <= naive_error + 2 * small
 
 
+@pytest.mark.parametrize("n", EXPONENTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_no_worse_than_naive_float32(cuda_program, head, n):
+    x, w, y = inputs(torch.float32)
+    y[::7] = -100
+    close_to_truth(run(cuda(head, n), x, w, y), x, w, y, head, n)
+    assert len(cuda_program) == 4  # 53 tokens in chunks of 16
+
+
+@pytest.mark.parametrize("v", [64, 65, 150, 192])
+@pytest.mark.parametrize("head", HEADS)
+def test_full_blocks_and_what_is_left_over(cuda_program, head, v):
+    x, w, y = inputs(torch.float32, n=20, v=v)
+    close_to_truth(run(cuda(head, 28), x, w, y), x, w, y, head, 28)
+    for u, g, _x2, w2, *_ in cuda_program:
+        assert u.shape[1] % 64 == 0 and len(w2) == v  # noqa: PT018
+        assert g.data_ptr() != u.data_ptr()
+        assert (g[:, v:] == 0).all()
+
+
+@pytest.mark.usefixtures("cuda_program")
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("head", HEADS)
-def test_equals_torch_on_hard_inputs(interpreted, monkeypatch, head, reduction):
-    """On a center, on zero, ignored: where the floor acts, both definitions must agree on where it acts."""
+def test_equals_the_cpu_on_hard_inputs(head, reduction):
+    """On a center, on zero, ignored: where the floor acts, all definitions must agree on where it acts."""
     x, w, y = (t.float() if t.is_floating_point() else t for t in hard_inputs())
     # Integer coordinates: products are exact in float32, so that no rounding decides whether the floor acts
     x, w = (x * 4).round(), (w * 4).round()
+    y[12] = 8  # the label's center is zero, the hidden state is not
     upstream = torch.rand(N) if reduction == "none" else None
-    kernel = run(ours(head, 28, reduction), x, w, y, upstream)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_kernels", lambda x: None)
-        torch_ = run(ours(head, 28, reduction), x, w, y, upstream)
-    for a, b in zip(kernel, torch_, strict=True):
+    for a, b in zip(
+        run(cuda(head, 28, reduction), x, w, y, upstream),
+        run(ours(head, 28, reduction), x, w, y, upstream),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
+@pytest.mark.usefixtures("cuda_program")
+@pytest.mark.parametrize("n", EXPONENTS)
 @pytest.mark.parametrize("head", HEADS)
-def test_bfloat16_gradients_and_losses_without_gradients(interpreted, monkeypatch, head):
-    x, w, y = inputs(torch.float32)
+def test_finite_on_centers_and_zero(head, n):
+    x, w, y = hard_inputs()
+    y[12] = 8
+    for value in run(cuda(head, n), x.float(), w.float(), y):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_gradients_and_losses_without_gradients(cuda_program, head):
+    x, w, y = inputs(torch.float32, n=20)
     x, w = x.bfloat16(), w.bfloat16()
-    kernel = run(ours(head, 28), x, w, y)
+    got = run(cuda(head, 28), x, w, y)
+    assert cuda_program[0][1].dtype == torch.bfloat16
     with torch.no_grad():
-        torch.testing.assert_close(ours(head, 28)(x, w, y), kernel[0])
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_kernels", lambda x: None)
-        torch_ = run(ours(head, 28), x, w, y)
-    torch.testing.assert_close(kernel[0], torch_[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(cuda(head, 28)(x, w, y), got[0])
+    assert cuda_program[-1][1] is None
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic = run(cuda(head, 28), x.float(), w.float(), y)
+    cpu = run(ours(head, 28), x, w, y)
+    torch.testing.assert_close(got[0], cpu[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(automatic[0], got[0])
     # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and
     # the gradient, itself bfloat16, by as much again
-    for a, b in zip(kernel[1:], torch_[1:], strict=True):
+    for a, b in zip(got[1:], cpu[1:], strict=True):
         assert (a.float() - b.float()).abs().max() <= 2**-6 * b.float().abs().max()
+    assert automatic[2].dtype == torch.float32
+    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())
 
 
-def test_nan_stays_nan(interpreted):
+@pytest.mark.usefixtures("cuda_program")
+def test_a_likely_label_loses_no_digits():
+    """p_y = 1 - 2e-7 and less: the loss and 1 - p_y come from the other classes, not from a difference to 1."""
+    x, w, y = inputs(torch.float32, n=9)
+    x = w[y] + 0.08 * torch.randn(9, D)
+    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
+    assert truth[0] / 9 < 1e-6
+    for got, expected in zip(run(cuda(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
+        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.usefixtures("cuda_program")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("frozen", ["hidden states", "centers"])
+def test_a_frozen_operand_changes_nothing_for_the_other(head, frozen):
+    x, w, y = inputs(torch.float32, n=20)
+    _, gx, gw = run(cuda(head, 8.0), x, w, y)
+    moving, expected = (x, gx) if frozen == "centers" else (w, gw)
+    moving.requires_grad_()
+    cuda(head, 8.0)(x, w, y).backward()
+    assert torch.equal(moving.grad, expected)
+
+
+@pytest.mark.usefixtures("cuda_program")
+def test_no_tokens_at_all():
+    x, w, y = inputs(torch.float32)
+    for value in run(cuda(HEADS[0], 8.0), x, w, torch.full_like(y, -100)):
+        assert (value == 0).all()
+    for value in run(cuda(HEADS[0], 8.0), x[:0], w, y[:0]):
+        assert (value == 0).all()
+
+
+@pytest.mark.usefixtures("cuda_program")
+def test_nan_stays_nan():
     for head in HEADS:
         for row in (0, 2):
-            x, w, y = inputs(torch.float32)
+            x, w, y = inputs(torch.float32, n=3)
             x[row] = float("nan")
-            assert run(ours(head, 28), x, w, y)[0].isnan()
+            assert run(cuda(head, 28), x, w, y)[0].isnan()
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """The kernel fails when it is launched, as without a C compiler. Returns a list with an entry per launch."""
+    launches = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            raise RuntimeError("Failed to find C compiler.\nPlease specify it via the CC environment variable.")
+
+    monkeypatch.setattr(harmonic_kernels, "_element_kernel", Kernel())
+    monkeypatch.setattr(module, "_triton_failed", False)
+    return launches
+
+
+def through_auto(x, w, y):
+    """Losses and gradients as impl="auto" computes them for CUDA tensors."""
+    weight, spec = torch.ones(len(y)), module.HeadSpec(28.0)
+    return module._chunked_cuda(x, w, y, weight, spec, (True, True), module._auto_element_pass)
+
+
+def test_auto_goes_on_without_the_kernel_and_says_so_once(broken):
+    x, w, y = inputs(torch.float32)
+    with pytest.warns(RuntimeWarning, match="without its Triton kernel .RuntimeError: Failed to find C") as seen:
+        losses, gx, gw = through_auto(x, w, y)
+    with warnings.catch_warnings(action="error"):
+        through_auto(x, w, y)
+    assert len(seen) == len(broken) == 1
+    expected, ex, ew = run(ours(HEADS[0], 28, "sum"), x, w, y)
+    torch.testing.assert_close(losses.sum(), expected)
+    torch.testing.assert_close(gx, ex, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gw, ew, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_without_triton(monkeypatch):
+    monkeypatch.setattr(module, "_triton_failed", False)
+    monkeypatch.setattr(harmonic_kernels, "triton", None)
+    with pytest.warns(RuntimeWarning, match="Triton is not installed"):
+        through_auto(*inputs(torch.float32))
+
+
+def test_out_of_memory_is_not_a_broken_kernel(monkeypatch):
+    def element_pass(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(harmonic_kernels, "element_pass", element_pass)
+    monkeypatch.setattr(module, "_triton_failed", False)
+    with pytest.raises(torch.OutOfMemoryError):
+        through_auto(*inputs(torch.float32))
+    assert not module._triton_failed
+
+
+def test_a_named_implementation_raises(broken):
+    x, w, y = inputs(torch.float32)
+    head = HarmonicHead(D, V, exponent=28)
+    head.weight.data = w
+    head.impl = "triton"
+    with pytest.raises(RuntimeError, match="Failed to find C compiler"):
+        head(x, y)
+    head.impl = "torch"
+    with warnings.catch_warnings(action="error"):
+        torch.testing.assert_close(head(x, y), ours(HEADS[0], 28)(x, w, y))
+    assert len(broken) == 1
+
+
+def test_triton_is_for_cuda(monkeypatch):
+    monkeypatch.setattr(harmonic_kernels, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"on CUDA, got torch\.float32 on cpu"):
+        cuda(HEADS[0], 28)(*inputs(torch.float32))

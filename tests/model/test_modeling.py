@@ -7,7 +7,15 @@ import textwrap
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+)
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from tests.conftest import HEADS
@@ -106,6 +114,8 @@ def test_loads_without_our_package(model, ids, tmp_path):
         assert model.generate(ids[:1], max_new_tokens=3).shape == (1, 20)
     """
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    # The same sums in both processes
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         cwd=tmp_path,
@@ -145,7 +155,7 @@ def test_generation_with_and_without_cache(model, ids):
 
 
 def test_changed_weights_are_seen_by_the_next_generation(model, ids):
-    """Norms of the centers are kept within one generation only, however the weights were changed."""
+    """Nothing that depends on the weights is kept between calls, however they were changed."""
     options = {
         "max_new_tokens": 5,
         "do_sample": False,
@@ -162,6 +172,34 @@ def test_changed_weights_are_seen_by_the_next_generation(model, ids):
     a, b = (m.generate(ids[:1, :1], output_logits=True, **options) for m in (model, fresh))
     for x, y in zip(a.logits, b.logits, strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", ["harmonic", "standard", "GPT2LMHeadModel"])
+def test_compiles_in_one_graph_with_a_static_cache(tiny_config, ids, kind):
+    """Prefill, then one token at a time."""
+    config = tiny_config(n_layer=1, **(STANDARD if kind == "standard" else {}))
+    model = (GPT2LMHeadModel if kind == "GPT2LMHeadModel" else HarmonicGPT2ForCausalLM)(config).eval()
+    torch._dynamo.reset()
+    forward = torch.compile(model.forward, fullgraph=True, backend="eager")
+    cache = StaticCache(config=config, max_cache_len=24)
+    with torch.no_grad():
+        logits = [forward(part, past_key_values=cache).logits for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:7])]
+    torch.testing.assert_close(torch.cat(logits, 1), model(ids[:, :7]).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_float16_weights_evaluate_and_generate(tiny_config, ids, head):
+    model = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).eval()
+    half = HarmonicGPT2ForCausalLM(model.config).half().eval()
+    half.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        outputs, exact = half(ids, labels=ids), model(ids, labels=ids)
+    assert outputs.logits.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, exact.loss, rtol=1e-2, atol=1e-2)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert half.generate(ids[:1, :5], **options).shape == (1, 9)
+    with pytest.raises(ValueError, match="bfloat16"):
+        half.train()(ids, labels=ids)
 
 
 def test_padding_on_the_left_changes_nothing(model, ids):
@@ -202,7 +240,7 @@ def test_bfloat16_weights_still_give_float32_logits(model, ids):
     assert logits.isfinite().all()
 
 
-def test_hugging_face_trainer_trains_it(tiny_config, tmp_path, ids):
+def test_hugging_face_trainer_trains_it(tiny_config, tmp_path):
     rows = [
         {"input_ids": row, "labels": row} for row in torch.randint(0, 5, (16, 12))
     ]  # five tokens of 101: easy to learn
@@ -240,3 +278,35 @@ def test_exponent_convention_and_defaults():
     assert config.hidden_scale == config.center_std == pytest.approx(768**-0.5)
     standard = HarmonicGPT2Config(**STANDARD)
     assert (standard.hidden_scale, standard.center_std) == (1.0, pytest.approx(768**-0.5))
+
+
+def test_the_trunk_alone_by_auto_model(model, ids, tmp_path):
+    model.save_pretrained(tmp_path)
+    trunk = AutoModel.from_pretrained(tmp_path)
+    assert type(trunk).__name__ == "HarmonicGPT2Model"
+    expected = model.transformer(ids).last_hidden_state
+    torch.testing.assert_close(trunk(ids).last_hidden_state, expected, rtol=0, atol=0)
+    assert AutoConfig.from_pretrained(tmp_path).auto_map["AutoModel"] == "modeling_harmonic_gpt2.HarmonicGPT2Model"
+
+
+def test_token_type_ids_are_gpt2s(tiny_config):
+    config = tiny_config(similarity="dot", normalization="softmax")
+    ours = HarmonicGPT2ForCausalLM(config).eval()
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids, types = torch.randint(101, (2, 12)), torch.arange(12).expand(2, 12) % 3
+    torch.testing.assert_close(ours(ids, token_type_ids=types).logits, theirs(ids, token_type_ids=types).logits)
+    assert not torch.equal(ours(ids, token_type_ids=types).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_who_looks_for_a_bias_is_told(tiny_config, head):
+    """A bias of None invites other programs to multiply by the weight: right for the standard head alone."""
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head
+    if head == ("dot", "softmax"):
+        assert lm_head.bias is None
+        assert "bias" not in lm_head.state_dict()
+    else:
+        assert getattr(lm_head, "bias", None) is None
+        with pytest.raises(AttributeError, match=r"would train dot products\. Use transformers' Trainer"):
+            lm_head.bias  # noqa: B018

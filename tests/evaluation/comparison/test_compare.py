@@ -118,7 +118,7 @@ def test_verify_reads_the_token_files_anew(runs, tmp_path, token_folder):
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     arguments = {"data": str(folder), "tokens": 300, "reading_tokens": 0}
     compare([str(runs / "harmonic")], tmp_path / "report", **arguments)
-    with pytest.raises(InputError, match="its SHA-256 is not the one in the manifest"):
+    with pytest.raises(InputError, match="its SHA-256 is not"):
         compare([str(runs / "harmonic")], tmp_path / "report", verify=True, **arguments)
 
 

@@ -1,0 +1,82 @@
+"""Every variant of the Triton kernel goes through ptxas on a machine without a GPU. The interpreter of the other tests
+checks no types and is green for kernels that no GPU compiler accepts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the triton extra is not installed")
+
+COMPILER = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+KERNELS = Path(__file__).parents[2] / "harmonic_gpt" / "model" / "harmonic_kernels.py"
+MAX_REGISTERS = 128  # a thread: two programs of 256 threads fit on a multiprocessor
+MAX_STACK_BYTES = 32  # ptxas may keep a few numbers of a row there, outside the loops
+MAX_INSTRUCTIONS = 26  # an element, in each pass over whole blocks
+
+
+def compiled(grid: str, out: Path, source: Path = KERNELS) -> list[dict]:
+    """Rows of benchmarks/kernels.py, in a process without the interpreter."""
+    command = [sys.executable, str(COMPILER), "--grid", grid, "--source", str(source), "--out", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def faults(row: dict) -> list[str]:
+    """What is wrong with one compiled variant."""
+    if "error" in row:
+        return [row["error"]]
+    passes = 1 if row["kind"] == "loss" else 2
+    found = []
+    if row["registers"] > MAX_REGISTERS:
+        found.append(f"{row['registers']} registers")
+    if row["stack_bytes"] > MAX_STACK_BYTES:
+        found.append(f"{row['stack_bytes']} B of stack")
+    loops = [loop for loop in row["loops"] if any(name.startswith("LDG") for name in loop["accesses"])]
+    if len(loops) < passes:
+        found.append("loops not found")
+    if any(name.startswith(("LDL", "STL")) for loop in row["loops"] for name in loop["accesses"]):
+        found.append("local memory in a loop")
+    if row["classes"] >= 4096:  # smaller: less than one block
+        whole = [loop for loop in loops if all(name.endswith(".128") for name in loop["accesses"])]
+        if len(whole) < passes:
+            found.append("accesses of less than 16 bytes in the loops over whole blocks")
+        found += [
+            f"{loop['instructions_per_element']} instructions an element"
+            for loop in whole
+            if loop["instructions_per_element"] > MAX_INSTRUCTIONS
+        ]
+    return found
+
+
+@pytest.mark.parametrize("grid", ["fast", pytest.param("rest", marks=pytest.mark.slow)])
+def test_compiles_without_spills(tmp_path, grid):
+    rows = compiled(grid, tmp_path / "rows.jsonl")
+    assert len(rows) == {"fast": 20, "rest": 124}[grid]
+    bad = {
+        tuple(row[key] for key in ("similarity", "normalization", "kind", "architecture", "classes")): faults(row)
+        for row in rows
+    }
+    assert not {name: found for name, found in bad.items() if found}
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake", "fault"),  # the slow ones: that the limits can fail
+    [
+        # What the interpreter once hid: a variable that changes its type in a loop
+        ("        peak = 0.0\n", "        peak = n_classes > 0\n", "re-assigned"),
+        pytest.param("NUM_WARPS = 8\n", "NUM_WARPS = 2\n", "registers", marks=pytest.mark.slow),
+        pytest.param("u_row + columns, mask", "u_row + columns + 1, mask", "16 bytes", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_is_found(tmp_path, line, mistake, fault):
+    text = KERNELS.read_text()
+    assert line in text
+    source = tmp_path / "kernels.py"
+    source.write_text(text.replace(line, mistake))
+    (row,) = compiled("one", tmp_path / "rows.jsonl", source)
+    assert fault in " ".join(faults(row))
