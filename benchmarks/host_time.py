@@ -88,11 +88,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
             loop.train_step(run)
             wall, busy = time.perf_counter() - start, time.thread_time() - busy
             if step >= 2:  # the first ones warm up
-                for name, seconds in (
-                    ("main thread", wall - clock.waited),
-                    ("device idle", clock.idle),
-                    ("step", wall),
-                ):
+                for name, seconds in zip(times, (busy, clock.idle, wall), strict=True):
                     times[name].append(1000 * seconds)
     finally:
         Tensor.tolist = read  # type: ignore[method-assign]
@@ -106,11 +102,8 @@ def compared(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     times: dict[str, dict[str, list[float]]] = {tree: {} for tree in trees}
     for _ in range(args.turns):
         for tree, path in trees.items():
-            command = [
-                sys.executable,
-                __file__,
-                *(a for a in sys.argv[1:] if a not in ("--against", str(args.against))),
-            ]
+            options = [option for option in sys.argv[1:] if option not in ("--against", str(args.against))]
+            command = [sys.executable, __file__, *options]
             environment = os.environ | {"PYTHONPATH": str(path.resolve())}
             done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
             for name, values in json.loads(done.stdout.splitlines()[-1]).items():
