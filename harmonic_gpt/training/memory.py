@@ -47,9 +47,10 @@ class Need(NamedTuple):
 
 
 def rank_device(device: torch.device, ranks: int = 1, sharded: bool = False) -> RankDevice:
-    """free: of a GPU what it has free now; of main memory this rank's share of all of it."""
+    """free: of a GPU what it has free now, of main memory this rank's share of all of it."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run
+        free = torch.cuda.mem_get_info(device)[0] + cached
         return RankDevice(torch.cuda.get_device_name(device), free, True, ranks, sharded)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return RankDevice("main memory", total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False, ranks, sharded)

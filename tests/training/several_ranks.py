@@ -80,6 +80,7 @@ def plain(folder: Path) -> dict:
     # Dropout: in one go; and 3 steps, other work, 3 steps
     assert train(config(folder, "dropout")) == 0
     run = start(config(folder, "dropout-parts"))
+    assert run.model.gradient_as_bucket_view
     for _ in range(3):
         loop.train_step(run)
     loop.save(run)

@@ -234,7 +234,9 @@ def test_a_gpu_too_old_for_bf16_is_refused_before_anything_is_written(refused, m
 
 def test_free_memory_is_the_devices(monkeypatch):
     """With fakes: no GPU is asked."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**29)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**29)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a fake")
     assert rank_device(torch.device("cuda"), 4, sharded=True) == RankDevice("a fake", 7 * 2**30, True, 4, True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
