@@ -8,7 +8,8 @@ whose forward and backward pass queue some milliseconds of work on a device that
 step's read, sleeps until the clock's queue is empty, as a read from a GPU does. So the numbers are of Python and of the
 data path, not of kernel launches: those come on top, the same for every version.
 
-device idle: time in a step during which the queue was empty. main thread: wall time without the waiting.
+device idle: time in a step during which the queue was empty (sleeping too long is in it, some tenths of a millisecond).
+main thread: its processor time, which the threads of a prefetch are no part of.
 """
 
 import argparse
@@ -34,7 +35,7 @@ class Clock:
     """A device that does what it is given in order; `end` is when it will have done it."""
 
     def __init__(self) -> None:
-        self.end, self.idle, self.waited = time.perf_counter(), 0.0, 0.0
+        self.end, self.idle = time.perf_counter(), 0.0
 
     def queue(self, seconds: float) -> None:
         now = time.perf_counter()
@@ -42,10 +43,8 @@ class Clock:
         self.end = max(now, self.end) + seconds
 
     def wait(self) -> None:
-        start = time.perf_counter()
         while (left := self.end - time.perf_counter()) > 0:
             time.sleep(left)
-        self.waited += time.perf_counter() - start
 
 
 class Model(nn.Module):
@@ -85,16 +84,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     Tensor.tolist = tolist  # type: ignore[method-assign]
     try:
         for step in range(args.steps + 2):
-            clock.idle = clock.waited = 0.0
-            start = time.perf_counter()
+            clock.idle, start, busy = 0.0, time.perf_counter(), time.thread_time()
             loop.train_step(run)
-            wall = time.perf_counter() - start
+            wall, busy = time.perf_counter() - start, time.thread_time() - busy
             if step >= 2:  # the first ones warm up
-                for name, seconds in (
-                    ("main thread", wall - clock.waited),
-                    ("device idle", clock.idle),
-                    ("step", wall),
-                ):
+                for name, seconds in zip(times, (busy, clock.idle, wall), strict=True):
                     times[name].append(1000 * seconds)
     finally:
         Tensor.tolist = read  # type: ignore[method-assign]
@@ -108,11 +102,8 @@ def compared(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     times: dict[str, dict[str, list[float]]] = {tree: {} for tree in trees}
     for _ in range(args.turns):
         for tree, path in trees.items():
-            command = [
-                sys.executable,
-                __file__,
-                *(a for a in sys.argv[1:] if a not in ("--against", str(args.against))),
-            ]
+            options = [option for option in sys.argv[1:] if option not in ("--against", str(args.against))]
+            command = [sys.executable, __file__, *options]
             environment = os.environ | {"PYTHONPATH": str(path.resolve())}
             done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
             for name, values in json.loads(done.stdout.splitlines()[-1]).items():
