@@ -4,7 +4,6 @@ It is checked before it is handed out.
 """
 
 import copy
-import json
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.evaluation.comparison.results import RESULTS, read_results
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -24,7 +24,6 @@ from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.swap_head import STORED
 
 FIGURES = "figures"
-RESULTS = "results.json"
 VALIDATION_METRICS = {"nats_per_token": "loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 
 
@@ -96,11 +95,8 @@ def _write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurements:
-    try:
-        results = json.loads((report / RESULTS).read_text(encoding="utf-8"))
-        row = next((row for row in results["models"] if row["weights_sha256"] == loaded.weights_sha256), None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report / RESULTS}: not the results of an evaluation ({error})") from error
+    rows = read_results(report)["models"]
+    row = next((row for row in rows if row.get("weights_sha256") == loaded.weights_sha256), None)
     if row is None:
         raise InputError(
             f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its "

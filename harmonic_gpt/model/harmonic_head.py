@@ -30,6 +30,16 @@ class HarmonicHead(nn.Module):
         self.spec = HeadSpec(exponent, similarity, normalization).check()
         self.hidden_scale = hidden_scale
         self.impl = "auto"
+        if self.spec.name == "standard":
+            self.register_parameter("bias", None)  # as nn.Linear says that it has none
+
+    def __getattr__(self, name: str):
+        if name == "bias" and "bias" not in self._parameters:
+            raise AttributeError(
+                "a distance head has no bias, and its output is no product with lm_head.weight: a program that looks "
+                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, or the model's loss"
+            )
+        return super().__getattr__(name)
 
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits (..., V), or with labels (...) the loss in nats (see `harmonic_cross_entropy`).

@@ -9,6 +9,12 @@ from .configuration_harmonic_gpt2 import HarmonicGPT2Config
 from .harmonic_head import HarmonicHead
 
 
+class HarmonicGPT2Model(GPT2Model):
+    """The trunk alone: GPT-2's own, under a config that also names a head. For AutoModel and feature extraction."""
+
+    config_class = HarmonicGPT2Config
+
+
 class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
     """Causal language model whose logits are those of `config.similarity` x `config.normalization`.
 
@@ -46,18 +52,27 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         # transformers knows how to resize a Linear: lend it one, and take the weight back.
         if new_num_tokens is None:
             return old_lm_head
-        linear = nn.Linear(*reversed(old_lm_head.weight.shape), bias=False, device="meta")
+        n_classes, width = old_lm_head.weight.shape
+        linear = nn.Linear(width, n_classes, bias=False, device="meta")
         linear.weight = old_lm_head.weight
         linear = super()._get_resized_lm_head(linear, new_num_tokens, transposed, mean_resizing)
         head = self._new_head(linear.weight.shape[0])
+        assert isinstance(linear.weight, nn.Parameter)
         head.weight = linear.weight
         return head
+
+    def save_pretrained(self, *args, **kwargs):
+        # For AutoModel (feature extraction) with trust_remote_code; this class adds itself
+        trunk = {"AutoModel": f"{HarmonicGPT2Model.__module__.split('.')[-1]}.{HarmonicGPT2Model.__name__}"}
+        self.config.auto_map = trunk | (getattr(self.config, "auto_map", None) or {})
+        return super().save_pretrained(*args, **kwargs)
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         past_key_values=None,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -92,6 +107,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
             input_ids,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,

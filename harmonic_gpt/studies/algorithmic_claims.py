@@ -1,7 +1,7 @@
 """The paper's claims on the algorithmic tasks, judged on rows of results.jsonl. The rules are the same for every claim
 and task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -22,8 +22,16 @@ def select(rows: Rows, **wanted) -> Rows:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def values(rows: Rows, field: Callable[[dict], float | None]) -> np.ndarray:
+Field = Callable[[dict], float | None]
+
+
+def values(rows: Rows, field: Field) -> np.ndarray:
     return np.array([np.nan if (value := field(row)) is None else value for row in rows], dtype=float)
+
+
+def named(key: str) -> Field:
+    """The value under this key; none for rows without it."""
+    return lambda row: row.get(key)
 
 
 def two_components(row: dict) -> float | None:
@@ -31,14 +39,14 @@ def two_components(row: dict) -> float | None:
 
 
 def gap(row: dict) -> float:
-    """Epochs from learning the training set to generalising, infinite if it never generalised. For rows that learned
-    it."""
+    """Epochs from learning the training set to generalizing; infinite if it never generalized. For rows that learned
+    the training set."""
     return np.inf if row["test_epochs"] is None else row["test_epochs"] - row["train_epochs"]
 
 
 def claims(rows: Rows) -> list[Claim]:
     """Every claim that the rows can speak to, under both protocols where both were run."""
-    result = []
+    judged = []
     for text, judge in CLAIMS.items():
         measured, verdicts = [], {}
         for protocol in PROTOCOLS:
@@ -47,25 +55,27 @@ def claims(rows: Rows) -> list[Claim]:
             if parts:
                 measured.append(f"{protocol}: {'; '.join(details)}")
         other = verdicts["paper"] if verdicts["paper"] != "not measured" else ""
-        result.append(Claim(text, "<br>".join(measured), verdicts["clean"], other))
-    return result
+        judged.append(Claim(text, "<br>".join(measured), verdicts["clean"], other))
+    return judged
+
+
+def _always(_task: str) -> bool:
+    return True
 
 
 def _against_standard(
-    rows: Rows, field, higher_is_better: bool | None, tasks=TASKS, architectures=ARCHITECTURES, **wanted
-):
-    """(label, comparison) of harmonic with standard, for every task and architecture that were run. higher_is_better:
-    None: as the task's metric says."""
+    rows: Rows, field: Field, higher_is_better: Callable[[str], bool] = _always, tasks=TASKS, **wanted
+) -> Iterator[tuple[str, Comparison]]:
+    """(label, comparison) of harmonic with standard, for every task and architecture that were run."""
     for name in tasks:
-        for architecture in architectures:
+        for architecture in ARCHITECTURES:
             pair = [
                 select(rows, kind="main", task=name, model=f"{head}_{architecture}", **wanted)
                 for head in ("harmonic", "standard")
             ]
             ours, base = (values(side, field) for side in pair)
             if len(ours) and len(base):
-                higher = METRICS[name].higher_is_better if higher_is_better is None else higher_is_better
-                yield f"{task(name).title} {architecture}", compare(ours, base, higher)
+                yield f"{task(name).title} {architecture}", compare(ours, base, higher_is_better(name))
 
 
 def _told(comparisons: list[tuple[str, Comparison]], what: str) -> tuple[list[str], list[str]]:
@@ -102,70 +112,68 @@ def circles(rows: Rows):
     for head in ("harmonic", "standard"):
         runs = select(rows, kind="main", task="modular_addition", model=f"{head}_mlp", fraction=MAIN_FRACTION)
         if runs:
-            round_ = values(runs, lambda row: row.get("structure")) < CIRCLE
-            flat = values(runs, two_components) > FLAT
-            learned = values(runs, lambda row: row["test_accuracy"]) > LEARNED
-            good = int((round_ & flat & learned).sum())
-            details.append(
-                f"{head} MLP: {good} of {len(runs)} seeds (radius within {CIRCLE:.0%}, two components, test accuracy "
-                f"above {LEARNED})"
-            )
+            is_round = values(runs, named("structure")) < CIRCLE
+            is_flat = values(runs, two_components) > FLAT
+            has_learned = values(runs, named("test_accuracy")) > LEARNED
+            good = int((is_round & is_flat & has_learned).sum())
+            criteria = f"radius within {CIRCLE:.0%}, two components, test accuracy above {LEARNED}"
+            details.append(f"{head} MLP: {good} of {len(runs)} seeds ({criteria})")
             if head == "harmonic":
                 parts.append("holds" if good > len(runs) / 2 else "partly" if good else "does not hold")
     return details, parts
 
 
 def compression(rows: Rows):
-    compared = list(_against_standard(rows, two_components, True, fraction=MAIN_FRACTION))
-    return _told(compared, "variance in two components")
+    return _told(list(_against_standard(rows, two_components, fraction=MAIN_FRACTION)), "variance in two components")
 
 
 def task_structure(rows: Rows):
-    compared = list(_against_standard(rows, lambda row: row.get("structure"), None, fraction=MAIN_FRACTION))
-    return _told(compared, "the task's metric")
+    compared = _against_standard(
+        rows, named("structure"), lambda name: METRICS[name].higher_is_better, fraction=MAIN_FRACTION
+    )
+    return _told(list(compared), "the task's metric")
 
 
 def accuracy(rows: Rows):
-    compared = list(_against_standard(rows, lambda row: row["test_accuracy"], True, fraction=MAIN_FRACTION))
-    open_ = [(label, c) for label, c in compared if min(c.ours, c.base) < 1]
-    details, parts = _told(open_, "test accuracy")
-    return details + [f"both perfect at {len(compared) - len(open_)} of {len(compared)}"] * bool(compared), parts
+    compared = list(_against_standard(rows, named("test_accuracy"), fraction=MAIN_FRACTION))
+    undecided = [(label, c) for label, c in compared if min(c.ours, c.base) < 1]
+    details, parts = _told(undecided, "test accuracy")
+    if compared:
+        details.append(f"both perfect at {len(compared) - len(undecided)} of {len(compared)}")
+    return details, parts
 
 
 def grokking(rows: Rows):
-    learned = [row for row in rows if row["train_epochs"] is not None]  # as in the paper; the others are counted below
+    # As in the paper, runs that never learned are left out and counted
+    learned = [row for row in rows if row["train_epochs"] is not None]
     tasks = ("modular_addition", "permutations")
-    compared = list(_against_standard(learned, gap, False, tasks=tasks, fraction=MAIN_FRACTION))
-    details, parts = _told(compared, "epochs between learning and generalising")
+    compared = _against_standard(learned, gap, lambda _task: False, tasks, fraction=MAIN_FRACTION)
+    details, parts = _told(list(compared), "epochs between learning and generalizing")
     for name in tasks:
         for architecture in ARCHITECTURES:
             for head in ("harmonic", "standard"):
                 runs = select(rows, kind="main", task=name, model=f"{head}_{architecture}", fraction=MAIN_FRACTION)
                 never = sum(row["train_epochs"] is None for row in runs)
                 if never:
-                    details.append(
-                        f"{never} of {len(runs)} {head} {architecture}s never reached {LEARNED} in training "
-                        f"on {task(name).title}"
-                    )
+                    which = f"{never} of {len(runs)} {head} {architecture}s"
+                    details.append(f"{which} never reached {LEARNED} in training on {task(name).title}")
     return details, parts
 
 
 def data_efficiency(rows: Rows):
-    points: list[tuple[str, Comparison]] = []
+    compared: list[tuple[str, Comparison]] = []
     for fraction in sorted({row["fraction"] for row in rows if row["kind"] == "main"} - {MAIN_FRACTION}):
-        compared = _against_standard(rows, lambda row: row["test_accuracy"], True, fraction=fraction)
-        points += [(f"{label} at {fraction}", c) for label, c in compared]
+        at_fraction = _against_standard(rows, named("test_accuracy"), fraction=fraction)
+        compared += [(f"{label} at {fraction}", c) for label, c in at_fraction]
     # With three seeds no difference is significant: the medians decide
-    parts = [
-        "holds" if c.ours > c.base else "does not hold"
-        for _, c in points
-        if max(c.ours, c.base) < 0.995 or c.ours != c.base
-    ]
-    better, worse = parts.count("holds"), parts.count("does not hold")
-    largest = sorted(points, key=lambda item: item[1].base - item[1].ours)[:4]
-    details = [f"{label} {c.ours:.2f} against {c.base:.2f}" for label, c in largest]
-    told = f"harmonic is better at {better} of {better + worse} points (tasks x architectures x fractions), most: "
-    return [told + ", ".join(details)] if parts else [], parts
+    undecided = [c for _, c in compared if max(c.ours, c.base) < 0.995 or c.ours != c.base]
+    parts = ["holds" if c.ours > c.base else "does not hold" for c in undecided]
+    if not parts:
+        return [], []
+    largest = sorted(compared, key=lambda item: item[1].base - item[1].ours)[:4]
+    most = ", ".join(f"{label} {c.ours:.2f} against {c.base:.2f}" for label, c in largest)
+    points = f"{parts.count('holds')} of {len(parts)} points (tasks x architectures x fractions)"
+    return [f"harmonic is better at {points}, most: {most}"], parts
 
 
 def cosets(rows: Rows):
@@ -174,9 +182,8 @@ def cosets(rows: Rows):
         runs = select(rows, kind="main", task="permutations", model=f"harmonic_{architecture}", fraction=MAIN_FRACTION)
         base = select(rows, kind="main", task="permutations", model=f"standard_{architecture}", fraction=MAIN_FRACTION)
         if runs and base:
-            silhouette = values(runs, lambda row: row.get("silhouette"))
-            shuffled = values(runs, lambda row: row.get("silhouette_shuffled"))
-            standard = values(base, lambda row: row.get("silhouette"))
+            silhouette, shuffled = (values(runs, named(key)) for key in ("silhouette", "silhouette_shuffled"))
+            standard = values(base, named("silhouette"))
             chance, better = compare(silhouette, shuffled, True), compare(silhouette, standard, True)
             details.append(
                 f"{architecture}: best silhouette {chance.ours:.2f}, rows shuffled {chance.base:.2f} "
@@ -188,66 +195,64 @@ def cosets(rows: Rows):
 
 def _side(rows: Rows, name: str, model: str) -> Rows:
     """Runs at the main setting, of the main models or of the side studies."""
-    return [
-        r
-        for r in select(rows, task=name, model=model, fraction=MAIN_FRACTION, exponent=CODE_EXPONENT)
-        if r["kind"] in ("main", "side")
-    ]
+    runs = select(rows, task=name, model=model, fraction=MAIN_FRACTION, exponent=CODE_EXPONENT)
+    return [row for row in runs if row["kind"] in ("main", "side")]
+
+
+def _swept(rows: Rows, name: str, **wanted) -> Rows:
+    """Runs of the harmonic MLP, of the main setting or of the sweep of exponents."""
+    runs = select(rows, task=name, model="harmonic_mlp", fraction=MAIN_FRACTION, **wanted)
+    return [row for row in runs if row["kind"] in ("main", "exponents")]
 
 
 def lattice_needs_either(rows: Rows):
     """Either ingredient alone makes the lattice flatter than the standard model's."""
-    found = []
+    compared = []
     for architecture in ARCHITECTURES:
         base = values(_side(rows, "in_context", f"standard_{architecture}"), two_components)
         for head in ("euclidean_softmax", "dot_harmax"):
             ours = values(_side(rows, "in_context", f"{head}_{architecture}"), two_components)
             if len(ours) and len(base):
-                found.append((f"{head} {architecture}", compare(ours, base, True)))
-    return _told(found, "variance in two components, against standard")
+                compared.append((f"{head} {architecture}", compare(ours, base, True)))
+    return _told(compared, "variance in two components, against standard")
 
 
 def addition_needs_both(rows: Rows):
     """The harmonic model's circle is better than that of either ingredient alone."""
-    found = []
+    compared = []
     for architecture in ARCHITECTURES:
-        ours = values(_side(rows, "modular_addition", f"harmonic_{architecture}"), lambda row: row.get("structure"))
+        ours = values(_side(rows, "modular_addition", f"harmonic_{architecture}"), named("structure"))
         for head in ("euclidean_softmax", "dot_harmax"):
-            base = values(_side(rows, "modular_addition", f"{head}_{architecture}"), lambda row: row.get("structure"))
+            base = values(_side(rows, "modular_addition", f"{head}_{architecture}"), named("structure"))
             if len(ours) and len(base):
-                found.append((f"harmonic and {head} {architecture}", compare(ours, base, False)))
-    return _told(found, "circle deviation")
+                compared.append((f"harmonic and {head} {architecture}", compare(ours, base, False)))
+    return _told(compared, "circle deviation")
 
 
 def other_losses(rows: Rows):
-    found = []
+    compared = []
     for name in TASKS:
         for architecture in ARCHITECTURES:
             for head in ("contrastive", "spherical"):
                 ours, base = (_side(rows, name, f"{h}_{architecture}") for h in ("harmonic", head))
                 if ours and base:
                     comparison = compare(values(ours, two_components), values(base, two_components), True)
-                    found.append((f"{task(name).title} {architecture} and {head}", comparison))
-    return _told(found, "variance in two components")
+                    compared.append((f"{task(name).title} {architecture} and {head}", comparison))
+    return _told(compared, "variance in two components")
 
 
 def best_exponent(rows: Rows):
     """n = 1 of the sweep (2 on the distance in the code's reading) is not beaten on the task's structure."""
     details, parts = [], []
     for name in TASKS:
-        runs = [
-            r
-            for r in select(rows, task=name, model="harmonic_mlp", fraction=MAIN_FRACTION)
-            if r["kind"] in ("main", "exponents")
-        ]
+        runs = _swept(rows, name)
         exponents = sorted({row["exponent"] for row in runs})
         if len(exponents) < 3:
             continue
-        medians = {
-            n: (float(np.median(values(select(runs, exponent=n), lambda row: row["test_accuracy"]))),
-                float(np.median(values(select(runs, exponent=n), two_components))))
-            for n in exponents
-        }  # fmt: skip
+        medians = {}  # n: accuracy, explained variance
+        for n in exponents:
+            at_n = select(runs, exponent=n)
+            medians[n] = tuple(float(np.median(values(at_n, f))) for f in (named("test_accuracy"), two_components))
         # Test accuracy first, to two digits, then compression
         best = max(exponents, key=lambda n: (round(medians[n][0], 2), medians[n][1]))
         listed = ", ".join(f"{n:g}: {a:.2f}/{ev:.2f}" for n, (a, ev) in medians.items())
@@ -264,14 +269,10 @@ def exponent_convention(rows: Rows):
     for reading, n in (("code, n = 2 on the distance", CODE_EXPONENT), ("paper, n = 1 on the distance", 1.0)):
         good = []
         for name in ("in_context", "modular_addition"):
-            runs = [
-                r
-                for r in select(rows, task=name, model="harmonic_mlp", fraction=MAIN_FRACTION, exponent=n)
-                if r["kind"] in ("main", "exponents")
-            ]
+            runs = _swept(rows, name, exponent=n)
             if runs:
                 flat = int((values(runs, two_components) > FLAT).sum())
-                learned = float(np.median(values(runs, lambda row: row["test_accuracy"])))
+                learned = float(np.median(values(runs, named("test_accuracy"))))
                 good.append(f"{task(name).title} {flat} of {len(runs)} flat, test accuracy {learned:.2f}")
                 if n == CODE_EXPONENT:
                     parts.append("holds" if flat > len(runs) / 2 else "does not hold")
@@ -285,11 +286,11 @@ def case_study(rows: Rows):
     for head, decay in CASES:
         runs = select(rows, kind="case", model=f"{head}_mlp", weight_decay=decay)
         if runs:
-            accuracy_, ev = values(runs, lambda row: row["test_accuracy"]), values(runs, two_components)
-            learned[head, decay] = (accuracy_ > LEARNED).mean()
+            accuracies, explained = values(runs, named("test_accuracy")), values(runs, two_components)
+            learned[head, decay] = (accuracies > LEARNED).mean()
             details.append(
-                f"{head}, decay {decay}: {int((accuracy_ > LEARNED).sum())} of {len(runs)} seeds generalise, "
-                f"median test accuracy {np.median(accuracy_):.2f}, variance in two components {np.median(ev):.2f}"
+                f"{head}, decay {decay}: {int((accuracies > LEARNED).sum())} of {len(runs)} seeds generalize, median "
+                f"test accuracy {np.median(accuracies):.2f}, variance in two components {np.median(explained):.2f}"
             )
     if len(learned) < len(CASES):
         return details, []
@@ -300,7 +301,8 @@ def case_study(rows: Rows):
     ]
 
 
-CLAIMS = {
+# What the paper says, and the function that judges it: rows of one protocol -> (what was measured, verdicts)
+CLAIMS: dict[str, Callable[[Rows], tuple[list[str], list[str]]]] = {
     "Harmonic explains 100 % of the variance with two components on in-context learning in nearly all seeds "
     "(section 3)": flat_lattice,
     "Harmonic MLPs draw near-perfect circles on modular addition (section 3)": circles,
@@ -310,7 +312,7 @@ CLAIMS = {
     "Far less grokking on modular addition and permutations (figure 3c)": grokking,
     "Harmonic test accuracy is higher (figure 3b, at the largest fraction)": accuracy,
     "Permutations lie in cosets of S4 (appendix B)": cosets,
-    "Without weight decay, harmonic generalises on modular addition; standard needs weight decay "
+    "Without weight decay, harmonic generalizes on modular addition; standard needs weight decay "
     "(case study)": case_study,
     "Ablation: the lattice needs either the distance or HarMax (section 6)": lattice_needs_either,
     "Ablation: modular addition needs both (section 6)": addition_needs_both,

@@ -50,9 +50,8 @@ def toy(folder: Path, curves: dict) -> None:
     for row, (case, heads) in zip(axes, curves.items(), strict=True):
         for head, (losses, norms) in heads.items():
             for ax, values in zip(row, (losses, norms), strict=True):
-                steps = np.unique(
-                    np.linspace(0, len(values) - 1, 250, dtype=int)
-                )  # of all of them, an SVG takes megabytes
+                # With all steps an SVG takes megabytes
+                steps = np.unique(np.linspace(0, len(values) - 1, 250, dtype=int))
                 low, middle, high = (np.quantile(values.numpy()[steps], q, axis=1) for q in (0, 0.5, 1))
                 ax.plot(steps, middle, color=TOY_STYLES[head], label=head)
                 ax.fill_between(steps, low, high, color=TOY_STYLES[head], alpha=0.15, linewidth=0)
@@ -95,6 +94,17 @@ def algorithmic(folder: Path, trained: list) -> None:
         _exponents(folder, "figure13_exponents", [t for t in swept if t.row["task"] in swept_tasks])
 
 
+def _runs(trained: list, task_name: str, model: str) -> list:
+    return [t for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
+
+
+def _medians(ax, places, groups: list, model: str, style: str = "-") -> None:
+    """A line through the medians of the groups, and the range of each."""
+    ax.plot(places, [np.median(g) for g in groups], style, markersize=3, color=COLORS[model], label=_label(model))
+    lowest, highest = ([pick(g) for g in groups] for pick in (min, max))
+    ax.fill_between(places, lowest, highest, color=COLORS[model], alpha=0.12, linewidth=0)
+
+
 def _tasks_of(trained: list) -> list[str]:
     present = {t.row["task"] for t in trained}
     return [name for name in TASKS if name in present]
@@ -117,10 +127,8 @@ def _colors(task_name: str) -> tuple[np.ndarray | str, str | None]:
     if task_name == "genealogy":
         return np.log2(np.arange(1, LAST_NODE + 1)).astype(int), "tab10"
     if task_name == "permutations":
-        klein = next(
-            labels for name, labels in coset_partitions().items() if name.endswith("order 4") and len(set(labels)) == 6
-        )
-        return klein, "viridis"
+        of_order_4 = [labels for name, labels in coset_partitions().items() if name.endswith("order 4")]
+        return next(labels for labels in of_order_4 if len(set(labels)) == 6), "viridis"
     return "tab:blue", None
 
 
@@ -141,7 +149,7 @@ def _representations(folder: Path, name: str, trained: list) -> None:
     figure, axes = subplots(len(kinds), len(seeds), 1.15 * len(seeds) + 1.8, 1.2 * len(kinds), squeeze=False)
     for row, (task_name, model) in zip(axes, kinds, strict=True):
         for ax, seed in zip(row, seeds, strict=True):
-            runs = [t for t in trained if (t.row["task"], t.row["model"], t.row["seed"]) == (task_name, model, seed)]
+            runs = [t for t in _runs(trained, task_name, model) if t.row["seed"] == seed]
             if runs:
                 _scatter(ax, task_name, runs[0].points, runs[0].row["explained"][1], size=7)
             else:
@@ -167,13 +175,9 @@ def _explained_variance(folder: Path, name: str, trained: list) -> None:
     figure, axes = _panels(_tasks_of(trained))
     for ax, task_name in zip(axes, _tasks_of(trained), strict=True):
         for model in _models_of(trained):
-            curves = np.array(
-                [t.row["explained"] for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
-            )
-            if len(curves):
-                components = np.arange(1, curves.shape[1] + 1)
-                ax.plot(components, np.median(curves, axis=0), color=COLORS[model], label=_label(model))
-                ax.fill_between(components, curves.min(0), curves.max(0), color=COLORS[model], alpha=0.12, linewidth=0)
+            shares = np.array([t.row["explained"] for t in _runs(trained, task_name, model)])
+            if len(shares):
+                _medians(ax, np.arange(1, shares.shape[1] + 1), list(shares.T), model)
         ax.set(xlabel="principal components", ylim=(0, 1.05), xticks=[2, 4, 6, 8, 10])
     axes[0].set_ylabel("cumulative explained variance")
     _legend(figure, axes[0])
@@ -185,25 +189,10 @@ def _data_efficiency(folder: Path, name: str, trained: list) -> None:
     figure, axes = _panels(_tasks_of(trained))
     for ax, task_name in zip(axes, _tasks_of(trained), strict=True):
         for model in _models_of(trained):
-            runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
-            fractions = sorted({row["fraction"] for row in runs})
-            accuracies = [[row["test_accuracy"] for row in runs if row["fraction"] == f] for f in fractions]
-            ax.plot(
-                fractions,
-                [np.median(a) for a in accuracies],
-                "o-",
-                markersize=3,
-                color=COLORS[model],
-                label=_label(model),
-            )
-            ax.fill_between(
-                fractions,
-                list(map(min, accuracies)),
-                list(map(max, accuracies)),
-                color=COLORS[model],
-                alpha=0.12,
-                linewidth=0,
-            )
+            rows = [t.row for t in _runs(trained, task_name, model)]
+            fractions = sorted({row["fraction"] for row in rows})
+            accuracies = [[row["test_accuracy"] for row in rows if row["fraction"] == f] for f in fractions]
+            _medians(ax, fractions, accuracies, model, "o-")
         ax.set(xlabel="train fraction", ylim=(0, 1.05), xlim=(0, 1))
     axes[0].set_ylabel("test accuracy")
     _legend(figure, axes[0])
@@ -217,22 +206,15 @@ def _grokking(folder: Path, name: str, trained: list) -> None:
     for ax, task_name in zip(axes, _tasks_of(trained), strict=True):
         missing = []
         for model in _models_of(trained):
-            runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
-            drawn = [
-                (r["train_epochs"], r["test_epochs"]) for r in runs if None not in (r["train_epochs"], r["test_epochs"])
-            ]
-            ax.plot(
-                *(zip(*drawn, strict=True) if drawn else ([], [])),
-                "v",
-                markersize=5,
-                color=COLORS[model],
-                label=_label(model),
-            )
-            missing += [f"{len(runs) - len(drawn)} {_label(model)}"] if len(drawn) < len(runs) else []
+            epochs = [(t.row["train_epochs"], t.row["test_epochs"]) for t in _runs(trained, task_name, model)]
+            reached = [pair for pair in epochs if None not in pair]
+            train, test = zip(*reached, strict=True) if reached else ([], [])
+            ax.plot(train, test, "v", markersize=5, color=COLORS[model], label=_label(model))
+            if len(reached) < len(epochs):
+                missing.append(f"{len(epochs) - len(reached)} {_label(model)}")
         if missing:
-            ax.text(
-                0.98, 0.02, "never:\n" + "\n".join(missing), transform=ax.transAxes, ha="right", va="bottom", fontsize=6
-            )
+            told = "never:\n" + "\n".join(missing)
+            ax.text(0.98, 0.02, told, transform=ax.transAxes, ha="right", va="bottom", fontsize=6)
         limit = max(ax.get_xlim()[1], ax.get_ylim()[1])
         ax.plot([0, limit], [0, limit], "k--", linewidth=1)
         ax.set(xlim=(0, limit), ylim=(0, limit), xlabel="epochs to train accuracy > 0.9")
@@ -268,18 +250,24 @@ def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> No
     figure, axes = subplots(len(kinds), len(heads), 2.1 * len(heads) + 1.5, 2.1 * len(kinds), squeeze=False)
     for row, (task_name, architecture) in zip(axes, kinds, strict=True):
         for ax, head in zip(row, heads, strict=True):
-            runs = [t for t in trained if (t.row["task"], t.row["model"]) == (task_name, f"{head}_{architecture}")]
+            runs = _runs(trained, task_name, f"{head}_{architecture}")
             if not runs:
                 ax.axis("off")
                 continue
             _scatter(ax, task_name, runs[0].points, runs[0].row["explained"][1])
-            variance, accuracy = (
-                np.median([pick(t.row) for t in runs])
-                for pick in (lambda r: r["explained"][1], lambda r: r["test_accuracy"])
-            )
+            variance = np.median([t.row["explained"][1] for t in runs])
+            accuracy = np.median([t.row["test_accuracy"] for t in runs])
             ax.set_title(f"{head}\nmedian EV {100 * variance:.0f}%, test acc. {accuracy:.2f}", fontsize=7)
         row[0].set_ylabel(f"{task(task_name).title}\n{architecture}", rotation=0, ha="right", va="center", fontsize=8)
     save(figure, folder, name)
+
+
+def _accuracy(row: dict) -> float:
+    return row["test_accuracy"]
+
+
+def _two_components(row: dict) -> float:
+    return row["explained"][1]
 
 
 def _exponents(folder: Path, name: str, trained: list) -> None:
@@ -289,28 +277,10 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
     figure, axes = subplots(2, len(names), 3.4 * len(names) + 1, 5, squeeze=False, sharex=True)
     for column, task_name in zip(axes.T, names, strict=True):
         for model in _models_of(trained):
-            runs = [t.row for t in trained if (t.row["task"], t.row["model"]) == (task_name, model)]
-            exponents = sorted({row["exponent"] for row in runs})
-            for ax, pick in zip(
-                column, (lambda row: row["test_accuracy"], lambda row: row["explained"][1]), strict=True
-            ):
-                groups = [[pick(row) for row in runs if row["exponent"] == n] for n in exponents]
-                ax.plot(
-                    exponents,
-                    [np.median(g) for g in groups],
-                    "o-",
-                    markersize=3,
-                    color=COLORS[model],
-                    label=_label(model),
-                )
-                ax.fill_between(
-                    exponents,
-                    list(map(min, groups)),
-                    list(map(max, groups)),
-                    color=COLORS[model],
-                    alpha=0.12,
-                    linewidth=0,
-                )
+            rows = [t.row for t in _runs(trained, task_name, model)]
+            exponents = sorted({row["exponent"] for row in rows})
+            for ax, pick in zip(column, (_accuracy, _two_components), strict=True):
+                _medians(ax, exponents, [[pick(r) for r in rows if r["exponent"] == n] for n in exponents], model, "o-")
                 ax.set(ylim=(0, 1.05))
         column[0].set_title(task(task_name).title, fontsize=9)
     figure.supxlabel("n on the distance (paper's reading); the code's is half of it", fontsize=8)

@@ -48,6 +48,6 @@ def test_what_is_wrong_is_found(token_folder, tmp_path):
     documents = json.loads((copy / "manifest.json").read_text())["splits"]["train"]["documents"]
     assert inspect_folder(copy).problems == [
         f"{file}: 1 ids beyond the vocabulary of 300",
-        f"{file}: its SHA-256 is not the one in the manifest",
+        f"{file}: its SHA-256 is not the manifest's",
         f"train: {documents - 1} documents, the manifest says {documents}",
     ]

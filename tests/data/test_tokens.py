@@ -1,18 +1,13 @@
 """Reading token files, and what is noted of the files that were verified."""
 
-import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-import harmonic_gpt
 from harmonic_gpt.data.tokenizer import train_tokenizer
 from harmonic_gpt.data.tokens import VERIFIED, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
@@ -216,24 +211,3 @@ def test_another_process_is_trusted(folder, reads):
     opened.trust()
     opened.tokens("train")
     assert reads == []
-
-
-POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "posix"}
-
-
-def test_reading_works_where_there_is_no_fcntl(folder):
-    """As on Windows; the other modules are looked at, because transformers itself is not imported so on Linux."""
-    script = (
-        f"import sys\nfor name in {sorted(POSIX_ONLY - {'posix'})}:\n    sys.modules[name] = None\n"
-        "import harmonic_gpt.data.sampler\nfrom harmonic_gpt.data.tokens import open_token_folder\n"
-        "print(len(open_token_folder(sys.argv[1]).tokens('train')))"
-    )
-    ended = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) == len(open_token_folder(folder).tokens("train"))
-    for path in Path(harmonic_gpt.__file__).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
-        names = {alias.name for node in imports for alias in node.names}
-        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not names & POSIX_ONLY, path

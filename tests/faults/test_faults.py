@@ -263,7 +263,7 @@ def test_damaged_tokens(victims, config, token_folder, tmp_path, record):
     shutil.copytree(token_folder, data)
     shard = next(data.glob("train-*.bin"))
     for how, message in (
-        (flip_low_bit, "its SHA-256 is not the one in the manifest"),
+        (flip_low_bit, "its SHA-256 is not the manifest's"),
         (cut_short, "the manifest says"),
     ):
         how(shard)

@@ -7,7 +7,15 @@ import textwrap
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, StaticCache, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+)
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from tests.conftest import HEADS
@@ -106,6 +114,8 @@ def test_loads_without_our_package(model, ids, tmp_path):
         assert model.generate(ids[:1], max_new_tokens=3).shape == (1, 20)
     """
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    # The same sums in both processes
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         cwd=tmp_path,
@@ -268,3 +278,35 @@ def test_exponent_convention_and_defaults():
     assert config.hidden_scale == config.center_std == pytest.approx(768**-0.5)
     standard = HarmonicGPT2Config(**STANDARD)
     assert (standard.hidden_scale, standard.center_std) == (1.0, pytest.approx(768**-0.5))
+
+
+def test_the_trunk_alone_by_auto_model(model, ids, tmp_path):
+    model.save_pretrained(tmp_path)
+    trunk = AutoModel.from_pretrained(tmp_path)
+    assert type(trunk).__name__ == "HarmonicGPT2Model"
+    expected = model.transformer(ids).last_hidden_state
+    torch.testing.assert_close(trunk(ids).last_hidden_state, expected, rtol=0, atol=0)
+    assert AutoConfig.from_pretrained(tmp_path).auto_map["AutoModel"] == "modeling_harmonic_gpt2.HarmonicGPT2Model"
+
+
+def test_token_type_ids_are_gpt2s(tiny_config):
+    config = tiny_config(similarity="dot", normalization="softmax")
+    ours = HarmonicGPT2ForCausalLM(config).eval()
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids, types = torch.randint(101, (2, 12)), torch.arange(12).expand(2, 12) % 3
+    torch.testing.assert_close(ours(ids, token_type_ids=types).logits, theirs(ids, token_type_ids=types).logits)
+    assert not torch.equal(ours(ids, token_type_ids=types).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_who_looks_for_a_bias_is_told(tiny_config, head):
+    """A bias of None invites other programs to multiply by the weight: right for the standard head alone."""
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head
+    if head == ("dot", "softmax"):
+        assert lm_head.bias is None
+        assert "bias" not in lm_head.state_dict()
+    else:
+        assert getattr(lm_head, "bias", None) is None
+        with pytest.raises(AttributeError, match=r"would train dot products\. Use transformers' Trainer"):
+            lm_head.bias  # noqa: B018
