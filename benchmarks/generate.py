@@ -53,7 +53,7 @@ def main() -> None:
     print(f"GPT-2 small, batch 1, {args.device}, {torch.get_num_threads()} threads; milliseconds a token")
     print(f"{'':<18}{'ms':>8}{'quartiles':>16}{'/ GPT2LMHeadModel':>20}")
     for name, seconds in times.items():
-        low, _, high = (1000 * q for q in quantiles(seconds, n=4))
+        low, _, high = (1000 * q for q in quantiles(seconds, n=4, method="inclusive"))
         print(f"{name:<18}{1000 * median(seconds):>8.1f}{f'{low:.1f}-{high:.1f}':>16}{median(seconds) / base:>20.2f}")
 
 

@@ -182,7 +182,7 @@ def measure(
     gradients = (tokens + classes) * dim * getattr(torch, dtype).itemsize
     rows = []
     for name in names:
-        low, _, high = quantiles(times[name], n=4)
+        low, _, high = quantiles(times[name], n=4, method="inclusive")
         row = {"head": name, "tokens": tokens, "dim": dim, "classes": classes, "dtype": dtype, "device": device}
         row |= {
             "seconds": median(times[name]),

@@ -139,7 +139,7 @@ def report(size: str, times: dict[str, list[float]], args: argparse.Namespace) -
     base = median(times["GPT2LMHeadModel"])
     settings = {name: getattr(args, name) for name in ("device", "precision", "compile")} | {"batch": batch}
     for name, seconds in times.items():
-        low, middle, high = (batch * positions / q for q in quantiles(seconds, n=4))
+        low, middle, high = (batch * positions / q for q in quantiles(seconds, n=4, method="inclusive"))
         spread = f"{high:,.0f}-{low:,.0f}"
         print(f"{name:<18}{middle:>10,.0f}{spread:>18}{base / median(seconds):>20.2f}")
         row = {"size": size, "model": name, "tokens_per_second": middle, "quartiles": [high, low]}

@@ -123,7 +123,7 @@ def interleaved(
 
 def spread(values: list[float]) -> dict:
     """Median in milliseconds and the quartiles around it."""
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"ms": median(values) * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
 
 

@@ -55,6 +55,7 @@ def running(config: RunConfig) -> Iterator[Run]:
     try:
         yield run
     finally:
+        run.batches.close()
         if run.tracker:
             run.tracker.close()
 

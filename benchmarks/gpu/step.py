@@ -21,7 +21,7 @@ from benchmarks.gpu.device import describe, interleaved, micro_batch_size, peak_
 from benchmarks.gpu.first_step import first_step
 from benchmarks.gpu.plain_gpt import PlainGPT, Shape
 from benchmarks.gpu.settings import ROOT, Settings, gpt2_small, random_tokens, running
-from benchmarks.train_step import hugging_face, nanogpt
+from benchmarks.train_step import Build, hugging_face, nanogpt
 from harmonic_gpt.run_config import RunConfig
 from harmonic_gpt.training.loop import train_step
 from harmonic_gpt.training.plan import model_config, peak_flops, training_flops_per_token
@@ -33,8 +33,6 @@ COLUMNS = {
 HARMONIC, STANDARD = "harmonic, ours", "standard, ours"
 NANOGPT_LIKE, NANOGPT = "nanoGPT-like, compiled", "nanoGPT, compiled"
 STEPS = 2  # of one timing: a loop may prepare the next batch while a step runs
-
-Build = Callable[[dict], tuple[nn.Module, Callable[[Tensor], Tensor]]]  # shape -> model, loss of ids (B, T + 1)
 
 
 class Trainee(NamedTuple):
@@ -81,7 +79,7 @@ def throughput(settings: Settings) -> list[dict]:
             speeds = [STEPS * config.train.batch_tokens / seconds for seconds in times[name]]
             row |= {"micro_batch": trainees[name].micro_batch, "tokens_per_second": median(speeds)}
             if len(speeds) > 1:
-                low, _, high = quantiles(speeds, n=4)
+                low, _, high = quantiles(speeds, n=4, method="inclusive")
                 row["quartiles"] = [low, high]
             row |= {"mfu": row["tokens_per_second"] * flops / peak} if peak else {}
             if peaks[name] is not None:

@@ -82,7 +82,7 @@ def _scan(tokens: Tokens, split: str, end_of_text: int, inspection: Inspection, 
         if beyond:
             inspection.problems.append(f"{file}: {beyond:,} ids beyond the vocabulary of {tokens.vocab_size:,}")
         if said and sha256.hexdigest() != said["files"][number]["sha256"]:
-            inspection.problems.append(f"{file}: its SHA-256 is not the one in the manifest")
+            inspection.problems.append(f"{file}: its SHA-256 is not the manifest's")
     if said and documents != said["documents"]:
         inspection.problems.append(f"{split}: {documents:,} documents, the manifest says {said['documents']:,}")
     return SplitReport(

@@ -30,18 +30,15 @@ MODELS = tuple(f"{head}_{architecture}" for head in HEAD_KINDS for architecture 
 
 @dataclass(frozen=True)
 class Budget:
-    """epochs: of an architecture, (of the transformers on permutations). seeds, sweep_seeds: of the main setting; of
-    the sweeps and side studies. side_tasks: where the ablation, the other losses and the exponents are run. exponents:
-    on the distance.
-    """
+    """How much of the study is run."""
 
-    epochs: dict[str, int]
-    permutation_epochs: int
-    seeds: int
-    sweep_seeds: int
-    fractions: tuple[float, ...]
-    exponents: tuple[float, ...]
-    side_tasks: tuple[str, ...]
+    epochs: dict[str, int]  # by architecture
+    permutation_epochs: int  # of the transformers on permutations
+    seeds: int  # of the main setting
+    sweep_seeds: int  # of the sweeps and side studies
+    fractions: tuple[float, ...]  # of the examples, to train on
+    exponents: tuple[float, ...]  # on the distance
+    side_tasks: tuple[str, ...]  # where the ablation, the other losses and the exponents are run
     stop_when_converged: bool
 
 
@@ -83,21 +80,17 @@ def cells(
 
     def cell(kind: str, task: str, model: str, members: list[Member], **changes) -> Cell:
         head, architecture = model.rsplit("_", 1)
-        epochs = (
-            budget.permutation_epochs
-            if (task, architecture) == ("permutations", "transformer")
-            else budget.epochs[architecture]
-        )
+        slow = (task, architecture) == ("permutations", "transformer")
         base = Cell(
-            f"{kind}.{task}.{model}",
-            task,
-            architecture,
-            head,
-            tuple(members),
-            epochs,
-            LEARNING_RATE,
-            WEIGHT_DECAY[architecture],
-            budget.stop_when_converged,
+            name=f"{kind}.{task}.{model}",
+            task=task,
+            architecture=architecture,
+            head=head,
+            members=tuple(members),
+            epochs=budget.permutation_epochs if slow else budget.epochs[architecture],
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY[architecture],
+            stop_when_converged=budget.stop_when_converged,
         )
         return replace(base, **changes)
 
@@ -147,19 +140,16 @@ def study(
     seeds: int | None,
     workers: int,
 ) -> None:
-    """Run what is missing in `out`/cells, and say before how long that may take. None: all tasks, models, protocols."""
-    plan = cells(BUDGETS[budget], check_names("tasks", tasks, TASKS), check_names("models", models, MODELS),
-                 check_names("protocol", protocols, PROTOCOLS), seeds)  # fmt: skip
+    """Run what is missing in `out`/cells, and say before how long that may take. None: all of them."""
+    tasks, models = check_names("tasks", tasks, TASKS), check_names("models", models, MODELS)
+    plan = cells(BUDGETS[budget], tasks, models, check_names("protocol", protocols, PROTOCOLS), seeds)
     folder = Path(out) / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in plan if not _is_done(folder, cell)]
     print(f"{len(plan)} cells of {sum(len(c.members) for c in plan)} models, {len(plan) - len(missing)} done before")
     if missing:
-        print(
-            f"{_estimate(missing, workers)}; {workers} processes, one thread each. "
-            "Ctrl-C is safe: finished cells are kept.",
-            flush=True,
-        )
+        estimate = f"{_estimate(missing, workers)}; {workers} processes, one thread each"
+        print(f"{estimate}. Ctrl-C is safe: finished cells are kept.", flush=True)
         _run_all(folder, missing, workers)
     print(f"report: python -m harmonic_gpt study report {out}")
 
@@ -230,11 +220,8 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
     tensors = {k: np.ascontiguousarray(v) for k, v in vars(result).items() if k != "reason"}
     path = path_of(folder, cell)
     part = path.with_suffix(".part")
-    save_file(
-        tensors,
-        part,
-        metadata={"cell": json.dumps(asdict(cell)), "reason": json.dumps(result.reason), "time": json.dumps(seconds)},
-    )
+    notes = {"cell": asdict(cell), "reason": result.reason, "time": seconds}
+    save_file(tensors, part, metadata={key: json.dumps(value) for key, value in notes.items()})
     sync(part)
     part.replace(path)
     sync(folder)

@@ -21,10 +21,8 @@ from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
 
 CLASSES = 10
 BATCH, LEARNING_RATE = 64, 1e-3
-EPOCHS = {
-    "digits": 200,
-    "mnist": 10,
-}  # of the small set as many as make a comparable number of steps; of MNIST the paper's
+# Of MNIST the paper's; of the small set as many as make a comparable number of steps
+EPOCHS = {"digits": 200, "mnist": 10}
 MNIST = "ylecun/mnist"
 
 
@@ -44,8 +42,7 @@ class Images:
 
 
 def load(data: str) -> Images:
-    """`digits` (scikit-learn's), `mnist` (the hub), or a local folder that `datasets` can load, with the columns image
-    and label."""
+    """`digits` (scikit-learn's), `mnist` (the hub), or a local folder with columns image and label."""
     if data == "digits":
         require("studies", "sklearn")
         from sklearn.datasets import load_digits
@@ -59,12 +56,9 @@ def load(data: str) -> Images:
         return Images(data, *(torch.tensor(x, dtype=torch.float32 if x.ndim == 2 else torch.int64) for x in arrays))
     if data != "mnist" and not Path(data).is_dir():
         raise InputError(f"--data: expected digits, mnist or a local folder, got {data!r}")
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise InputError(
-            "MNIST is read with the package datasets: pip install 'harmonic-gpt[data]', or use --data digits"
-        ) from error
+    require("data", "datasets")
+    from datasets import load_dataset
+
     try:
         dataset = load_dataset(MNIST if data == "mnist" else data)
         sides = [tensor for side in ("train", "test") for tensor in _tensors(dataset[side])]
@@ -103,9 +97,8 @@ def train(images: Images, head: dict, seeds: int, epochs: int) -> Tensor:
         orders = torch.stack([torch.randperm(len(images.train), generator=g) for g in generators])
         for batch in orders.split(BATCH, dim=1):  # (M, B)
             z = head_logits(images.train[batch], w, **head)  # (M, B, CLASSES)
-            loss = (
-                F.cross_entropy(z.flatten(0, 1), images.train_labels[batch].flatten(), reduction="sum") / batch.shape[1]
-            )
+            nats = F.cross_entropy(z.flatten(0, 1), images.train_labels[batch].flatten(), reduction="sum")
+            loss = nats / batch.shape[1]
             optimizer.zero_grad()
             loss.backward()  # the seeds' losses are summed: each has its own gradient
             optimizer.step()
@@ -164,13 +157,13 @@ def study(out: str, data: str, seeds: int, epochs: int | None) -> None:
 
 def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
     """What the paper says of section 4. measured[head][quantity]: (seeds,)."""
-    standard, result = measured["standard"], []
+    standard, judged = measured["standard"], []
     for name, ours in measured.items():
         if name == "standard":
             continue
         accuracy = compare(ours["test accuracy"], standard["test accuracy"], True)
         level = abs(accuracy.ours - accuracy.base) < 0.005
-        result.append(
+        judged.append(
             Claim(
                 f"accuracy is level with cross-entropy's, within half a percent ({name})",
                 f"{_spread(ours['test accuracy'])}, standard {_spread(standard['test accuracy'])} "
@@ -179,7 +172,7 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
             )
         )
         like_mean = compare(ours["correlation"], standard["correlation"], True)
-        result.append(
+        judged.append(
             Claim(
                 f"weights look like the mean digit: correlation over 0.9, above the standard model's ({name})",
                 f"correlation {_spread(ours['correlation'])}, standard {_spread(standard['correlation'])} "
@@ -189,18 +182,17 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
             )
         )
         off = compare(ours["off"], standard["off"], False)
-        result.append(
+        verdict = "holds" if ours["off"].max() < 0.1 else "does not hold"
+        if np.isnan(ours["off"]).any():
+            verdict = "not measured"
+        judged.append(
             Claim(
                 f"weights are near zero, under a tenth of the rest, where pixels are always off ({name})",
                 f"relative size {_spread(ours['off'])}, standard {_spread(standard['off'])} (p = {off.p:.2g})",
-                "not measured"
-                if np.isnan(ours["off"]).any()
-                else "holds"
-                if ours["off"].max() < 0.1
-                else "does not hold",
+                verdict,
             )
         )
-    return result
+    return judged
 
 
 def _spread(values: np.ndarray) -> str:

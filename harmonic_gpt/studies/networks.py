@@ -120,9 +120,8 @@ def logits(head: str, hidden: Tensor, centers: Tensor, exponents: Tensor) -> Ten
     z = head_logits(hidden, centers, exponent=1.0, similarity=similarity, normalization=normalization)
     if normalization == "harmax":
         return z * exponents[:, None, None]
-    if (
-        head == "spherical"
-    ):  # spherical softmax (de Brebisson & Vincent, arXiv 1511.05042) of dot products, p ~ s^2 / ||s||^2 + eps
+    if head == "spherical":
+        # Spherical softmax (de Brebisson and Vincent, arXiv 1511.05042) of dot products: p ~ s^2 / ||s||^2 + eps
         return torch.log(F.normalize(z, dim=-1).square() + SPHERICAL_EPS)
     return z
 

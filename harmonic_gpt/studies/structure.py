@@ -1,10 +1,11 @@
-"""How much of a task's structure shows in its embeddings, and when a run generalised: pure functions of arrays.
+"""How much of a task's structure shows in its embeddings, and when a run generalized: pure functions of arrays.
 
 Every structure metric takes the embeddings (P, D) of a task's `points`, in order, and does not change with scale,
 rotation or shift.
 """
 
 from collections.abc import Callable
+from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -66,9 +67,10 @@ def class_spread(points: np.ndarray) -> float:
 def generation_width(points: np.ndarray) -> float:
     """1 - share of the first component's variance within a generation, in the plane of the tree's first two components,
     averaged over generations of more than four nodes. 0: every generation is a line; 0.5 is the most."""
-    plane = first_two_components(points)
-    from sklearn.decomposition import PCA  # it is there: the line above needs it too
+    require("studies", "sklearn")
+    from sklearn.decomposition import PCA
 
+    plane = first_two_components(points)
     generation = np.log2(np.arange(1, LAST_NODE + 1)).astype(int)
     widths = []
     for g in range(3, generation.max() + 1):
@@ -108,6 +110,7 @@ METRICS = {
 }
 
 
+@cache
 def coset_partitions() -> dict[str, np.ndarray]:
     """Labels (24,) of the left and right cosets of every proper nontrivial subgroup of S4."""
     elements = symmetric_group()
@@ -124,14 +127,12 @@ def coset_partitions() -> dict[str, np.ndarray]:
 
     # Two elements generate every subgroup of S4
     subgroups = {generated(pair) for pair in combinations(range(24), 2)} | {generated((i, i)) for i in range(24)}
+    proper = sorted((sorted(s) for s in subgroups if 1 < len(s) < 24), key=lambda s: (len(s), s))
     partitions = {}
-    for number, subgroup in enumerate(
-        sorted((s for s in subgroups if 1 < len(s) < 24), key=lambda s: (len(s), sorted(s)))
-    ):
-        for side, cosets in (("left", product[:, sorted(subgroup)]), ("right", product[sorted(subgroup)].T)):
-            partitions[f"{side} cosets of subgroup {number}, order {len(subgroup)}"] = np.unique(
-                cosets.min(1), return_inverse=True
-            )[1]
+    for number, subgroup in enumerate(proper):
+        for side, cosets in (("left", product[:, subgroup]), ("right", product[subgroup].T)):
+            _, labels = np.unique(cosets.min(1), return_inverse=True)
+            partitions[f"{side} cosets of subgroup {number}, order {len(subgroup)}"] = labels
     return partitions
 
 
@@ -141,12 +142,9 @@ def best_coset_silhouette(points: np.ndarray) -> tuple[float, str]:
     require("studies", "sklearn")
     from sklearn.metrics import silhouette_score
 
-    scores = {name: float(silhouette_score(points, labels)) for name, labels in _PARTITIONS.items()}
+    scores = {name: float(silhouette_score(points, labels)) for name, labels in coset_partitions().items()}
     best = max(scores, key=lambda name: scores[name])
     return scores[best], best
-
-
-_PARTITIONS = coset_partitions()
 
 
 def epochs_to_threshold(epochs: np.ndarray, accuracy: np.ndarray) -> float:

@@ -34,9 +34,8 @@ def train(points: list, head: dict, seeds: int, steps: int = STEPS, start: list 
     x = torch.tensor(points, dtype=torch.float64)
     classes, d = x.shape
     generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-    random = torch.stack(
-        [(torch.rand(classes, d, generator=g) * 2 - 1) * d**-0.5 for g in generators]
-    ).double()  # (M, V, D)
+    starts = [(torch.rand(classes, d, generator=g) * 2 - 1) * d**-0.5 for g in generators]
+    random = torch.stack(starts).double()  # (M, V, D)
     w = (random if start is None else torch.tensor(start, dtype=torch.float64).repeat(seeds, 1, 1)).requires_grad_()
     labels = torch.arange(classes).repeat(seeds)
     optimizer = torch.optim.Adam([w], lr=LEARNING_RATE)
@@ -89,10 +88,10 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
     def spread(values: Tensor) -> str:
         return f"{values.median().item():.3g} [{values.min().item():.3g}, {values.max().item():.3g}]"
 
-    result = []
+    judged = []
     for head in (CODE, PAPER):
         steps, base = first_below("two points", head), first_below("two points", "cross-entropy")
-        result.append(
+        judged.append(
             Claim(
                 f"two points: the loss falls faster ({head})",
                 f"steps to {LOW} nats: {spread(steps)}, cross-entropy {spread(base)}",
@@ -100,7 +99,7 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
             )
         )
         grown, base = growth("two points", head), growth("two points", "cross-entropy")
-        result.append(
+        judged.append(
             Claim(
                 f"two points: the norm of W plateaus, cross-entropy's grows for ever ({head})",
                 f"growth in the second half: {spread(grown)}, cross-entropy {spread(base)}",
@@ -109,7 +108,7 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
         )
         # Centers right on their points: distances below the head's floor cannot be told apart
         resolvable = train(POINTS["five points"], HEADS[head], seeds=1, steps=1, start=POINTS["five points"])[0][-1, 0]
-        result.append(
+        judged.append(
             Claim(
                 f"five points: harmonic reaches machine precision ({head})",
                 f"final loss {spread(last('five points', head))}; centers exactly on the points cost {resolvable:.3g} "
@@ -118,11 +117,11 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
             )
         )
     stuck = last("five points", "cross-entropy")
-    result.append(
+    judged.append(
         Claim(
             "five points: cross-entropy plateaus high",
             f"final loss {spread(stuck)}; the middle point alone costs log(5)/5 = 0.322",
             "holds" if stuck.min() > 0.3 else "does not hold",
         )
     )
-    return result
+    return judged

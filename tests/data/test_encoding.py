@@ -65,9 +65,8 @@ def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
     expected = [[*reference.encode_ordinary(text), 50256] for text in texts]
     assert [encode([text]).tolist() for text in texts] == expected
     assert encode(texts).tolist() == list(chain(*expected))
-    plain = [
-        i for i, text in enumerate(texts) if SEPARATOR not in text
-    ]  # the way of nearly all documents: one call for all of them
+    # The way of nearly all documents: one call for all of them
+    plain = [i for i, text in enumerate(texts) if SEPARATOR not in text]
     assert encode([texts[i] for i in plain]).tolist() == list(chain(*(expected[i] for i in plain)))
     backend = ordinary_encoder(tokenizer)
     assert [backend.encode(text, add_special_tokens=False).ids for text in texts] == [ids[:-1] for ids in expected]
