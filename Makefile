@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: quickstart check test test-slow lock clean
+.PHONY: quickstart check test test-slow gpu lock clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
@@ -21,6 +21,10 @@ test: check
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a CUDA device: all that is to be measured there. GPU='head step' for some stages, PYTHON for its own
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.run $(GPU)
 
 # Pins what is not pinned yet, or what pyproject.toml and requirements.txt have moved; LOCK=--upgrade moves all the rest
 lock: | $(BIN)/pip
