@@ -58,7 +58,7 @@ def start(tracker: GeneralTracker, config: dict | None = None) -> None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{tracker.name} did not start: {reason}. Log in, or set tracking.{tracker.name} otherwise"
-        ) from None
+        ) from error
     if tracker.name == "wandb":
         tracker.tracker.define_metric("step")
         tracker.tracker.define_metric("*", step_metric="step")
