@@ -51,13 +51,15 @@ def installed(wheel, tmp_path_factory):
     def install(*extras: str):
         texts = project["dependencies"] + [t for extra in extras for t in project["optional-dependencies"][extra]]
         folder = tmp_path_factory.mktemp("-".join(["core", *extras]))
+        environ = environments.clean_environ(folder / "home")
         python = environments.only(folder / "venv", *(Requirement(text).name for text in texts))
         pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel]
-        subprocess.run(pip, check=True, timeout=120)
+        # Away from the checkout, whose editable install would count as this version, installed already
+        subprocess.run(pip, cwd=folder, env=environ, check=True, timeout=120)
 
         def run(*arguments: str | Path, program: str = "harmonic-gpt") -> tuple[int, str]:
             done = subprocess.run(
-                [python.parent / program, *arguments], cwd=folder, env=environments.clean_environ(folder / "home"),
+                [python.parent / program, *arguments], cwd=folder, env=environ,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
             )  # fmt: skip
             return done.returncode, done.stdout
@@ -97,9 +99,7 @@ def test_trains_and_evaluates_with_its_core_dependencies_and_compares_with_eval(
     for arguments in (
         ["prepare", "--source", texts, "--out", data, "--vocab-size", "300", "--validation-share", "0.2"],
         ["train", "--config", config],
-        ["train", "--config", config, "--resume"],
         ["eval", "perplexity", run, "--tokens", "500"],
-        ["eval", "sample", run, "--prompt", "The cat", "--max-new-tokens", "5"],
     ):
         code, text = core(*arguments)
         assert code == 0, text
