@@ -1,7 +1,11 @@
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import harmonic_gpt
 from harmonic_gpt.errors import is_out_of_memory, reason_of
 
 
@@ -34,3 +38,10 @@ def test_what_the_allocators_raise_is_out_of_memory(allocate):
 )
 def test_other_kinds(error, is_memory):
     assert is_out_of_memory(error) == is_memory
+
+
+def test_no_error_hides_its_cause():
+    for path in Path(harmonic_gpt.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            hides = isinstance(node, ast.Raise) and isinstance(node.cause, ast.Constant)
+            assert not hides, f"{path}:{node.lineno}: from None"

@@ -195,27 +195,24 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
 
 def _same_request(partial: Path, there: dict, asked: dict) -> None:
     """Raises InputError unless a preparation that was begun is the one that is asked for now."""
-    for section in asked:
-        differing = [
-            f"{k}: {there[section].get(k)!r} there, {v!r} now"
-            for k, v in asked[section].items()
-            if there[section].get(k) != v
-        ]
+    for section, values in asked.items():
+        begun = there[section]
+        differing = [f"{k}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
         if differing:
             raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
 
 
 def _same_files(stored: dict, header: dict, partial: Path) -> None:
-    """Raises InputError unless the sources have the files that they had; those that nothing was read of may have
-    changed."""
+    """Raises InputError unless the sources have the files that they had, and those that were read have their sizes."""
     source, part, batch = stored["position"]
     for index, (there, now) in enumerate(zip(stored["sources"], header["sources"], strict=True)):
-        before, after = [[list(p) for p in s["parts"]] for s in (there, now)]
-        read = len(before) if index < source else 0 if index > source else part + (batch > 0)
-        differing = [p[0] for p, q in zip(before[:read], after[:read], strict=False) if p != q]
-        if differing or [p[0] for p in before] != [p[0] for p in after]:
-            what = differing[0] if differing else f"the files of {there['name']}"
-            raise InputError(f"{what} changed since {partial} was begun; remove {partial} to begin anew")
+        before, after = dict(there["parts"]), dict(now["parts"])
+        files_read = part + (batch > 0) if index == source else len(before) if index < source else 0
+        read = list(before)[:files_read]
+        changed = f"the files of {there['name']}" if list(before) != list(after) else None
+        changed = next((name for name in read if before[name] != after.get(name)), changed)
+        if changed:
+            raise InputError(f"{changed} changed since {partial} was begun; remove {partial} to begin anew")
 
 
 def _tokenizer(reader: Reader, partial: Path, request: dict, continued: bool) -> "PreTrainedTokenizerBase":

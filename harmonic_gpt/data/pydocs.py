@@ -30,9 +30,11 @@ def pydocs() -> tuple[str, ...]:
 
 
 def docstrings(source: bytes) -> str:
-    """Docstrings of a module's source in their order, a blank line between. Raises SyntaxError or ValueError for other
-    files."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [(node, ast.get_docstring(node)) for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
-    found.sort(key=lambda pair: getattr(pair[0], "lineno", 0))
-    return "\n\n".join(doc for _, doc in found if doc)
+    """Docstrings of a module's source in their order, a blank line between.
+
+    Raises SyntaxError or ValueError for other files.
+    """
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    return "\n\n".join(doc for node in nodes if (doc := ast.get_docstring(node)))

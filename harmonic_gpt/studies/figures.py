@@ -35,7 +35,7 @@ def subplots(rows: int, columns: int, width: float, height: float, **options: An
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: "Figure", folder: Path, name: str) -> None:
@@ -146,7 +146,7 @@ def _representations(folder: Path, name: str, trained: list) -> None:
     """Figure 2: the first two components of every seed's embeddings, a row for a task and model."""
     kinds = [(task_name, model) for task_name in _tasks_of(trained) for model in _models_of(trained)]
     seeds = sorted({t.row["seed"] for t in trained})[:10]
-    figure, axes = subplots(len(kinds), len(seeds), 1.15 * len(seeds) + 1.8, 1.2 * len(kinds), squeeze=False)
+    figure, axes = subplots(len(kinds), len(seeds), 1.15 * len(seeds) + 1.8, 1.2 * len(kinds))
     for row, (task_name, model) in zip(axes, kinds, strict=True):
         for ax, seed in zip(row, seeds, strict=True):
             runs = [t for t in _runs(trained, task_name, model) if t.row["seed"] == seed]
@@ -159,7 +159,7 @@ def _representations(folder: Path, name: str, trained: list) -> None:
 
 
 def _panels(names: list[str]):
-    figure, axes = subplots(1, len(names), 2.5 * len(names) + 0.5, 3.2, squeeze=False)
+    figure, axes = subplots(1, len(names), 2.5 * len(names) + 0.5, 3.2)
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(task(name).title, fontsize=9)
     return figure, axes[0]
@@ -247,7 +247,7 @@ def _heads(folder: Path, name: str, trained: list, heads: tuple[str, ...]) -> No
     """Figures 6 and 12: embeddings of the first seed under several heads; the median variance over seeds in the
     label."""
     kinds = [(task_name, architecture) for task_name in _tasks_of(trained) for architecture in ARCHITECTURES]
-    figure, axes = subplots(len(kinds), len(heads), 2.1 * len(heads) + 1.5, 2.1 * len(kinds), squeeze=False)
+    figure, axes = subplots(len(kinds), len(heads), 2.1 * len(heads) + 1.5, 2.1 * len(kinds))
     for row, (task_name, architecture) in zip(axes, kinds, strict=True):
         for ax, head in zip(row, heads, strict=True):
             runs = _runs(trained, task_name, f"{head}_{architecture}")
@@ -274,7 +274,7 @@ def _exponents(folder: Path, name: str, trained: list) -> None:
     """Figure 13: test accuracy and variance in two components against the exponent on the distance; half of it is the
     code's."""
     names = _tasks_of(trained)
-    figure, axes = subplots(2, len(names), 3.4 * len(names) + 1, 5, squeeze=False, sharex=True)
+    figure, axes = subplots(2, len(names), 3.4 * len(names) + 1, 5, sharex=True)
     for column, task_name in zip(axes.T, names, strict=True):
         for model in _models_of(trained):
             rows = [t.row for t in _runs(trained, task_name, model)]
