@@ -160,7 +160,7 @@ def _limitations(loaded: LoadedModel, own_code: bool) -> list[str]:
         "things up."
     )
     if own_code and loaded.model.config.similarity == "euclidean":
-        lines.append("Distances are formed in float32, also where the weights are bfloat16; float16 is refused.")
+        lines.append("Distances are formed in float32, whatever the weights are in. Training in float16 is refused.")
     return lines
 
 

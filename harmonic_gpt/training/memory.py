@@ -29,11 +29,11 @@ BORDERLINE = 0.1
 
 
 class RankDevice(NamedTuple):
-    """What one of `ranks` ranks trains on. name: for people. free: bytes. sharded: the ranks share weights, gradients
-    and optimizer state (FSDP2)."""
+    """What one of `ranks` ranks trains on. bytes: memory that it may use, and where, in words. sharded: the ranks share
+    weights, gradients and optimizer state (FSDP2)."""
 
-    name: str
-    free: int
+    where: str
+    bytes: int
     cuda: bool
     ranks: int = 1
     sharded: bool = False
@@ -47,20 +47,20 @@ class Need(NamedTuple):
 
 
 def rank_device(device: torch.device, ranks: int = 1, sharded: bool = False) -> RankDevice:
-    """free: of a GPU what it has free now, of main memory this rank's share of all of it."""
+    """Of a GPU the memory that is free now, of main memory this rank's share of all of it."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run
         free = torch.cuda.mem_get_info(device)[0] + cached
-        return RankDevice(torch.cuda.get_device_name(device), free, True, ranks, sharded)
+        return RankDevice(f"free on {torch.cuda.get_device_name(device)}", free, True, ranks, sharded)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return RankDevice("main memory", total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False, ranks, sharded)
+    return RankDevice("of main memory", total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False, ranks, sharded)
 
 
 def need(model: HarmonicGPT2Config, config: RunConfig, device: RankDevice) -> Need:
     """Of a step with the configured micro-batch. `largest` is at most a rank's share of a batch."""
     share = max(1, config.train.batch_tokens // model.n_positions // device.ranks)
     # Not monotonic: the loss cuts a micro-batch into equal chunks
-    fitting = [n for n in range(1, share + 1) if step_bytes(model, config, n, device) <= device.free]
+    fitting = [n for n in range(1, share + 1) if step_bytes(model, config, n, device) <= device.bytes]
     needed = step_bytes(model, config, min(config.train.micro_batch_size, share), device)
     return Need(needed, max(fitting, default=0))
 
@@ -69,12 +69,12 @@ def check_memory(model: HarmonicGPT2Config, config: RunConfig, device: RankDevic
     """None if a step fits, a warning if it may not. Raises InputError if it will not, with what to change."""
     needed, largest = need(model, config, device)
     text = (
-        f"train.micro_batch_size {config.train.micro_batch_size} needs about {needed / GIB:.2f} GiB a rank; "
-        f"{device.name} has {device.free / GIB:.2f} GiB free"
+        f"train.micro_batch_size {config.train.micro_batch_size} needs about {needed / GIB:.2f} GiB a rank; there are "
+        f"{device.bytes / GIB:.2f} GiB {device.where}"
     )
-    if needed <= (1 - BORDERLINE) * device.free:
+    if needed <= (1 - BORDERLINE) * device.bytes:
         return None
-    if needed <= (1 + BORDERLINE) * device.free:
+    if needed <= (1 + BORDERLINE) * device.bytes:
         return f"{text}: it may run out of memory" + (f"; {largest} is safer" if largest > 1 else "")
     if largest:
         raise InputError(f"{text}. Results do not depend on it: use --train.micro_batch_size={largest}")

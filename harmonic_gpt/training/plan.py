@@ -97,8 +97,8 @@ def plan(
         "batch": f"{sequences} sequences = {device.ranks} ranks x {math.ceil(sequences / device.ranks / micro)} "
         f"micro-batches of up to {micro}",
         "compute": f"{training_flops_per_token(hf_config) * all_tokens:.3g} FLOPs, {t.precision}",
-        "memory": f"about {needed / GIB:.1f} GiB a rank at the peak of a step (estimate); "
-        f"{device.name}: {device.free / GIB:.1f} GiB free, {fits}",
+        "memory": f"about {needed / GIB:.1f} GiB a rank at the peak of a step (estimate); there are "
+        f"{device.bytes / GIB:.1f} GiB {device.where}: {fits}",
     }
     return "\n".join(f"{name + ':':<12}{text}" for name, text in rows.items())
 

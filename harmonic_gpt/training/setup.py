@@ -17,7 +17,7 @@ from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Sampler, training_sampler
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
-from harmonic_gpt.errors import InputError, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 from harmonic_gpt.files import file_sha256, write_text
 from harmonic_gpt.likelihood import unigram_nats
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
@@ -180,9 +180,9 @@ def _saved_model(path: Path) -> HarmonicGPT2ForCausalLM:
     the rest."""
     try:
         loaded: Any = HarmonicGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
+    except Exception as error:  # safetensors, transformers and torch raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: its model cannot be loaded ({reason_of(error)})") from error
     model, info = loaded
     wrong = sorted({str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]})

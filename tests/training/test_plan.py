@@ -22,8 +22,8 @@ from harmonic_gpt.training.optimizer import build_optimizer
 from harmonic_gpt.training.plan import model_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GPU = RankDevice("a GPU", 80 * 2**30, cuda=True)
-CPU = RankDevice("main memory", 80 * 2**30, cuda=False)
+GPU = RankDevice("free on a GPU", 80 * 2**30, cuda=True)
+CPU = RankDevice("of main memory", 80 * 2**30, cuda=False)
 
 
 @dataclass
@@ -176,14 +176,14 @@ def test_a_micro_batch_that_does_not_fit_is_named_with_one_that_does():
     model = model_config(config, 50257, None)
     assert check_memory(model, config, GPU) is None
 
-    small = GPU._replace(name="NVIDIA A10", free=22 * 2**30)
-    with pytest.raises(InputError, match=r"micro_batch_size 64 needs about .* NVIDIA A10 has 22\.00 GiB free") as error:
+    small = GPU._replace(where="free on NVIDIA A10", bytes=22 * 2**30)
+    with pytest.raises(InputError, match=r"micro_batch_size 64 needs about .* 22\.00 GiB free on NVIDIA A10") as error:
         check_memory(model, config, small)
     largest = int(str(error.value).rpartition("--train.micro_batch_size=")[2])
-    assert step_bytes(model, config, largest, small) <= small.free < step_bytes(model, config, largest + 1, small)
+    assert step_bytes(model, config, largest, small) <= small.bytes < step_bytes(model, config, largest + 1, small)
     assert f"micro-batches of up to {largest} sequences fit" in plan.plan(config, 50257, small)
 
-    borderline = small._replace(free=step_bytes(model, config, 64, small))
+    borderline = small._replace(bytes=step_bytes(model, config, 64, small))
     assert "it may run out of memory" in check_memory(model, config, borderline)
 
 
@@ -194,9 +194,9 @@ def test_a_device_too_small_for_one_sequence_says_what_helps():
     least = step_bytes(model, recomputing, 1, GPU)
     assert least < 0.8 * step_bytes(model, config, 1, GPU)
     with pytest.raises(InputError, match=r"use --train\.gradient_checkpointing=true --train\.micro_batch_size=1"):
-        check_memory(model, config, GPU._replace(free=least))
+        check_memory(model, config, GPU._replace(bytes=least))
     with pytest.raises(InputError, match=r"too little for one sequence of this model: .*fsdp2\.yaml"):
-        check_memory(model, config, GPU._replace(free=2**30))
+        check_memory(model, config, GPU._replace(bytes=2**30))
 
 
 @pytest.fixture
@@ -217,8 +217,8 @@ def refused(run_config, tmp_path, capsys):
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(refused, monkeypatch):
     """On a device that is a fake: it says that it has 2 KiB."""
-    monkeypatch.setattr(setup, "rank_device", lambda *_: RankDevice("a fake", 2**11, cuda=False))
-    assert "a fake has 0.00 GiB free, too little for one sequence" in refused()
+    monkeypatch.setattr(setup, "rank_device", lambda *_: RankDevice("of a fake", 2**11, cuda=False))
+    assert "there are 0.00 GiB of a fake, too little for one sequence" in refused()
 
 
 def test_a_gpu_too_old_for_bf16_is_refused_before_anything_is_written(refused, monkeypatch):
@@ -238,17 +238,17 @@ def test_free_memory_is_the_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**29)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**29)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a fake")
-    assert rank_device(torch.device("cuda"), 4, sharded=True) == RankDevice("a fake", 7 * 2**30, True, 4, True)
+    assert rank_device(torch.device("cuda"), 4, sharded=True) == RankDevice("free on a fake", 7 * 2**30, True, 4, True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     whole = rank_device(torch.device("cpu"))
-    assert whole.free > 2**28
+    assert whole.bytes > 2**28
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert rank_device(torch.device("cpu")).free == whole.free // 2
+    assert rank_device(torch.device("cpu")).bytes == whole.bytes // 2
 
 
 def test_what_fits_just_so_is_warned_of(run_config, monkeypatch, capsys):
     config = run_config()
     needed = step_bytes(model_config(config, 300, None), config, 4, CPU)
-    monkeypatch.setattr(setup, "rank_device", lambda *_: RankDevice("a fake", needed, cuda=False))
+    monkeypatch.setattr(setup, "rank_device", lambda *_: RankDevice("of a fake", needed, cuda=False))
     assert loop.train(config) == 0
     assert "warning: train.micro_batch_size 4 needs about" in capsys.readouterr().err
