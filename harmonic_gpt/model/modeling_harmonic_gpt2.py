@@ -95,7 +95,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
             position t predicts
                 shift_labels[:, t]. Instead of labels.
 
-        Returns: loss in nats a token (scalar, float32) and logits (B, T, V) in float32: raw dot products for the
+        Returns: loss in nats per token (scalar, float32) and logits (B, T, V) in float32: raw dot products for the
             standard head, log-probabilities for the others.
         """
         # Not in the signature: Trainer would expect every argument named *label* in each batch

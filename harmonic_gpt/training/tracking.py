@@ -85,7 +85,7 @@ class SpikeDetector:
         self.window, self.deviations, self.least = window, deviations, least
 
     def is_spike(self, loss: float) -> bool:
-        """Take note of a step's loss in nats a token."""
+        """Take note of a step's loss in nats per token."""
         count = len(self.recent)
         if count >= self.window // 2:
             mean = sum(self.recent) / count
