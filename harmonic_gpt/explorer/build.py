@@ -30,6 +30,7 @@ from harmonic_gpt.runs.load import LoadedModel, load_model
 from harmonic_gpt.runs.provenance import provenance
 
 PAGE = "index.html"
+OPENING = 12  # tokens of a text that name it in a list
 DEFAULT_CONTEXT = 1024  # of a model that does not say
 CARD = """---
 title: {title}
@@ -144,7 +145,7 @@ def explore(
             for number, passage in enumerate(shown, 1):
                 value = explored.read(passage)
                 write_data(new, f"text-{number}", value)
-                listed.append(summary(number, passage, value))
+                listed.append(summary(number, passage, value, pair[0]))
                 bar.update(2 * len(passage.ids))
             counts = token_counts(folder.tokens("train")) if folder and "train" in folder.splits else None
             for key, loaded in zip("ab", pair, strict=True):
@@ -248,11 +249,13 @@ def _selection(scored: int, chosen: int) -> str:
     )
 
 
-def summary(number: int | str, passage: Passage, value: dict) -> dict:
+def summary(number: int | str, passage: Passage, value: dict, loaded: LoadedModel) -> dict:
     """A text's line in the list of texts: what is needed to choose it."""
+    opening = "" if loaded.tokenizer is None else str(loaded.tokenizer.decode(passage.ids[:OPENING].tolist()))
     a, b = (model["nats"] for model in value["models"])
     return {
         "key": f"text-{number}",
+        "opening": " ".join(opening.split()) or passage.source,
         "source": passage.source,
         "note": passage.note,
         "tokens": len(passage.ids),

@@ -168,6 +168,7 @@ def nearest_points(points: Tensor, chosen: np.ndarray, count: int) -> tuple[np.n
     return np.concatenate(ids), np.concatenate(distances)
 
 
+@torch.no_grad()
 def state_scale(model: PreTrainedModel, states: Tensor) -> float:
     """1 for distances. For dot products, whose order of tokens does not depend on a state's length: the factor that
     makes states (N, D) as long as centers, so that both fit on one map."""

@@ -39,7 +39,7 @@
 
   function title() {
     const [a, b] = explorer.manifest.models;
-    const chip = (model, m) => h("span", { class: `chip model-${explorer.KEYS[m]}`, title: model.described }, h("i", { class: "dot" }), model.name);
+    const chip = (model, m) => h("span", { class: `chip model-${explorer.KEYS[m]}`, title: model.described }, h("i", { class: "dot" }), h("span", { class: "wide" }, model.name.slice(0, model.name.length - explorer.shortName(m).length)), explorer.shortName(m));
     $("models").replaceChildren(chip(a, 0), h("span", { class: "vs" }, "and"), chip(b, 1));
     document.title = `${a.name} and ${b.name}`;
   }
@@ -55,7 +55,7 @@
     const before = Array.from(data.ids.subarray(Math.max(0, at - 9), at), (id) => explorer.tokenText(0, id)).join("").replace(/\s+/g, " ");
     const after = Array.from(data.ids.subarray(at + 1, at + 6), (id) => explorer.tokenText(0, id)).join("").replace(/\s+/g, " ");
     const texts = h("select", { "aria-label": "Text", onchange: (event) => set({ text: Number(event.target.value), position: null }) },
-      ...explorer.texts.map((text, k) => h("option", { value: k + 1, selected: k + 1 === state.text }, `Text ${k + 1}: ${text.source}`)));
+      ...explorer.texts.map((text, k) => h("option", { value: k + 1, selected: k + 1 === state.text }, `${k + 1}: ${text.opening}`)));
     const difference = at > 0 && at < data.ids.length ? data.models.map((model) => number(model.nats[at - 1])) : null;
     bar.replaceChildren(texts,
       h("button", { "aria-label": "Previous token", title: "←", onclick: () => move(-1) }, "‹"),

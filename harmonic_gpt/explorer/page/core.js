@@ -48,7 +48,7 @@ const explorer = (() => {
   }
 
   // --- state: what is chosen; it is the address, too ---
-  const DEFAULTS = { view: null, text: 1, position: null, token: null, color: null, map: "pca", task: null, by: "gap" };
+  const DEFAULTS = { view: null, text: 1, position: null, token: null, color: null, map: null, task: null, by: "gap" };
   const state = { ...DEFAULTS };
   const listeners = [];
 
@@ -86,7 +86,7 @@ const explorer = (() => {
       else if (key === "style") for (const [name, v] of Object.entries(value)) element.style.setProperty(name, v);
       else element.setAttribute(key, value === true ? "" : value);
     }
-    element.append(...children.filter((child) => child !== null && child !== undefined));
+    element.append(...children.filter((child) => child !== null && child !== undefined)); // an absent child is left out
     return element;
   }
 
@@ -142,15 +142,46 @@ const explorer = (() => {
     const full = text.length === 4 ? text.replace(/[0-9a-f]/gi, (c) => c + c) : text;
     return [1, 3, 5].map((i) => parseInt(full.slice(i, i + 2), 16));
   }
+  // Lines over layers as SVG. series: [{ values, color, name, dash }]; mark(i) moves a vertical line
+  function plot(title, ticks, series, range) {
+    const [w, t, left, bottom, top] = [300, 150, 46, 22, 42];
+    const all = series.flatMap(({ values }) => values);
+    let [low, high] = range ?? [Math.min(...all), Math.max(...all)];
+    if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
+    const x = (i, of = ticks.length) => left + ((w - left - 12) * i) / Math.max(1, of - 1);
+    const y = (v) => top + (t - top - bottom) * (1 - (v - low) / (high - low));
+    const [ink, soft] = [rgba(color("ink")), rgba(color("soft"))];
+    const text = (content, attributes) => svg("text", { "font-size": 11, fill: soft, "font-family": "Arial, sans-serif", ...attributes }, content);
+    const image = svg("svg", { viewBox: `0 0 ${w} ${t}`, role: "img", "aria-label": title });
+    image.append(text(title, { x: 4, y: 13, fill: ink, "font-weight": 600 }));
+    for (const value of [low, high]) image.append(text(number(value), { x: left - 6, y: y(value) + 4, "text-anchor": "end" }), svg("line", { x1: left, x2: w - 12, y1: y(value), y2: y(value), stroke: rgba(color("line")) }));
+    ticks.forEach((tick, i) => image.append(text(String(tick), { x: x(i), y: t - 6, "text-anchor": "middle" })));
+    let named = 4;
+    for (const { values, color: stroke, name, dash } of series) {
+      image.append(svg("polyline", { points: values.map((v, i) => `${x(i, values.length)},${y(v)}`).join(" "), fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": dash ?? "none" }));
+      values.forEach((v, i) => image.append(svg("circle", { cx: x(i, values.length), cy: y(v), r: 2.8, fill: stroke }, svg("title", {}, number(v)))));
+      if (name) {
+        image.append(text(`${dash ? "- - " : "— "}${name}`, { x: named, y: 29, fill: stroke, "font-weight": 600 }));
+        named += 26 + 6.2 * name.length;
+      }
+    }
+    const line = svg("line", { y1: top - 4, y2: t - bottom + 4, stroke: ink, "stroke-width": 1, opacity: 0 });
+    image.append(line);
+    image.mark = (i) => { line.setAttribute("x1", x(i)); line.setAttribute("x2", x(i)); line.setAttribute("opacity", 0.5); };
+    return image;
+  }
+
   const rgba = ([r, g, b], alpha = 1) => `rgba(${r},${g},${b},${alpha})`;
 
-  // Cividis (Nuñez, Anderton, Renslow 2018), readable for all color vision, at nine places
-  const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#fee838"]
+  // Viridis (Smith, van der Walt 2015), which all color vision can order, at nine places; without the end that the
+  // background would swallow
+  const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"]
     .map((text) => [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16)));
   function ramp(share) {
-    const at = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-    const low = Math.min(Math.floor(at), CIVIDIS.length - 2);
-    return CIVIDIS[low].map((c, i) => c + (CIVIDIS[low + 1][i] - c) * (at - low));
+    const [from, to] = explorer.dark() ? [0.25, 1] : [0, 0.88];
+    const at = (from + (to - from) * Math.min(Math.max(share, 0), 1)) * (VIRIDIS.length - 1);
+    const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
+    return VIRIDIS[low].map((c, i) => Math.round(c + (VIRIDIS[low + 1][i] - c) * (at - low)));
   }
 
   // A canvas of w x h CSS pixels, sharp on every screen
@@ -163,9 +194,17 @@ const explorer = (() => {
 
   return {
     SCHEMA_VERSION, KEYS: ["a", "b"], views: {}, state, listeners, receive, unpack, load, values, set, fromAddress, toAddress,
-    h, svg, choice, label, number, percent, message, color, rgba, ramp, fit,
+    h, svg, plot, choice, label, number, percent, message, color, rgba, ramp, fit,
     manifest: null, vocabularies: null, texts: [],
     dark: () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark",
+    // A model's name without what both names begin with, for narrow places
+    shortName(m) {
+      const [a, b] = explorer.manifest.models.map((model) => model.name);
+      let same = 0;
+      while (same < Math.min(a.length, b.length) && a[same] === b[same]) same++;
+      const cut = a.slice(0, same).search(/[-_/. ][^-_/. ]*$/) + 1;
+      return explorer.manifest.models[m].name.slice(cut) || explorer.manifest.models[m].name;
+    },
     modelColor: (m) => color(explorer.KEYS[m]),
     textData: () => values.get(explorer.texts[explorer.state.text - 1]?.key),
     tokenText: (m, i) => explorer.vocabularies[m].tokens[i],

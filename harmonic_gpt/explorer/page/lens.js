@@ -22,7 +22,8 @@ explorer.views.lens = (() => {
       return h("div", { class: `lens-model model-${explorer.KEYS[m]}` }, h("h2", {}, model.name, h("span", { class: "small" }, ` ${model.head}, cells by ${model.score}`)), strip, h("div", { class: "lens-scroll" }, table));
     });
     detail = h("aside", { class: "panel", "aria-label": "The same cell of both models" });
-    root.append(h("div", { class: "lens-main" }, h("p", { class: "small lens-note" }, "Columns: the tokens read. Rows: layers, the output on top. A cell shows what the head reads from the state there: its likeliest token. Color: agreement, the probability that this reading has in common with the output (sum over tokens of the smaller of the two). ✓: the true next token. Above each table, the whole text."), ...parts), detail);
+    root.append(h("div", { class: "lens-main" }, h("div", { class: "row" }, h("p", { class: "small lens-note" }, "A cell shows what the head reads from the state of that layer: its likeliest next token. ✓ marks the true one. The strip above each table is the whole text."),
+      h("p", { class: "legend", title: "Sum over tokens of the smaller of the two probabilities" }, "agreement with the output, the probability in common", ...[0, 25, 50, 75, 100].map((share) => h("i", { class: "shade", style: { "--share": `${0.72 * share}%` } }, `${share} %`)))), ...parts), detail);
     new ResizeObserver(() => { if (data && !root.hidden) update(new Set()); }).observe(root);
   }
 
@@ -66,7 +67,7 @@ explorer.views.lens = (() => {
     const truth = (t) => (t + 1 < data.ids.length ? data.ids[t + 1] : null);
     const rows = [];
     for (let row = layers - 1; row >= 0; row--) {
-      rows.push(h("tr", {}, h("th", { scope: "row" }, row === layers - 1 ? "output" : row === 0 ? "embedded" : String(model.layers[row])), ...shown.map((t) => {
+      rows.push(h("tr", {}, h("th", { scope: "row" }, row === layers - 1 ? "output" : row === 0 ? "embedding" : `layer ${model.layers[row]}`), ...shown.map((t) => {
         const at = row * width + t;
         const token = walk.top[at * k];
         const agreement = walk.agreement[at];
@@ -94,7 +95,7 @@ explorer.views.lens = (() => {
     const color = explorer.modelColor(m);
     for (let row = 0; row < layers; row++) {
       for (let i = 0; i < width; i++) {
-        context.fillStyle = rgba(color, walk.agreement[row * width + i]);
+        context.fillStyle = rgba(color, walk.agreement[row * width + i] ** 2);
         context.fillRect(i * step, 2 + (layers - 1 - row) * line, step + 0.3, line + 0.3);
       }
     }
@@ -135,7 +136,7 @@ explorer.views.lens = (() => {
     if (!next) return;
     if (next !== data) { data = next; hovered = null; }
     const room = (tables[0].parentElement.clientWidth || 700) - 70;
-    columns = Math.max(3, Math.min(data.ids.length, Math.floor(room / 84)));
+    columns = Math.max(3, Math.min(data.ids.length, Math.floor(room / (room < 400 ? 62 : 84))));
     const current = Math.min(data.ids.length - 1, Math.max(0, explorer.position(data) - 1));
     if (current < start || current >= start + columns || changed?.has("text")) start = Math.max(0, Math.min(data.ids.length - columns, current - Math.floor(columns / 2)));
     start = Math.max(0, Math.min(start, data.ids.length - columns));

@@ -32,21 +32,31 @@ explorer.mapKit = (() => {
     context.stroke();
   }
 
-  // Names of as many tokens as have room; `taken` has boxes [x, y, width, height] that are not free
-  function names(context, panel, m, taken, { most = 60, alpha = 0.8 } = {}) {
-    const { width, height } = panel.size();
-    const cell = 18; // a coarse grid of what is taken
-    const [columns, used] = [Math.ceil(width / cell), new Set()];
-    const claim = (x, y, w, t) => {
+  // Room for labels: a coarse grid of what is taken
+  function room(panel) {
+    const cell = 16;
+    const [columns, used] = [Math.ceil(panel.size().width / cell) + 1, new Set()];
+    return (x, y, w, t, force = false) => {
       const cells = [];
       for (let r = Math.floor(y / cell); r <= Math.floor((y + t) / cell); r++) for (let c = Math.floor(x / cell); c <= Math.floor((x + w) / cell); c++) cells.push(r * columns + c);
-      if (cells.some((c) => used.has(c))) return false;
+      if (!force && cells.some((c) => used.has(c))) return false;
       cells.forEach((c) => used.add(c));
       return true;
     };
-    taken.forEach((box) => claim(...box));
-    let placed = 0;
-    let tried = 0;
+  }
+
+  // A token's name at its point, if there is room
+  function mark(context, panel, claim, i, text, { size = 12, force = false, dx = 7, ...options } = {}) {
+    const [x, y] = panel.at(i);
+    const { width, height } = panel.size();
+    if (x < -20 || y < -20 || x > width + 20 || y > height + 20) return;
+    if (claim(x + dx - 2, y - size / 2 - 2, 0.56 * size * text.length, size + 4, force)) write(context, text, x + dx, y + 0.36 * size, { size, weight: 600, ...options });
+  }
+
+  // Names of as many tokens as have room
+  function names(context, panel, m, claim, { most = 60, alpha = 0.8 } = {}) {
+    const { width, height } = panel.size();
+    let [placed, tried] = [0, 0];
     const { tokens } = explorer.vocabularies[m];
     const ink = explorer.color("ink");
     for (const i of ranked(m)) {
@@ -54,9 +64,7 @@ explorer.mapKit = (() => {
       if (x < 4 || y < 12 || x > width - 30 || y > height - 6) continue;
       if (++tried > 900 || placed >= most) break;
       const text = label(tokens[i]).replace(/^·/, "");
-      if (!text.trim()) continue;
-      const w = 6.2 * text.length;
-      if (x + 5 + w > width || !claim(x + 4, y - 9, w, 14)) continue;
+      if (!text.trim() || x + 5 + 6.2 * text.length > width || !claim(x + 4, y - 8, 6.2 * text.length, 13)) continue;
       write(context, text, x + 5, y + 4, { color: ink, size: 11, weight: 450, alpha });
       placed++;
     }
@@ -72,9 +80,9 @@ explorer.mapKit = (() => {
     const faint = explorer.color("faint");
     const dense = size > 20000 ? 0.55 : 0.75;
     if (by === "frequency" && counts) {
-      let most = 1;
-      for (const c of counts) most = Math.max(most, c);
-      for (let i = 0; i < size; i++) put(i, explorer.ramp(Math.log1p(counts[i]) / Math.log1p(most)), counts[i] ? dense : 0.35);
+      const sorted = counts.slice().sort();
+      const [low, high] = [0.05, 0.999].map((share) => Math.log1p(sorted[Math.floor(share * (size - 1))]));
+      for (let i = 0; i < size; i++) put(i, explorer.ramp((Math.log1p(counts[i]) - low) / Math.max(high - low, 1e-9)), dense);
     } else if (by === "norm") {
       const sorted = norms.slice().sort();
       const [low, high] = [sorted[Math.floor(0.01 * size)], sorted[Math.floor(0.99 * (size - 1))]];
@@ -98,16 +106,17 @@ explorer.mapKit = (() => {
     return [tints, sizes];
   }
 
-  return { PARTS, write, ring, names, colors };
+  return { PARTS, write, ring, room, mark, names, colors };
 })();
 
 explorer.views.map = (() => {
   const { h, state, set, label, number, percent, rgba, choice } = explorer;
-  const { write, ring, names, colors, PARTS } = explorer.mapKit;
+  const { ring, room, mark, names, colors, PARTS } = explorer.mapKit;
   let root, panels = [], search, found, controls, key, tables, hovered = [null, null], shown = {};
 
   const available = () => ["pca", "umap"].filter((name) => explorer.maps.every((map) => map.coordinates[name]));
-  const projection = () => (available().includes(state.map) ? state.map : "pca");
+  // UMAP keeps more neighbors, so it comes first here; the walk begins with PCA, which places states exactly
+  const projection = () => (available().includes(state.map) ? state.map : available().at(-1));
   const coloring = () => state.color ?? (explorer.vocabularies[0].counts ? "frequency" : "norm");
   const selected = (m) => (state.token === null ? null : explorer.link(0, m, explorer.findToken(0, state.token)) ?? (m === 1 ? explorer.findToken(1, state.token) : null));
 
@@ -173,7 +182,7 @@ explorer.views.map = (() => {
     const text = search.value.trim().toLowerCase();
     found.hidden = !text;
     if (!text) return;
-    const { tokens, ranks } = explorer.vocabularies[0];
+    const { tokens } = explorer.vocabularies[0];
     const hits = [];
     for (let i = 0; i < tokens.length; i++) {
       const at = tokens[i].toLowerCase().indexOf(text);
@@ -190,9 +199,8 @@ explorer.views.map = (() => {
       const token = selected(m);
       if (token === null) return;
       const { places } = panel;
-      panel.center = [places[2 * token], places[2 * token + 1]];
-      panel.scale = Math.max(panel.scale, panel.home * 4);
-      panel.request();
+      const box = panel.box([token, ...nearestOf(m, token)].map((i) => [places[2 * i], places[2 * i + 1]]));
+      panel.frame(panel.atLeast(box, 0.3), 0.15);
     });
   }
 
@@ -203,49 +211,39 @@ explorer.views.map = (() => {
   };
 
   function draw(context, panel, m) {
-    const ink = explorer.color("ink");
-    const taken = [];
-    const mark = (i, text, options = {}) => {
-      const [x, y] = panel.at(i);
-      taken.push([x - 4, y - 10, 8 + 7 * text.length, 16]);
-      write(context, text, x + 7, y + 4, { weight: 650, ...options });
-    };
+    const [ink, accent] = [explorer.color("ink"), explorer.color("accent")];
+    const claim = room(panel);
+    const name = (i) => label(explorer.tokenText(m, i)).replace(/^·(?=.)/, "");
     const { tasks } = explorer.vocabularies[m];
-    const token = selected(m);
-    if (state.task && tasks[state.task]) {
-      const { pairs } = tasks[state.task];
-      context.lineWidth = 1.2;
-      for (const [a, b] of pairs) {
-        const [[x, y], [u, v]] = [panel.at(a), panel.at(b)];
-        const line = context.createLinearGradient(x, y, u, v);
-        line.addColorStop(0, rgba(explorer.color("part-1"), 0.9));
-        line.addColorStop(1, rgba(explorer.color("part-2"), 0.9));
-        context.strokeStyle = line;
-        context.beginPath();
-        context.moveTo(x, y);
-        context.lineTo(u, v);
-        context.stroke();
-      }
-      for (const [a, b] of pairs.slice(0, panel.scale > 3 * panel.home ? 60 : 10)) for (const i of [a, b]) mark(i, label(explorer.tokenText(m, i)).replace(/^·/, ""), { size: 12 });
+    const [token, over] = [selected(m), hovered[m]];
+    const focus = over ?? token;
+    const line = (from, to, style, width) => {
+      context.lineWidth = width;
+      context.strokeStyle = style;
+      context.beginPath();
+      context.moveTo(...from);
+      context.lineTo(...to);
+      context.stroke();
+    };
+    const pairs = state.task && tasks[state.task] ? tasks[state.task].pairs : [];
+    for (const [a, b] of pairs) {
+      const [from, to] = [panel.at(a), panel.at(b)];
+      const style = context.createLinearGradient(...from, ...to);
+      style.addColorStop(0, rgba(explorer.color("part-1"), 0.8));
+      style.addColorStop(1, rgba(explorer.color("part-2"), 0.8));
+      line(from, to, style, 1.2);
     }
-    const focus = hovered[m] ?? token;
-    if (focus !== null) {
-      const from = panel.at(focus);
-      const near = nearestOf(m, focus);
-      context.lineWidth = 1.2;
-      context.strokeStyle = rgba(ink, 0.45);
-      for (const i of near) {
-        context.beginPath();
-        context.moveTo(...from);
-        context.lineTo(...panel.at(i));
-        context.stroke();
-      }
-      near.forEach((i) => ring(context, panel.at(i), 4, ink, 1.3));
-      if (panel.scale > 2 * panel.home || hovered[m] === null) near.slice(0, 6).forEach((i) => mark(i, label(explorer.tokenText(m, i)).replace(/^·/, ""), { size: 12, weight: 550 }));
+    const near = focus === null ? [] : nearestOf(m, focus);
+    near.forEach((i) => line(panel.at(focus), panel.at(i), rgba(ink, 0.35), 1));
+    near.forEach((i) => ring(context, panel.at(i), 4, ink, 1.3));
+    for (const [i, color] of [[token, accent], [over, ink]]) {
+      if (i === null || (color === ink && i === token)) continue;
+      ring(context, panel.at(i), 8, color, 3);
+      mark(context, panel, claim, i, name(i), { size: 16, weight: 700, color, force: true, dx: 12 });
     }
-    if (token !== null) { ring(context, panel.at(token), 8, explorer.color("accent"), 3); mark(token, label(explorer.tokenText(m, token)), { size: 15, color: explorer.color("accent") }); }
-    if (hovered[m] !== null && hovered[m] !== token) { ring(context, panel.at(hovered[m]), 7, ink, 2.5); mark(hovered[m], label(explorer.tokenText(m, hovered[m])), { size: 15 }); }
-    names(context, panel, m, taken, { most: Math.round(panel.size().width / 11), alpha: focus === null && !state.task ? 0.85 : 0.35 });
+    near.forEach((i) => mark(context, panel, claim, i, name(i), { size: 12.5 }));
+    pairs.flat().forEach((i) => mark(context, panel, claim, i, name(i), { size: 12 }));
+    names(context, panel, m, claim, { most: Math.round(panel.size().width / 11), alpha: focus === null && !pairs.length ? 0.85 : 0.3 });
   }
 
   function renderKey() {
@@ -255,10 +253,10 @@ explorer.views.map = (() => {
     if (state.task) key.append(swatch("part-1", "first word"), swatch("part-2", "second word"));
     if (by === "part" && parts) key.append(...part_names.slice(1).map((name, i) => swatch(PARTS[i + 1], name)), swatch("faint", "not in the list"));
     else if (by === "frequency" || by === "norm") {
-      const bar = h("span", { class: "ramp" }, ...Array.from({ length: 9 }, (_, i) => h("i", { style: { background: rgba(explorer.ramp(i / 8).map(Math.round)) } })));
+      const bar = h("span", { class: "ramp" }, ...Array.from({ length: 9 }, (_, i) => h("i", { style: { background: rgba(explorer.ramp(i / 8)) } })));
       let most = 0;
       if (by === "frequency") for (const c of counts) most = Math.max(most, c);
-      key.append(h("span", {}, by === "frequency" ? "never" : "short"), bar, h("span", {}, by === "frequency" ? `${most.toLocaleString("en")} times` : "long"));
+      key.append(h("span", {}, by === "frequency" ? "rare" : "short"), bar, h("span", {}, by === "frequency" ? `frequent (at most ${most.toLocaleString("en")} times)` : "long"));
     }
   }
 

@@ -125,6 +125,19 @@ explorer.Points = class {
     this.request();
   }
 
+  // A box, widened to some share of the map: not so near that the map is gone
+  atLeast(box, share) {
+    const core = this.core();
+    const least = share * Math.max(core[2] - core[0], core[3] - core[1]);
+    const wide = [...box];
+    for (const k of [0, 1]) {
+      const lack = Math.max(0, least - (box[k + 2] - box[k]));
+      wide[k] -= lack / 2;
+      wide[k + 2] += lack / 2;
+    }
+    return wide;
+  }
+
   core() {
     const side = (k) => {
       const sorted = Float32Array.from({ length: this.count }, (_, i) => this.places[2 * i + k]).sort();

@@ -15,7 +15,7 @@ explorer.views.read = (() => {
     list = h("div", { class: "texts", role: "list", "aria-label": "Texts" });
     head = h("div", { class: "text-head" });
     const names = explorer.manifest.models.map((model) => model.name);
-    modes = choice("Color of tokens", [["gap", "Difference"], ["a", names[0], `Surprise of ${names[0]}`], ["b", names[1], `Surprise of ${names[1]}`]],
+    modes = choice("Color of tokens", [["gap", "Difference"], ["a", explorer.shortName(0), `Surprise of ${names[0]}`], ["b", explorer.shortName(1), `Surprise of ${names[1]}`]],
       state.by, (by) => set({ by }));
     modes.children[1].classList.add("model-a");
     modes.children[2].classList.add("model-b");
@@ -81,7 +81,7 @@ explorer.views.read = (() => {
     list.replaceChildren(...explorer.texts.map((text, k) => {
       const strip = h("canvas", { class: "strip", "aria-hidden": "true" });
       const button = h("button", { class: "text-card", role: "listitem", "aria-current": String(k + 1 === state.text), onclick: () => set({ text: k + 1, position: null }) },
-        h("span", { class: "text-name" }, h("b", {}, String(k + 1)), ` ${text.source}`), strip,
+        h("span", { class: "text-name" }, h("b", {}, String(k + 1)), ` ${text.opening}`), strip,
         h("span", { class: "small numbers" }, h("span", { class: "ink-a" }, number(text.nats[0])), " · ", h("span", { class: "ink-b" }, number(text.nats[1])), " nats per token"));
       requestAnimationFrame(() => drawStrip(strip, text.gaps));
       return button;
@@ -118,9 +118,9 @@ explorer.views.read = (() => {
     const cell = (text, background) => h("i", { style: { background } }, text);
     legend.replaceChildren();
     if (state.by === "gap") {
-      legend.append(h("span", { class: "ink-a" }, `${names[0]} is less surprised`),
+      legend.append(h("span", { class: "ink-a" }, `${explorer.shortName(0)} is less surprised`),
         ...steps.map((v) => cell(v ? Math.abs(v) : "0", rgba(explorer.modelColor(v < 0 ? 0 : 1), (0.75 * Math.abs(v)) / MOST_GAP))),
-        h("span", { class: "ink-b" }, `${names[1]} is`), h("span", { class: "small" }, "nats"));
+        h("span", { class: "ink-b" }, `${explorer.shortName(1)} is`), h("span", {}, "(nats)"));
     } else {
       const m = explorer.KEYS.indexOf(state.by);
       legend.append(h("span", {}, `surprise of ${names[m]}`), ...[0, 2, 4, 6, 8, 10, 12].map((v) => cell(v, rgba(explorer.modelColor(m), (0.75 * v) / MOST_NATS))), h("span", { class: "small" }, "nats"));
@@ -181,8 +181,7 @@ explorer.views.read = (() => {
     const text = explorer.texts[state.text - 1];
     const [a, b] = text.nats;
     head.replaceChildren(
-      h("h2", {}, `Text ${state.text}: ${text.source}`),
-      h("p", { class: "small" }, `${text.tokens} tokens. Mean surprise: `, h("b", { class: "ink-a" }, `${number(a)}`), " and ", h("b", { class: "ink-b" }, `${number(b)}`),
+      h("p", { class: "small" }, `Text ${state.text}, ${text.source}: ${text.tokens} tokens. Mean surprise `, h("b", { class: "ink-a" }, `${number(a)}`), " and ", h("b", { class: "ink-b" }, `${number(b)}`),
         ` nats per token, ${explorer.manifest.models[a < b ? 0 : 1].name} lower by ${number(Math.abs(a - b))}. `, text.note ? h("mark", {}, text.note) : null));
   }
 
@@ -196,7 +195,23 @@ explorer.views.read = (() => {
     }
     const truth = i < data.ids.length ? data.ids[i] : null;
     const title = truth === null ? h("h3", {}, "After the text") : h("h3", {}, "Token ", h("code", {}, label(explorer.tokenText(0, truth))), ` at position ${i + 1}`);
-    panel.replaceChildren(title, h("div", { class: "pair" }, ...[0, 1].map((m) => predictions(m, i, truth))));
+    panel.replaceChildren(title, h("div", { class: "pair" }, ...[0, 1].map((m) => predictions(m, i, truth))), ...through(i, truth));
+  }
+
+  // How the true token's probability comes about, layer by layer, and the ways to look closer
+  function through(i, truth) {
+    const known = [0, 1].filter((m) => data.models[m].walk);
+    if (!known.length) return [];
+    const links = h("div", { class: "row" }, h("button", { onclick: () => set({ view: "lens", position: i + 1 }) }, "Lens here"), h("button", { onclick: () => set({ view: "walk", position: i + 1 }) }, "Walk to this token"),
+      truth === null ? null : h("button", { onclick: () => set({ view: "map", token: explorer.tokenText(0, truth).replace(/^ (?=.)/, "") }) }, "On the map"));
+    if (truth === null) return [links];
+    const series = known.map((m) => {
+      const { label_p: p } = data.models[m].walk;
+      const [layers, width] = p.shape;
+      return { values: Array.from({ length: layers }, (_, l) => p[l * width + i - 1]), color: rgba(explorer.modelColor(m)), name: explorer.shortName(m) };
+    });
+    const longest = known.map((m) => explorer.manifest.models[m].layers).sort((x, y) => y.length - x.length)[0];
+    return [h("div", { class: "plot one" }, explorer.plot("probability of the true token, by layer", longest, series, [0, Math.max(0.02, ...series.flatMap((one) => one.values))])), links];
   }
 
   function predictions(m, i, truth) {

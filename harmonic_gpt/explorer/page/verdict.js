@@ -24,7 +24,7 @@ explorer.views.verdict = (() => {
     const image = svg("svg", { viewBox: `0 0 ${w} ${t}`, role: "img", "aria-label": `difference ${number(row.difference)} ${interval(row.interval)}` });
     image.append(svg("line", { x1: w / 2, x2: w / 2, y1: 2, y2: t - 2, stroke: rgba(explorer.color("soft")), "stroke-dasharray": "2 3" }));
     if (row.interval) image.append(svg("line", { x1: x(row.interval[0]), x2: x(row.interval[1]), y1: t / 2, y2: t / 2, stroke: color, "stroke-width": 4, "stroke-linecap": "round", opacity: 0.55 }));
-    image.append(svg("circle", { cx: x(row.difference), cy: t / 2, r: 6, fill: color }));
+    image.append(svg("circle", { cx: x(row.difference), cy: t / 2, r: 6, fill: row.interval ? color : "none", stroke: color, "stroke-width": 2 }));
     return image;
   }
 
@@ -57,7 +57,7 @@ explorer.views.verdict = (() => {
     }
     root.replaceChildren(
       h("h2", {}, "What the comparison says"),
-      verdict.same_weights ? null : h("p", {}, h("mark", {}, "These results are of other weights than the models shown here.")),
+      ...(verdict.same_weights ? [] : [h("p", {}, h("mark", {}, "These results are of other weights than the models shown here."))]),
       ...verdict.lines.map((line) => {
         const at = line.indexOf(":");
         return at > 0 && at < 30 ? h("p", { class: "verdict-line" }, h("b", {}, line.slice(0, at + 1)), line.slice(at + 1)) : h("p", { class: "verdict-line" }, line);

@@ -1,12 +1,12 @@
 // Walk: the chosen position's state after each layer, on the map of the centers, on its way to its label's center.
 "use strict";
 explorer.views.walk = (() => {
-  const { h, svg, state, set, label, number, percent, rgba, choice } = explorer;
-  const { write, ring, names, colors } = explorer.mapKit;
+  const { h, state, set, label, number, percent, rgba, choice } = explorer;
+  const { write, ring, room, names, colors } = explorer.mapKit;
   let root, panels = [], plots = [], trails = [], slider, play, controls, data = null, shown = {}, step = null, timer = null;
 
   const walkOf = (m) => data?.models[m].walk;
-  const projection = () => (explorer.maps.every((map) => map.coordinates[state.map]) ? state.map : "pca");
+  const projection = () => (state.map && explorer.maps.every((map) => map.coordinates[state.map]) ? state.map : "pca");
   const last = () => Math.max(...[0, 1].map((m) => (walkOf(m) ? walkOf(m).top.shape[0] - 1 : 0)));
   const current = () => Math.min(data.ids.length - 1, Math.max(0, explorer.position(data) - 1)); // the state
   const truth = () => (current() + 1 < data.ids.length ? data.ids[current() + 1] : null);
@@ -53,14 +53,14 @@ explorer.views.walk = (() => {
     const [layers, , k] = walk.top.shape;
     const [color, ink, accent] = [explorer.modelColor(m), explorer.color("ink"), explorer.color("accent")];
     const at = stepOf(m);
-    const taken = [];
+    const claim = room(panel);
     const points = Array.from({ length: layers }, (_, layer) => panel.project(...place(m, layer)));
     const head = panel.project(...between(m, at));
-    points.forEach(([x, y]) => taken.push([x - 9, y - 9, 18, 18]));
+    points.forEach(([x, y]) => claim(x - 9, y - 9, 18, 18, true));
     const target = truth();
     const nearest = walk.top[(Math.round(at) * walk.top.shape[1] + current()) * k];
-    for (const token of [target, nearest]) if (token !== null) { const [x, y] = panel.at(token); taken.push([x - 12, y - 12, 30 + 8 * explorer.tokenText(m, token).length, 24]); }
-    names(context, panel, m, taken, { most: Math.round(panel.size().width / 16), alpha: 0.5 });
+    for (const token of [target, nearest]) if (token !== null) { const [x, y] = panel.at(token); claim(x - 12, y - 12, 30 + 8 * explorer.tokenText(m, token).length, 24, true); }
+    names(context, panel, m, claim, { most: Math.round(panel.size().width / 16), alpha: 0.5 });
     // The way that is left, the way that is gone, and a line from the state to the label's center
     const path = (from, to) => {
       context.beginPath();
@@ -140,15 +140,8 @@ explorer.views.walk = (() => {
       const points = Array.from({ length: walk.top.shape[0] }, (_, layer) => place(m, layer));
       const target = truth();
       if (target !== null) points.push([panel.places[2 * target], panel.places[2 * target + 1]]);
-      const box = panel.box(points);
-      const core = panel.core();
-      const least = 0.3 * Math.max(core[2] - core[0], core[3] - core[1]); // not so near that the map is gone
-      for (const k of [0, 1]) {
-        const lack = least - (box[k + 2] - box[k]);
-        if (lack > 0) { box[k] -= lack / 2; box[k + 2] += lack / 2; }
-      }
-      panel.frame(core);
-      panel.frame(box, 0.14);
+      panel.frame(null);
+      panel.frame(panel.atLeast(panel.box(points), 0.3), 0.14);
     });
   }
 
@@ -163,39 +156,12 @@ explorer.views.walk = (() => {
     const labelled = truth() !== null;
     const of = (array) => rows.map((l) => array[l * (width - 1) + t]);
     const score = labelled ? of(walk.label_score) : null;
-    const first = lines(m, `${model.score}, by layer`, [...(score ? [[score, "var(--accent)", "label", ""]] : []), [nearest, explorer.rgba(explorer.color("soft")), "likeliest token", "3 3"]], null);
-    const second = labelled ? lines(m, "probability of the label, by layer", [[of(walk.label_p), "var(--accent)", "", ""]], [0, Math.max(0.05, ...of(walk.label_p))]) : null;
-    plots[m].replaceChildren(first, ...(second ? [second] : []));
-  }
-
-  function lines(m, title, series, range) {
-    const { layers } = explorer.manifest.models[m];
-    const [w, t, left, bottom, top] = [300, 132, 46, 22, 24];
-    const all = series.flatMap(([values]) => values);
-    let [low, high] = range ?? [Math.min(...all), Math.max(...all)];
-    if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
-    const x = (i) => left + ((w - left - 12) * i) / Math.max(1, layers.length - 1);
-    const y = (v) => top + (t - top - bottom) * (1 - (v - low) / (high - low));
-    const ink = rgba(explorer.color("ink"));
-    const soft = rgba(explorer.color("soft"));
-    const text = (content, attributes) => svg("text", { "font-size": 11, fill: soft, "font-family": "system-ui, sans-serif", ...attributes }, content);
-    const image = svg("svg", { viewBox: `0 0 ${w} ${t}`, role: "img", "aria-label": title });
-    image.append(text(title, { x: 4, y: 12, fill: ink, "font-weight": 600 }));
-    for (const value of [low, high]) image.append(text(number(value), { x: left - 6, y: y(value) + 4, "text-anchor": "end" }), svg("line", { x1: left, x2: w - 12, y1: y(value), y2: y(value), stroke: rgba(explorer.color("line")) }));
-    layers.forEach((layer, i) => image.append(text(String(layer), { x: x(i), y: t - 6, "text-anchor": "middle" })));
     const accent = rgba(explorer.color("accent"));
-    for (const [values, color, name, dash] of series) {
-      const stroke = color.startsWith("var") ? accent : color;
-      image.append(svg("polyline", { points: values.map((v, i) => `${x(i)},${y(v)}`).join(" "), fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": dash }));
-      values.forEach((v, i) => image.append(svg("circle", { cx: x(i), cy: y(v), r: 2.8, fill: stroke }, svg("title", {}, `layer ${layers[i]}: ${number(v)}`))));
-      if (name) image.append(text(name, { x: w - 14, y: 12 + (dash ? 12 : 0), "text-anchor": "end", fill: stroke, "font-weight": 600 }));
-    }
-    const now = svg("line", { class: "now", y1: top - 4, y2: t - bottom + 4, stroke: ink, "stroke-width": 1, opacity: 0.5 });
-    const move = () => { const at = x(stepOf(m)); now.setAttribute("x1", at); now.setAttribute("x2", at); };
-    move();
-    image.move = move;
-    image.append(now);
-    return image;
+    const one = (values, color, name, dash) => ({ values, color, name, dash });
+    const ticks = model.layers;
+    const first = explorer.plot(`${model.score}, by layer`, ticks, [...(score ? [one(score, accent, "label")] : []), one(nearest, rgba(explorer.color("soft")), "likeliest token", "3 3")]);
+    const second = labelled ? explorer.plot("probability of the label, by layer", ticks, [one(of(walk.label_p), accent)], [0, Math.max(0.05, ...of(walk.label_p))]) : null;
+    plots[m].replaceChildren(first, ...(second ? [second] : []));
   }
 
   function renderTrail(m) {
@@ -218,7 +184,7 @@ explorer.views.walk = (() => {
     const layer = longest[Math.min(longest.length - 1, Math.round(at))];
     root.querySelector("#layer-name").textContent = layer === 0 ? "embeddings" : Math.round(at) >= last() ? "output" : `after layer ${layer}`;
     panels.forEach((panel) => panel.request());
-    [0, 1].forEach((m) => { renderTrail(m); plots[m].querySelectorAll("svg").forEach((image) => image.move()); });
+    [0, 1].forEach((m) => { renderTrail(m); plots[m].querySelectorAll("svg").forEach((image) => image.mark(stepOf(m))); });
   }
 
   function stop() {
