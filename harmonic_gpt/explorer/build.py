@@ -20,7 +20,7 @@ from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.explorer.centers import NEAREST, CenterMap, add_umap, count_kept, map_centers, state_scale
 from harmonic_gpt.explorer.format import DATA, MANIFEST, SCHEMA_VERSION, token_ids, write_data
-from harmonic_gpt.explorer.passages import CANDIDATES, Passage, by_difference, candidates, read_files
+from harmonic_gpt.explorer.passages import Passage, by_difference, candidates, read_files
 from harmonic_gpt.explorer.reading import Prediction, Walk, read_text, score_name, shown_layers
 from harmonic_gpt.explorer.verdict import read_verdict
 from harmonic_gpt.explorer.vocabulary import describe_tokens
@@ -53,6 +53,8 @@ class Explored:
     maps: list[CenterMap]
     layers: list[list[int] | None]
     context: int  # tokens of a text at most
+    can_read: bool  # both models read the same tokens
+    left_out: list[str]  # of the page, and why
 
     def read(self, passage: Passage) -> dict:
         """What both models make of a text: the value of a text's data file."""
@@ -135,7 +137,7 @@ def explore(
                 ids = torch.from_numpy(shown[0].ids)[None]
                 last = head_input(loaded.model, hidden_states(loaded.model, ids)[-1][0])
                 maps[-1].state_scale = state_scale(loaded.model, last)
-        explored = Explored(pair, maps, layers, context)
+        explored = Explored(pair, maps, layers, context, shared and why_not is None, left_out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             new = Path(temporary) / "new"
@@ -194,13 +196,13 @@ def folder_bytes(folder: Path) -> int:
 def shared_vocabulary(pair: list[LoadedModel]) -> tuple[bool, str | None]:
     """Whether a token's id means the same in both models, and why they cannot read one text where they cannot."""
     sizes = [len(centers_of(loaded.model)) for loaded in pair]
+    tokenizers = [loaded.tokenizer for loaded in pair if loaded.tokenizer is not None]
     missing = [loaded.name for loaded in pair if loaded.tokenizer is None]
     if len(missing) == 2 and sizes[0] == sizes[1]:
         return True, "neither model has a tokenizer: text cannot be turned into tokens"
     if missing:
         return False, f"{' and '.join(missing)} came without a tokenizer: text cannot be turned into tokens"
-    hashes = [tokenizer_hash(loaded.tokenizer) for loaded in pair]
-    if hashes[0] != hashes[1] or sizes[0] != sizes[1]:
+    if len(set(map(tokenizer_hash, tokenizers))) > 1 or sizes[0] != sizes[1]:
         return False, "the models have different tokenizers: they do not share the tokens of a text"
     return True, None
 
@@ -244,8 +246,8 @@ def _selection(scored: int, chosen: int) -> str:
     if not chosen:
         return ""
     return (
-        f"The {chosen} of {scored} evenly spaced validation passages on which the models differ most. They are chosen for "
-        "their difference, so their mean loss says nothing of the models: see the verdict for that."
+        f"The {chosen} of {scored} evenly spaced validation passages on which the models differ most. They are chosen "
+        "for their difference, so their mean loss says nothing of the models: see the verdict for that."
     )
 
 
@@ -328,6 +330,3 @@ def _replace(new: Path, out: Path, temporary: Path) -> None:
         out.rename(temporary / "old")
     new.rename(out)
     shutil.rmtree(temporary / "old", ignore_errors=True)
-
-
-__all__ = ["CANDIDATES", "Explored", "explore", "folder_bytes", "is_explorer", "refuse_foreign", "summary"]

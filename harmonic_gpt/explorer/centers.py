@@ -114,8 +114,8 @@ def _not_last(found: Tensor) -> Tensor:
 
 
 def add_umap(centers: CenterMap, model: PreTrainedModel, like: CenterMap | None) -> None:
-    """UMAP's map (McInnes et al. 2018, arXiv 1802.03426) from the neighbors that are known already, begun at PCA's, with
-    a fixed seed. Turned or mirrored, not bent, to resemble `like`'s. Needs the extra `explore`."""
+    """UMAP's map (McInnes et al. 2018, arXiv 1802.03426) from the neighbors that are known already, begun at PCA's,
+    with a fixed seed. Turned or mirrored, not bent, to resemble `like`'s. Needs the extra `explore`."""
     import warnings
 
     with warnings.catch_warnings():

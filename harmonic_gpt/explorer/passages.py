@@ -71,5 +71,7 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, context: int, source: 
     ids = np.array(ordinary_encoder(tokenizer).encode(text, add_special_tokens=False).ids, np.int64)
     if len(ids) < 2:
         raise InputError(f"{source}: expected a text of at least 2 tokens, got {len(ids)}")
-    note = f"{len(ids):,} tokens; only the first {context:,}, the models' context, are shown" if len(ids) > context else ""
+    note = (
+        f"{len(ids):,} tokens; only the first {context:,}, the models' context, are shown" if len(ids) > context else ""
+    )
     return Passage(ids[:context], source, note)

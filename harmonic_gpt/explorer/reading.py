@@ -46,7 +46,7 @@ class Walk:
 
 
 def score_name(model: PreTrainedModel) -> str:
-    """What the head compares states and centers by: "distance", "dot product", or "logit" for a head that has neither."""
+    """What the head compares states and centers by: "distance", "dot product", or "logit" for a head with neither."""
     spec = spec_of(model)
     if is_euclidean(model):
         return "distance"
@@ -104,7 +104,8 @@ def read_text(
         return prediction, None
     norm, head = final_norm(model), model.get_output_embeddings()
     p = out.log_p.exp()
-    parts = []
+    parts: dict[str, list[np.ndarray]] = {}
+    places: dict[str, list[np.ndarray]] = {}
     for layer in layers:
         if layer == len(output.hidden_states) - 1:
             read, state, agreement = out, last, torch.ones(len(tokens))
@@ -114,20 +115,20 @@ def read_text(
             read = _read(model, head(normed).float(), state, tokens, TOP)
             agreement = torch.minimum(read.log_p.exp(), p).sum(1)
         weights = read.log_p.gather(1, read.top).softmax(1)
-        parts.append(
-            {
-                "top": read.top[:, :LENS_TOP],
-                "top_score": read.top_score[:, :LENS_TOP],
-                "agreement": agreement,
-                "label_p": read.label_log_p.exp(),
-                "label_score": read.label_score,
-                "label_rank": read.label_rank,
-                "coordinates": centers.place(state, read.top, weights),
-            }
-        )
-    fields = {key: np.stack([_numpy(part[key]) for part in parts]) for key in parts[0] if key != "coordinates"}
-    places = {key: np.stack([part["coordinates"][key] for part in parts]) for key in parts[0]["coordinates"]}
-    return prediction, Walk(**fields, coordinates=places)
+        of_layer = {
+            "top": read.top[:, :LENS_TOP],
+            "top_score": read.top_score[:, :LENS_TOP],
+            "agreement": agreement,
+            "label_p": read.label_log_p.exp(),
+            "label_score": read.label_score,
+            "label_rank": read.label_rank,
+        }
+        for key, tensor in of_layer.items():
+            parts.setdefault(key, []).append(_numpy(tensor))
+        for key, place in centers.place(state, read.top, weights).items():
+            places.setdefault(key, []).append(place)
+    fields = {key: np.stack(arrays) for key, arrays in parts.items()}
+    return prediction, Walk(**fields, coordinates={key: np.stack(arrays) for key, arrays in places.items()})
 
 
 @dataclass(frozen=True)
