@@ -9,6 +9,10 @@ from harmonic_gpt.evaluation.tasks.probe_tasks import WORDS
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, single_token_id, token_pairs
 
 PARTS_OF_SPEECH = ("unknown", "noun", "verb", "adjective", "adverb")
+# Letter -> byte in the names of GPT-2's tokens: printable bytes stand for themselves, the rest for U+0100 and on
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + k): byte for k, byte in enumerate(_OTHERS)}
 
 
 def describe_tokens(
@@ -47,9 +51,17 @@ def describe_tokens(
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """The text of each token. A token that is a part of a character has no text: its name in the vocabulary."""
+    """The text of each token. Bytes that are a part of a character stand as in a Python literal, \\xe2."""
     known = min(size, len(tokenizer))
     texts = [str(tokenizer.decode([i])) for i in range(known)]
     names = tokenizer.convert_ids_to_tokens(list(range(known)))
-    shown = [str(name) if "�" in text or not text else text for text, name in zip(texts, names, strict=True)]
+    shown = [_bytes_of(str(name)) if "�" in text or not text else text for text, name in zip(texts, names, strict=True)]
     return shown + [f"#{i}" for i in range(known, size)]
+
+
+def _bytes_of(name: str) -> str:
+    """The bytes that a byte-level token's name stands for, as text as far as they are any; other names as they are."""
+    try:
+        return bytes(BYTES[letter] for letter in name).decode("utf-8", errors="backslashreplace")
+    except KeyError:
+        return name
