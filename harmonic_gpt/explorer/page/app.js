@@ -92,7 +92,8 @@
   }
 
   function keys(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=range]), select, textarea, dialog")) return;
+    if (event.target.type === "range" && event.key.startsWith("Arrow")) return; // the slider's own
     const names = Object.keys(explorer.views);
     const act = {
       ArrowLeft: () => move(-1), ArrowRight: () => move(1), "/": () => { set({ view: "map" }); setTimeout(() => explorer.views.map.focusSearch(), 50); },

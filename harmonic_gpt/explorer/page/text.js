@@ -67,7 +67,7 @@ explorer.views.read = (() => {
         explorer.receive(value.summary.key, value.text);
         explorer.texts.push(value.summary);
         shownText = null;
-        set({ text: explorer.texts.length, position: value.text.ids.length + 1 });
+        set({ text: explorer.texts.length, position: explorer.values.get(value.summary.key).ids.length + 1 });
       } catch (error) {
         explorer.message(`No answer from the server: ${error.message}`);
       } finally {
