@@ -10,6 +10,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
 	$(BIN)/python train.py --config configs/quickstart_standard.yaml --resume
 	$(BIN)/python eval.py compare runs/quickstart-harmonic runs/quickstart-standard --out report/quickstart
+	$(BIN)/python eval.py explore runs/quickstart-harmonic runs/quickstart-standard --report report/quickstart --out report/explorer
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check --quiet .
@@ -36,7 +37,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/pip
-	$(INSTALL) --editable '.[eval]'
+	$(INSTALL) --editable '.[eval,explore]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml requirements.lock | $(BIN)/pip

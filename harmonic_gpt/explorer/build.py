@@ -1,5 +1,6 @@
 """Make the explorer's folder: read two models, write what the page shows."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states, spec_of
+from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states
+from harmonic_gpt.evaluation.comparison.report import link_explorer
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.explorer.centers import NEAREST, CenterMap, add_umap, count_kept, map_centers, state_scale
@@ -136,7 +138,8 @@ def explore(
             if shown and layers[len(maps) - 1] is not None:
                 ids = torch.from_numpy(shown[0].ids)[None]
                 last = head_input(loaded.model, hidden_states(loaded.model, ids)[-1][0])
-                maps[-1].state_scale = state_scale(loaded.model, last)
+                if score_name(loaded.model) == "dot product":
+                    maps[-1].state_scale = state_scale(loaded.model, last)
         explored = Explored(pair, maps, layers, context, shared and why_not is None, left_out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -176,6 +179,8 @@ def explore(
             write_data(new, MANIFEST, manifest)
             (new / "README.md").write_text(_card(pair, manifest), encoding="utf-8")
             _replace(new, out, Path(temporary))
+        if report is not None:
+            link_explorer(Path(report).expanduser(), os.path.relpath(out / PAGE, Path(report).expanduser()))
     return explored
 
 
@@ -289,14 +294,12 @@ def _map_values(centers: CenterMap) -> dict:
 
 
 def _model_values(loaded: LoadedModel, centers: CenterMap, layers: list[int] | None) -> dict:
-    spec = spec_of(loaded.model)
     return {
         "name": loaded.name,
         "described": loaded.describe(),
         "weights_sha256": loaded.weights_sha256,
         "step": loaded.step,
         "head": loaded.head,
-        "exponent": spec.exponent if spec is not None and spec.normalization == "harmax" else None,
         "vocab_size": len(centers.nearest),
         "hidden_size": int(centers_of(loaded.model).shape[1]),
         "score": score_name(loaded.model),

@@ -170,9 +170,7 @@ def nearest_points(points: Tensor, chosen: np.ndarray, count: int) -> tuple[np.n
 
 @torch.no_grad()
 def state_scale(model: PreTrainedModel, states: Tensor) -> float:
-    """1 for distances. For dot products, whose order of tokens does not depend on a state's length: the factor that
-    makes states (N, D) as long as centers, so that both fit on one map."""
-    if is_euclidean(model):
-        return 1.0
+    """For a head of dot products, whose order of tokens does not depend on a state's length: the factor that makes
+    states (N, D) as long as centers, so that both fit on one map."""
     centers = centers_of(model)
     return float(centers.norm(dim=1).median() / states.norm(dim=1).median().clamp(min=1e-12))

@@ -50,7 +50,7 @@ def score_name(model: PreTrainedModel) -> str:
     spec = spec_of(model)
     if is_euclidean(model):
         return "distance"
-    return "dot product" if spec is None or spec.similarity == "dot" else "logit"
+    return "dot product" if spec is None or spec.name == "standard" or spec.name.startswith("dot") else "logit"
 
 
 def shown_layers(model: PreTrainedModel) -> list[int]:

@@ -209,7 +209,10 @@ def test_no_tokenizer(small, pair, save_model):
 
 
 def test_a_model_without_a_known_norm_has_no_lens(small, token_folder, monkeypatch):
-    monkeypatch.setattr("harmonic_gpt.evaluation.lens.FINAL_NORMS", ("nowhere",))
+    def no_norm(_model):
+        raise InputError("no final norm under a known name")
+
+    monkeypatch.setattr("harmonic_gpt.explorer.reading.final_norm", no_norm)
     manifest = small(data=str(token_folder), texts=1, length=20)
     assert [model["layers"] for model in manifest["models"]] == [None, None]
     assert any(line.startswith("Lens and walk of blue-harmonic") for line in manifest["left_out"])

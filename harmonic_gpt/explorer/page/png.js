@@ -77,7 +77,12 @@ explorer.png = (() => {
       context.font = `${style.fontSize} ${style.fontFamily}`;
       context.fillStyle = style.color;
       const text = element instanceof HTMLSelectElement ? element.selectedOptions[0]?.text ?? "" : element.type === "range" ? "" : element.value;
+      context.save();
+      context.beginPath();
+      context.rect(x, y, box.width - 8, box.height);
+      context.clip();
       context.fillText(text, x + 8, y + box.height / 2 + 4);
+      context.restore();
       return;
     }
     const clips = ["auto", "scroll", "hidden"].includes(style.overflowY) || ["auto", "scroll", "hidden"].includes(style.overflowX);

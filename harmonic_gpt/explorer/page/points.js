@@ -4,9 +4,11 @@
 explorer.Points = class {
   static VERTEX = `
     attribute vec2 place; attribute vec4 tint; attribute float size;
-    uniform vec4 view; uniform float ratio; uniform float radius; varying vec4 color;
+    uniform vec4 view; uniform float ratio; uniform float radius; uniform float large; varying vec4 color;
     void main() {
-      gl_Position = vec4((place - view.xy) * view.zw, 0.0, 1.0);
+      // Large points, which were chosen, come in a second pass over the others
+      bool shown = (size > 1.2) == (large > 0.5);
+      gl_Position = shown ? vec4((place - view.xy) * view.zw, 0.0, 1.0) : vec4(2.0, 2.0, 2.0, 1.0);
       gl_PointSize = max(1.5, 2.0 * radius * size) * ratio;
       color = tint;
     }`;
@@ -49,7 +51,7 @@ explorer.Points = class {
     }
     gl.linkProgram(program);
     gl.useProgram(program);
-    this.uniforms = Object.fromEntries(["view", "ratio", "radius"].map((name) => [name, gl.getUniformLocation(program, name)]));
+    this.uniforms = Object.fromEntries(["view", "ratio", "radius", "large"].map((name) => [name, gl.getUniformLocation(program, name)]));
     this.buffers = {};
     for (const [name, width, type] of [["place", 2, gl.FLOAT], ["tint", 4, gl.UNSIGNED_BYTE], ["size", 1, gl.FLOAT]]) {
       const at = gl.getAttribLocation(program, name);
@@ -271,7 +273,10 @@ explorer.Points = class {
       gl.uniform4f(this.uniforms.view, ...this.center, (2 * this.scale) / width, (2 * this.scale) / height);
       gl.uniform1f(this.uniforms.ratio, ratio);
       gl.uniform1f(this.uniforms.radius, base * Math.min(3, Math.max(0.8, zoom ** 0.35)));
-      gl.drawArrays(gl.POINTS, 0, this.count);
+      for (const large of [0, 1]) {
+        gl.uniform1f(this.uniforms.large, large);
+        gl.drawArrays(gl.POINTS, 0, this.count);
+      }
     }
     const context = this.over.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
