@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint r
 # A process for each core; the tests of one file share its fixtures, and go to the same process
 WORKERS ?= --numprocesses auto --dist loadfile
 
-.PHONY: quickstart check test test-slow gpu lock clean
+.PHONY: quickstart check test test-slow docs-images gpu lock clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
@@ -24,6 +24,10 @@ test: check
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m slow
+
+# Screenshots of the quickstart's explorer, with the Chromium that is installed (apt-get install chromium)
+docs-images: $(VENV)/installed-dev
+	$(BIN)/python -m tests.explorer.screenshots report/explorer docs/images
 
 # On a machine with a CUDA device: all that is to be measured there. GPU='head step' for some stages, PYTHON for its own
 gpu:

@@ -22,7 +22,8 @@ STYLE = """:root{color-scheme:light dark;--paper:#f7f6f2;--panel:#fff;--ink:#1a2
 *{box-sizing:border-box}html{background:var(--paper);color:var(--ink);
 font:16px/1.55 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 body{max-width:84rem;margin:0 auto;padding:1.5rem 1.25rem 4rem}h1{font-size:1.6rem;margin:0 0 .5rem}
-a{color:var(--accent)}.first{display:grid;grid-template-columns:minmax(0,7fr) minmax(0,5fr);gap:1.5rem;align-items:start}
+a{color:var(--accent)}
+.first{display:grid;grid-template-columns:minmax(0,7fr) minmax(0,5fr);gap:1.5rem;align-items:start}
 .first p{margin:.55rem 0}.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem;
 margin:1.25rem 0}figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:14px;padding:.75rem}
 figure a{display:block}figcaption{color:#5c6672;font-size:.85rem;margin-top:.4rem}img{max-width:100%;display:block;
