@@ -18,7 +18,7 @@ def test_a_folder_becomes_a_static_space(hub, built, cli):
 
 
 def test_another_folder_is_refused(hub, tmp_path):
-    with pytest.raises(InputError, match="eval.py explore"):
+    with pytest.raises(InputError, match=r"eval\.py explore"):
         push_space(tmp_path, "ann/look")
     assert hub.requests == []
 
