@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: quickstart check test test-slow gpu lock clean
+.PHONY: quickstart check docs test test-slow gpu lock clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
@@ -16,7 +16,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 
-test: check
+# The site, from docs/ and the docstrings, into site/index.html: a broken link or anchor is an error
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --strict
+
+test: check docs
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed-dev
