@@ -75,7 +75,8 @@ def commands_page() -> str:
 
 def home_page() -> str:
     """README as it reads from docs/. Not in the repository."""
-    return (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    return text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "CONTRIBUTING.md")
 
 
 PAGES = {"reference/settings.md": settings_page, "reference/commands.md": commands_page, "index.md": home_page}
