@@ -29,7 +29,7 @@ def prepare(
         bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
     ] = False,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
-    num_workers: Annotated[int | None, typer.Option(help="threads that tokenize; default: the cores", min=1)] = None,
+    num_workers: Annotated[int | None, typer.Option(help="threads or processes that tokenize; default: the cores", min=1)] = None,
 ) -> None:
     """Turn documents into token files for training."""
     from harmonic_gpt.data import prepare as module
