@@ -51,6 +51,8 @@ def prepare(
     for name, split in manifest["splits"].items():
         tokens, per_byte = split["tokens"], split["tokens"] / split["text_bytes"]
         print(f"{path}/{name}: {split['documents']:,} documents, {tokens:,} tokens, {per_byte:.3f} tokens per byte")
+    for note in manifest["notes"]:
+        print(f"note: {note}")
     print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
 
 

@@ -128,6 +128,8 @@ def describe(inspection: Inspection) -> None:
             dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
             tokens = ", ".join(f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items())
             console.print(f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}")
+        for note in manifest.get("notes", []):
+            console.print(f"note: {note}")
     table = Table("", *inspection.splits, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"

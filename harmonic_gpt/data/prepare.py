@@ -40,6 +40,7 @@ DEFAULT_VOCAB_SIZE = 4096
 VALIDATION_SHARE = 0.05
 SHARD_TOKENS = 100_000_000
 LOCK = ".lock"
+LOWEST_HASH = "no content hash is below validation_share: the document with the lowest one is for validation"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
 
 
@@ -66,8 +67,8 @@ def prepare(
         out: folder to create; must not exist.
         tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training
             documents.
-        validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the
-            documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
+        validation: "content": by content hash, `validation_share` (default 0.05) of the documents, and one at least;
+            "nanogpt": the documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
         drop_duplicates: drop documents that are equal to an earlier one, of any source.
         shard_tokens: a shard ends with the batch of documents in which it reaches this size.
         num_workers: threads or processes that tokenize; default: the cores. The files do not depend on it.
@@ -179,7 +180,7 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         if stored is None:
             progress.save()
         _tokenize(reader, spec, progress, num_workers)
-        _finish(progress, trained, spec.library)
+        _finish(progress, trained, spec.library, [LOWEST_HASH] if reader.lowest_hash else [])
     except BaseException as error:
         if progress is not None:
             progress.close()
@@ -264,12 +265,18 @@ def _tokenize(reader: Reader, spec: EncoderSpec, progress: Progress, num_workers
             write_one()
 
 
-def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: str) -> None:
+def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: str, notes: list[str]) -> None:
     """The last shards and the manifest; then the folder is a token folder."""
     for split, writer in progress.writers.items():
         if not writer.counts.tokens and not writer.finished:
             total = sum(counts["read"] - counts["duplicates"] - counts["empty"] for counts in progress.counts)
-            hint = "" if total == 0 else "; change validation_share or add text"
+            hint = (
+                ""
+                if total == 0
+                else "; a run needs two documents at least, one for each split"
+                if total == 1
+                else ("; change validation_share or add text")
+            )
             raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
     progress.finish_shards()
     splits = {
@@ -297,6 +304,7 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
         "empty": sum(counts["empty"] for counts in progress.counts),
         "splits": splits,
         "sources": sources,
+        "notes": notes,
         "encoder": library,
         "versions": progress.header["versions"],
     }

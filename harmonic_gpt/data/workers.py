@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -51,10 +52,8 @@ class EncoderProcess:
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):  # it is dead already, and part of a batch was not sent
                 pipe.close()
-            except BrokenPipeError:  # it is dead already, and part of a batch was not sent
-                pass
         self._process.wait()
 
 
