@@ -36,7 +36,7 @@ from harmonic_gpt.files import sync, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_VOCAB_SIZE = 4096
+DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE = 4096, 257
 VALIDATION_SHARE = 0.05
 SHARD_TOKENS = 100_000_000
 LOCK = ".lock"
@@ -81,6 +81,9 @@ def prepare(
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
         raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
+    if vocab_size is not None and vocab_size < MIN_VOCAB_SIZE:
+        least = f"{MIN_VOCAB_SIZE} (256 bytes and end-of-text)"
+        raise InputError(f"a byte-level BPE has a vocab_size of at least {least}, got {vocab_size}")
     if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
         raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
     places = [source] if isinstance(source, str) else list(source)

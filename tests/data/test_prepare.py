@@ -86,6 +86,7 @@ def test_large_vocabularies_take_uint32(corpus, token_folder, tmp_path):
         ('{"text": "only one document"}\n', {}, "no val documents among 1; a run needs two"),
         ('{"text": \n', {}, "cannot be read"),
         ('{"text": "a"}\n', {"tokenizer": "/nowhere/tokenizer"}, "no tokenizer at"),
+        ('{"text": "a"}\n', {"vocab_size": 256}, "a vocab_size of at least 257"),
         ('{"text": "a"}\n', {"tokenizer": "x", "vocab_size": 300}, "either a tokenizer or a vocab_size"),
     ],
 )
