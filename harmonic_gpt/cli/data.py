@@ -78,8 +78,8 @@ def join(
         print(f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens in {files}")
     for note in manifest["notes"]:
         print(f"note: {note}")
-    if manifest["shared_documents"]:
-        print(f"{manifest['shared_documents']['documents_of_an_earlier_folder']:,} documents are in an earlier folder too (kept)")
+    if (shared := manifest["shared_documents"]) is not None:
+        print(f"{shared['documents_of_an_earlier_folder']:,} documents are in an earlier folder too, and stay")
 
 
 def inspect(

@@ -39,7 +39,7 @@ class Reader:
     def _lowest_hash(self) -> bytes | None:
         """None if some document's hash is below the share, which reading on to the first such document tells, or if
         there are not two documents to share out."""
-        hashes = set()
+        hashes: set[bytes] = set()
         for source in self.sources:
             for text in chain.from_iterable(map(source.read, range(len(source.parts)))):
                 if text:

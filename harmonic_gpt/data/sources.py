@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import IO, TextIO
 
 from harmonic_gpt.data.pydocs import pydocs
 from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
@@ -185,7 +185,7 @@ def _local_source(spec: str, name: str, place: str, files: list[Path], column: s
         return _txt_pieces(path) if _kind(path) == "text" else _local_rows(path, column)
 
     parts: list[tuple[str, int | None]] = [(str(path), path.stat().st_size) for path in files]
-    provenance = {"place": place, "column": column}
+    provenance: dict = {"place": place, "column": column}
     if hidden:
         provenance["hidden_files_left_out"] = hidden
     if any(_kind(path) == "text" for path in files):
@@ -275,7 +275,7 @@ def _open_text(path: Path) -> TextIO:
     return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig")
 
 
-def _open_bytes(path: Path) -> BinaryIO:
+def _open_bytes(path: Path) -> IO[bytes]:
     """A file's contents, unpacked."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
