@@ -1,6 +1,6 @@
 """Search for a best setting, and its certificate: both neighbors of it are worse on every ladder.
 
-A pure function of the losses that are there, so a queue that was stopped goes on where it was. PROTOCOL.md has the rule.
+A pure function of the losses that are there, so a stopped queue goes on where it was. PROTOCOL.md has the rule.
 """
 
 from collections.abc import Callable
