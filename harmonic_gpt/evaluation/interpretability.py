@@ -27,6 +27,7 @@ from harmonic_gpt.evaluation.measures.geometry import (
     spectrum,
 )
 from harmonic_gpt.evaluation.measures.label_distance import label_distance
+from harmonic_gpt.evaluation.measures.lens_agreement import POSITIONS as POSITIONS_READ
 from harmonic_gpt.evaluation.measures.lens_agreement import lens_agreement
 from harmonic_gpt.evaluation.measures.neighbors import neighbors
 from harmonic_gpt.evaluation.measures.parallelogram import MIN_PAIRS, ParallelogramTest, paper_test, strict_test
@@ -217,7 +218,8 @@ def _add_text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: in
     block = min(256, getattr(loaded.model.config, "max_position_embeddings", 256))
     if len(text) <= block:
         raise InputError(f"the text has {len(text)} tokens, less than one block of {block}; give --data with more")
-    read = text[: max(budget, block) + 1]
+    alone = min(POSITIONS_READ, max(budget, 0) // 4)  # tokens that the lens runs once more, without context
+    read = text[: max(budget - alone, block) + 1]
     with final_residual(loaded.model) as taken:
         states, labels = text_states(loaded.model, read, block)
     measured.row["text_tokens"] = len(labels)
@@ -235,7 +237,7 @@ def _add_text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: in
         measured.measures["label_distance"] = near.headline
     if taken:
         inputs = torch.from_numpy(read[: len(labels)].astype(np.int64))
-        agreed = lens_agreement(loaded.model, states, torch.cat(taken).float(), inputs, block, SEED)
+        agreed = lens_agreement(loaded.model, states, torch.cat(taken).float(), inputs, block, SEED, max(alone, block))
         measured.row["lens"] = agreed.row
         measured.measures |= agreed.headlines
     else:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import centers_of, final_norm, head_input, hidden_states, is_euclidean
@@ -14,6 +13,7 @@ from harmonic_gpt.evaluation.measures.geometry import nearest_rows
 from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.runs.load import LoadedModel
+
 
 @dataclass(frozen=True)
 class Lens:

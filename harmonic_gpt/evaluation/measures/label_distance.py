@@ -1,4 +1,4 @@
-"""Does a hidden state lie near the center of its label, as the harmonic loss asks? Standard heads are moved fairly first.
+"""Does a hidden state lie near the center of its label, as the harmonic loss asks? Standard heads are moved fairly.
 
 A standard head fixes neither origin nor scale of its rows, so every head's centers are first moved by one shift (their
 mean at the labels onto the states' mean) and by the common scale that serves the head best, chosen on other text.
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval
+from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, segment_ratio
 from harmonic_gpt.evaluation.measures.geometry import COLLAPSED
-from harmonic_gpt.evaluation.measures.lens_agreement import segment_mean
 
 MAX_POSITIONS = 2048
 REFERENCE_CENTERS = 2000  # stand for the vocabulary where its median distance is taken
@@ -23,14 +22,15 @@ ROWS = 256  # positions at a time
 @dataclass(frozen=True)
 class LabelDistance:
     row: dict
-    headline: tuple[float, np.ndarray] | None = None  # value and bootstrap replicates
+    headline: tuple[float, np.ndarray] | None = None  # label_over_shuffled and its bootstrap replicates
 
 
 def label_distance(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: int = 0) -> LabelDistance:
-    """Distance of a hidden state to its label's center, and to the nearest center, over its median distance to all.
+    """Distance of a hidden state to its label's center over its distance to the center of another position's label.
 
-    1: the label is as far away as any token. `shuffled` is the same for another position's label: what frequent tokens
-    win by lying nearer to everything. `raw` values: centers as they stand. Means over positions.
+    1: the state is no nearer to its own label than to any label. The control matters: frequent tokens' centers may lie
+    nearer to everything. `label`, `shuffled` (another position's label) and `nearest` are over the median distance to
+    all centers instead, `raw` values with the centers as they stand. Means over positions.
 
     Args:
         hidden_states: (N, D) as the head sees them. labels: (N,) next tokens. centers: (V, D). The first half chooses
@@ -58,13 +58,13 @@ def label_distance(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed:
     reference = torch.from_numpy(rng.permutation(len(w))[:REFERENCE_CENTERS])
     own, wrong, nearest = _ratios(x[measured], labels[measured], moved(scale), reference, rng)
     raw_own, raw_wrong, raw_nearest = _ratios(x[measured], labels[measured], w, reference, rng)
-    everywhere = np.ones(len(own), bool)
-    value, replicates = segment_mean(own, everywhere, seed)
+    value, replicates = segment_ratio(own, wrong, seed)
     row = {
         "positions": len(own),
         "scale": float(scale),
-        "label": value,
-        "label_interval": percentile_interval(replicates),
+        "label_over_shuffled": value,
+        "label_over_shuffled_interval": percentile_interval(replicates),
+        "label": float(own.mean()),
         "shuffled": float(wrong.mean()),
         "nearest": float(nearest.mean()),
         "raw_label": float(raw_own.mean()),

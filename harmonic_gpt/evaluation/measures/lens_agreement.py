@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harmonic_gpt.evaluation.activations import final_norm, spec_of
-from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
+from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, segment_ratio
 
 POSITIONS = 2048  # of the text, at which layers are read
-SEGMENT = 64  # tokens in a row that a bootstrap sample takes or leaves together: they share their text
 MIN_CONTEXT = 100  # positions whose answer depends on the context, for a headline
 IDLE = 0.01  # a layer that differs from the last one by less than this share of its norm
 RIDGE = 1e-4  # of the tuned lens, as a share of the states' mean variance
@@ -126,11 +125,11 @@ def _summary(
         row = {"layer": layer, "idle": bool(away[layer] < IDLE)}
         for lens, prefix in enumerate(lenses):
             kept = {
-                "agreement": segment_mean(hits[lens, layer], everywhere, seed),
-                "kl": segment_mean(kl[lens, layer], everywhere, seed),
+                "agreement": segment_ratio(hits[lens, layer], everywhere, seed),
+                "kl": segment_ratio(kl[lens, layer], everywhere, seed),
             }
             if depends.any():
-                kept["context_agreement"] = segment_mean(hits[lens, layer], depends, seed)
+                kept["context_agreement"] = segment_ratio(hits[lens, layer] * depends, depends, seed)
                 context[prefix, layer] = kept["context_agreement"]
             for key, (value, replicates) in kept.items():
                 row |= {prefix + key: value, f"{prefix}{key}_interval": percentile_interval(replicates)}
@@ -147,11 +146,3 @@ def _summary(
         headlines[name] = (float(np.mean(values)), np.mean(replicates, axis=0))
         row |= {name: headlines[name][0], f"{name}_interval": percentile_interval(headlines[name][1])}
     return LensAgreement(row | {"counted_layers": counted, "flag": None}, headlines)
-
-
-def segment_mean(values: np.ndarray, mask: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
-    """Mean of values (N,) where mask (N,) is true, and its bootstrap replicates over segments of the text."""
-    starts = np.arange(0, len(values), SEGMENT)
-    totals, counts = (np.add.reduceat(x.astype(np.float64), starts) for x in (values * mask, mask))
-    weights = resample_weights(len(starts), seed)
-    return float(totals.sum() / counts.sum()), weights @ totals / np.maximum(weights @ counts, 1)
