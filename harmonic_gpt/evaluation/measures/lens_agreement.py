@@ -122,7 +122,7 @@ def _summary(
     layers: list[dict] = []
     context: dict[tuple[str, int], tuple[float, np.ndarray]] = {}
     for layer in range(len(away)):
-        row = {"layer": layer, "idle": bool(away[layer] < IDLE)}
+        row: dict = {"layer": layer, "idle": bool(away[layer] < IDLE)}
         for lens, prefix in enumerate(lenses):
             kept = {
                 "agreement": segment_ratio(hits[lens, layer], everywhere, seed),
@@ -134,8 +134,9 @@ def _summary(
             for key, (value, replicates) in kept.items():
                 row |= {prefix + key: value, f"{prefix}{key}_interval": percentile_interval(replicates)}
         layers.append(row)
-    row = {"positions": len(depends), "context_positions": int(depends.sum()), "fitted_on": fitted_on, "layers": layers}
-    counted = [row["layer"] for row in layers if row["layer"] > 0 and not row["idle"]]
+    positions = {"positions": len(depends), "context_positions": int(depends.sum())}
+    row = positions | {"fitted_on": fitted_on, "layers": layers}
+    counted = [one["layer"] for one in layers if one["layer"] > 0 and not one["idle"]]
     if depends.sum() < MIN_CONTEXT:
         return LensAgreement(row | {"flag": "hardly any answer depends on the context"})
     if not counted:
