@@ -43,7 +43,7 @@ TIMES = "times "  # before the name of a setting: the value is a factor on the a
 _SOUND: set[str] = set()  # keys of runs whose settings were checked: a search builds the same ones again and again
 BLOCK_KEYS = {
     *("question", "why", "sizes", "arms", "configs", "set", "each", "vary", "seeds", "keep"),
-    *("search", "search_of", "most", "tuned"),
+    *("search", "search_of", "most", "tuned", "read"),
 }
 
 
@@ -51,8 +51,8 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
     """All runs of a queue file in its order, each once. Raises InputError for a mistake in any of them.
 
     A run: question, size, arm, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
-    RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), and
-    key, which identifies what is trained, whatever the question that asked for it: one run may answer several.
+    RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), read
+    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that asked for it: one run may answer several.
 
     Args:
         losses: final loss of the runs that are done, by key. What a search asks for next depends on them, and so do
@@ -72,7 +72,8 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
                 raise InputError(f"unknown {sorted(unknown)}; expected some of {sorted(BLOCK_KEYS)}")
             found = _searched(block, queue, losses or {}, tuned) if "search" in block else _runs_of(block, queue, tuned)
             for run in found:
-                runs.setdefault(run["key"], run)
+                first = runs.setdefault(run["key"], run)
+                first |= {flag: first[flag] or run[flag] for flag in ("keep", "read")}
         except KeyError as error:
             raise InputError(f"{path}: experiment {block.get('question')!r}: {error} is missing") from error
         except InputError as error:
@@ -112,7 +113,7 @@ def _run(block: dict, start: dict, changes: list[dict], seed: int) -> dict:
     if key not in _SOUND:
         run_config(run)  # a wrong setting is found before the first run
         _SOUND.add(key)
-    return run | {"key": key, "keep": block.get("keep", False)}
+    return run | {"key": key, "keep": block.get("keep", False), "read": block.get("read", False)}
 
 
 def _merged(chosen: dict, change: dict) -> dict:
@@ -216,6 +217,7 @@ def run_config(run: dict, folder: str | Path = "runs/run") -> RunConfig:
 def train_one(run: dict, folder: Path) -> dict:
     """Train one run in `folder` (emptied first) by the product's own code; returns its row."""
     import torch  # slow to import, and the queue itself does without
+    from reading import reading
     from trials import apply_trial
 
     from harmonic_gpt.training import loop
@@ -232,13 +234,14 @@ def train_one(run: dict, folder: Path) -> dict:
     training = [row for row in rows if "grad_norm" in row]
     norms = [(row["step"], row["center_norm_mean"], row["center_norm_std"]) for row in validation]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=QUEUE.parent)
-    return {key: value for key, value in run.items() if key != "keep"} | {
+    return {key: value for key, value in run.items() if key not in ("keep", "read")} | {
         "val_loss": validation[-1]["val_loss"],
         "val_tokens": validation[-1]["val_tokens"],
         "curve": [[row["step"] * config.train.batch_tokens, round(row["val_loss"], 5)] for row in validation],
         "training": stability(training, config.optim.warmup_steps, config.optim.grad_clip),
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
+        **({"reading": reading(state.bare_model, state.data.tokens("val"))} if run["read"] else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),
@@ -281,12 +284,12 @@ def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
 
     def left() -> list[dict]:
         nonlocal runs
-        losses = {row["key"]: row["val_loss"] for row in read_jsonl(out)}
+        rows = read_jsonl(out)
         try:
-            runs = read_queue(queue, losses)
+            runs = read_queue(queue, losses_of(rows))
         except InputError as error:  # saved half-way, or a mistake: hours of other runs need not wait for it
             print(f"warning: {error}; going on with the queue as it was", flush=True)
-        return [run for run in runs if run["key"] not in losses.keys() | taken]
+        return [run for run in not_done(runs, rows) if run["key"] not in taken]
 
     def next_run() -> dict | None:
         with changed:
@@ -325,6 +328,18 @@ def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
             stopping = True
 
 
+def losses_of(rows: list[dict]) -> dict[str, float]:
+    """Final loss by key, of rows of results."""
+    return {row["key"]: row["val_loss"] for row in rows}
+
+
+def not_done(runs: list[dict], rows: list[dict]) -> list[dict]:
+    """Runs without a row; also those whose row lacks the measures of reading that are asked for: trained again."""
+    done = {row["key"] for row in rows}
+    read = {row["key"] for row in rows if "reading" in row}
+    return [run for run in runs if run["key"] not in (read if run["read"] else done)]
+
+
 def describe(run: dict) -> str:
     """A run in one line: size, arm, its own settings, seed."""
     settings = [f"{name.split('.')[-1]}={value}" for name, value in (run["set"] | run["trial"]).items()]
@@ -348,8 +363,8 @@ def main() -> None:
         parser.error("--out is missing")
     try:
         if args.list:
-            losses = {row["key"]: row["val_loss"] for row in read_jsonl(args.out)}
-            left = [describe(run) for run in read_queue(args.queue, losses) if run["key"] not in losses]
+            rows = read_jsonl(args.out)
+            left = [describe(run) for run in not_done(read_queue(args.queue, losses_of(rows)), rows)]
             print(f"{len(left)} runs left", *left, sep="\n")
             return
         args.out.parent.mkdir(parents=True, exist_ok=True)
