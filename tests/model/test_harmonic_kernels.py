@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from harmonic_gpt.model import harmonic_kernels
-from harmonic_gpt.model import harmonic_loss as module
+from harmonic_gpt.model import harmonic_elements, harmonic_kernels
+from harmonic_gpt.model import harmonic_loss_cuda as module
+from harmonic_gpt.model.harmonic_elements import Formula, Needs
 from harmonic_gpt.model.harmonic_head import HarmonicHead
 from tests.conftest import HEADS
 from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
@@ -34,7 +35,7 @@ def cuda_program(request, monkeypatch):
     monkeypatch.setattr(module, "_triton_element_pass", element_pass)
     monkeypatch.setattr(module, "CUDA_CHUNK_BYTES", 16 * 64 * 4)
     monkeypatch.setattr(module, "CUDA_CHUNK_ROWS", 16)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 6 * V * 4)
+    monkeypatch.setattr(harmonic_elements, "BLOCK_BYTES", 6 * V * 4)
     monkeypatch.setattr(harmonic_kernels, "MAX_BLOCK", 64)
     yield calls
     assert calls, "the program of CUDA did not run"
@@ -187,8 +188,8 @@ def broken(monkeypatch):
 
 def through_auto(x, w, y):
     """Losses and gradients as impl="auto" computes them for CUDA tensors."""
-    weight, spec = torch.ones(len(y)), module.HeadSpec(28.0)
-    return module._chunked_cuda(x, w, y, weight, spec, (True, True), module._auto_element_pass)
+    weight, formula = torch.ones(len(y)), Formula("squared_distance", "log", -14.0)
+    return module.chunked_cuda(x, w, y, weight, formula, Needs(True, True), module._auto_element_pass)[:3]
 
 
 def test_auto_goes_on_without_the_kernel_and_says_so_once(broken):
