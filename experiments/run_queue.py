@@ -33,6 +33,7 @@ from harmonic_gpt.runs.metrics import read_metrics
 
 QUEUE = Path(__file__).with_name("queue.yaml")
 RISE_WINDOW = 20  # steps whose median loss a rise is measured against
+# Under the names of version 0.2, by which finished runs are known: see `key_of`
 HEADS = {
     "harmonic": {"model.similarity": "euclidean", "model.normalization": "harmax"},
     "standard": {"model.similarity": "dot", "model.normalization": "softmax"},
@@ -94,16 +95,14 @@ def _runs_of(block: dict, queue: dict) -> list[dict]:
 def _start_from_arm(queue: dict, name: str, size: str) -> dict:
     """An arm at a size: its settings before the experiment's own."""
     arm = queue["arms"][name]
-    settings = queue["base"] | queue["sizes"][size] | HEADS[arm["head"]]
+    settings = queue["base"] | queue["sizes"][size] | HEADS.get(arm["head"], {"model.head": arm["head"]})
     return {"size": size, "head": arm["head"], "config": None, "settings": settings, "set": arm["set"] | arm[size]}
 
 
 def _start_from_config(path: str) -> dict:
     """A config file, before the experiment's settings. Its size and head are named like the others."""
     model = load_run_config(path).model
-    pair = {"model.similarity": model.similarity, "model.normalization": model.normalization}
-    head = next((name for name, settings in HEADS.items() if settings == pair), " + ".join(pair.values()))
-    return {"size": f"{model.n_layer}x{model.n_embd}", "head": head, "config": path, "settings": {}, "set": {}}
+    return {"size": f"{model.n_layer}x{model.n_embd}", "head": model.head, "config": path, "settings": {}, "set": {}}
 
 
 def key_of(run: dict) -> str:
@@ -114,7 +113,11 @@ def key_of(run: dict) -> str:
     settings = {name: Path(v).name if name == "data.dir" else v for name, v in run["settings"].items()}
     identity = [settings, run["trial"], run["seed"]]
     if run["config"]:
-        identity.append(yaml.safe_load(Path(run["config"]).read_text(encoding="utf-8")))
+        content = yaml.safe_load(Path(run["config"]).read_text(encoding="utf-8"))
+        if (head := content.get("model", {}).get("head")) in HEADS:
+            del content["model"]["head"]
+            content["model"] |= {name.removeprefix("model."): value for name, value in HEADS[head].items()}
+        identity.append(content)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -399,6 +399,7 @@ def _apply(values: dict, key: str, text: str) -> str | None:
         value = _parse(text)
     except ValueError:
         return f"{key}: {text!r} is not a YAML value"
+    _give_way(values.get("model"), key)
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) is None:  # absent, or an empty `section:` in the file
@@ -408,6 +409,18 @@ def _apply(values: dict, key: str, text: str) -> str | None:
             return f"{key}: {parent} is a value, not a section"
     values[last] = value
     return None
+
+
+def _give_way(model: Any, key: str) -> None:
+    """A head named on the command line, in whichever way, replaces the file's, however that names it."""
+    if not isinstance(model, dict):
+        return
+    if key == "model.head":
+        model.pop("similarity", None), model.pop("normalization", None)
+    elif key in ("model.similarity", "model.normalization") and "head" in model:
+        head = model.pop("head")
+        pairs = [pair for pair, name in PAIRS.items() if name == head]
+        model |= dict(zip(("similarity", "normalization"), pairs[0], strict=True)) if pairs else {}
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -62,16 +62,14 @@ class HarmonicHead(nn.Module):
 
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
         self._fixed_scale = HIDDEN_SCALE.check("hidden_scale", hidden_scale)
-        for name, (_, start) in self.learned_numbers().items():
-            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor([math.log(start)])))
-        for name, weight in self.definition.weights.items():
-            self.register_parameter(name, nn.Parameter(weight.start(n_embd, self.constants)))
-        if "prior" in self.learn:
-            self.log_prior = nn.Parameter(torch.zeros(vocab_size))
-        elif prior:
-            self.register_buffer("log_prior", torch.zeros(vocab_size))
-        else:
+        self.has_prior = prior
+        if not prior:
             self.log_prior = None
+        for name, start in self.starts():
+            if name == "log_prior" and "prior" not in self.learn:
+                self.register_buffer(name, start)
+            else:
+                self.register_parameter(name, nn.Parameter(start))
         if head == "standard":
             self.register_parameter("bias", None)  # as nn.Linear says that it has none
 
@@ -94,14 +92,14 @@ class HarmonicHead(nn.Module):
         every["hidden_scale"] = (HIDDEN_SCALE, self._fixed_scale)
         return {name: every[name] for name in every if name in self.learn}
 
-    def starts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(parameter, the value that it starts at) of all parameters but `weight`, for transformers to initialise."""
+    def starts(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, the value that it starts at) of all parameters and buffers but `weight`."""
         for name, (_, start) in self.learned_numbers().items():
-            yield getattr(self, f"log_{name}"), torch.tensor([math.log(start)])
+            yield f"log_{name}", torch.tensor([math.log(start)])
         for name, weight in self.definition.weights.items():
-            yield getattr(self, name), weight.start(self.weight.shape[1], self.constants)
-        if self.log_prior is not None:
-            yield self.log_prior, torch.zeros(len(self.log_prior))
+            yield name, weight.start(self.weight.shape[1], self.constants)
+        if self.has_prior:
+            yield "log_prior", torch.zeros(len(self.weight))
 
     def _scale(self) -> float | Tensor:
         return self.log_hidden_scale.exp() if "hidden_scale" in self.learn else self._fixed_scale

@@ -49,8 +49,8 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, HarmonicHead):
             init.normal_(module.weight, mean=0.0, std=self.config.center_std)
-            for parameter, start in module.starts():
-                init.copy_(parameter, start)
+            for name, start in module.starts():
+                init.copy_(getattr(module, name), start)
             if self.config.tie_word_embeddings:
                 # The tie keeps wte's values, and the head comes after the trunk: this wins over GPT2Model's 0.02.
                 # `init` leaves weights alone that were loaded from a checkpoint.
@@ -67,8 +67,9 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         head = self._new_head(linear.weight.shape[0])
         assert isinstance(linear.weight, nn.Parameter)
         head.weight = linear.weight
-        for (new, _), (old, _) in zip(head.starts(), old_lm_head.starts(), strict=True):
-            new.data = _resized(old.data, len(new)) if new is head.log_prior else old.data
+        for name, _ in old_lm_head.starts():
+            old = getattr(old_lm_head, name).data
+            getattr(head, name).data = _resized(old, len(head.weight)) if name == "log_prior" else old
         return head
 
     def save_pretrained(self, *args, **kwargs):

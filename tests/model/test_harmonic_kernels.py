@@ -10,6 +10,7 @@ from harmonic_gpt.model import harmonic_elements, harmonic_kernels
 from harmonic_gpt.model import harmonic_loss_cuda as module
 from harmonic_gpt.model.harmonic_elements import Formula, Needs
 from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
 from tests.conftest import HEADS
 from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
 
@@ -44,7 +45,7 @@ def cuda_program(request, monkeypatch):
 def cuda(head, n, reduction="mean"):
     """`ours`, by way of the fixture above."""
     similarity, normalization = head
-    return lambda x, w, y: module.harmonic_cross_entropy(
+    return lambda x, w, y: harmonic_cross_entropy(
         x, w, y, exponent=n, similarity=similarity, normalization=normalization, reduction=reduction, impl="triton"
     )
 
