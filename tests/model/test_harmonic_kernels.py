@@ -75,7 +75,7 @@ def test_no_worse_than_naive_float32(cuda_program, head, n):
 def test_full_blocks_and_what_is_left_over(cuda_program, head, v):
     x, w, y = inputs(torch.float32, n=20, v=v)
     close_to_truth(run(cuda(head, 28), x, w, y), x, w, y, head, 28)
-    for u, g, _x2, w2, *_ in cuda_program:
+    for u, g, (_x2, w2, *_), *_ in cuda_program:
         assert u.shape[1] % 64 == 0 and len(w2) == v  # noqa: PT018
         assert g.data_ptr() != u.data_ptr()
         assert (g[:, v:] == 0).all()
