@@ -24,7 +24,7 @@ def test_shipped_configs_parse_and_dry_run(path, tmp_path, monkeypatch):
     config = load_run_config(path)
     text = dry_run(config)
     assert "parameters:" in text
-    assert ("harmonic" if "harmonic" in path.stem else "standard") in text.splitlines()[1]
+    assert config.model.head in text.splitlines()[1]
 
 
 @pytest.mark.parametrize("pair", ["quickstart_{}", "gpt2_small_{}", "gpt2_small_{}_paper"])

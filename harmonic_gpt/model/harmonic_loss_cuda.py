@@ -84,18 +84,13 @@ def _triton_element_pass(
         raise RuntimeError('Triton is not installed: pip install triton, or take impl="torch"')
     if not has_kernel(formula, asked):
         return torch_element_pass(u, g, sides, labels, row_weight, formula, asked)
-    losses, row_sums = element_pass(
-        u, g, sides.x2, sides.w2, labels, row_weight,
-        euclidean=formula.euclidean, harmax=formula.curve == "log",
-        rate=formula.rate, slope=formula.slope, relative_floor=RELATIVE_FLOOR, tiny=TINY,
-    )  # fmt: skip
-    return losses, row_sums, None
+    return element_pass(u, g, sides, labels, row_weight, formula, asked, relative_floor=RELATIVE_FLOOR, tiny=TINY)
 
 
 def has_kernel(formula: Formula, asked: Asked) -> bool:
-    """Whether the Triton kernel knows the formula. What it does not goes through PyTorch's operators."""
-    plain = formula.bias is None and not formula.label_smoothing and not formula.z_loss and not asked.rate
-    return plain and formula.quantity != "lorentz" and not isinstance(formula.rate, Tensor)
+    """Whether the Triton kernel does all of it. What it does not goes through PyTorch's operators: the gradient of a
+    bias, which would be a sum over rows, and -d^2, which no head here has."""
+    return asked.bias is None and not (formula.euclidean and formula.curve == "linear")
 
 
 _triton_failed = False  # in this process: it is not tried, and not warned about, again
