@@ -10,9 +10,11 @@ from harmonic_gpt.model import harmonic_elements, harmonic_kernels
 from harmonic_gpt.model import harmonic_loss_cuda as module
 from harmonic_gpt.model.harmonic_elements import Formula, Needs
 from harmonic_gpt.model.harmonic_head import HarmonicHead
-from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
+from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
 from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.test_heads import constants_of, graded
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
 pytestmark = [
@@ -170,6 +172,48 @@ def test_nan_stays_nan():
             x, w, y = inputs(torch.float32, n=3)
             x[row] = float("nan")
             assert run(cuda(head, 28), x, w, y)[0].isnan()
+
+
+OPTIONS = {"log_prior": torch.linspace(-2, 1, V), "label_smoothing": 0.1, "z_loss": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, OPTIONS) for name in HEADS_BY_NAME if HEADS_BY_NAME[name].form]
+    + [("harmonic", {name: value}) for name, value in OPTIONS.items()]
+    + [("lorentz_harmonic", {})],
+)
+def test_every_head_and_option(cuda_program, name, options):
+    """Learned rates and weights, a prior, smoothing and z-loss: float32 against the CPU's program in float64."""
+    x, w, y = inputs(torch.float32, n=11)
+    y[::5] = -100
+    values = constants_of(name, torch.float32)
+
+    def loss_of(impl):
+        return lambda x, w, *tensors: head_cross_entropy(
+            x, w, y, head=name, impl=impl, **options, **dict(zip(values, tensors, strict=True))
+        )
+
+    leaves = (x, w, *values.values())
+    truth = graded(loss_of("auto"), *(leaf.double() for leaf in leaves))
+    for got, expected in zip(graded(loss_of("triton"), *leaves), truth, strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert all(isinstance(call[5].rate, torch.Tensor) for call in cuda_program)
+
+
+def test_the_gradient_of_a_prior_goes_through_torch(monkeypatch):
+    def element_pass(*_args, **_options):
+        raise AssertionError("the kernel has no gradient of a bias")
+
+    monkeypatch.setattr(harmonic_kernels, "element_pass", element_pass)
+    x, w, y = inputs(torch.float32)
+    prior = torch.zeros(V)
+    got, expected = (
+        graded(lambda x, w, p, impl=impl: head_cross_entropy(x, w, y, log_prior=p, impl=impl), x, w, prior)
+        for impl in ("triton", "auto")
+    )
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
