@@ -111,7 +111,10 @@ def key_of(run: dict) -> str:
     Where the corpus lies does not matter: of data.dir only the folder's own name counts.
     """
     settings = {name: Path(v).name if name == "data.dir" else v for name, v in run["settings"].items()}
-    identity = [settings, run["trial"], run["seed"]]
+    trial = dict(run["trial"])
+    if "train.label_smoothing" in settings:  # was a trial when the first runs had it
+        trial["label_smoothing"] = settings.pop("train.label_smoothing")
+    identity = [settings, trial, run["seed"]]
     if run["config"]:
         content = yaml.safe_load(Path(run["config"]).read_text(encoding="utf-8"))
         if (head := content.get("model", {}).get("head")) in HEADS:

@@ -148,7 +148,7 @@ def _head(model: PreTrainedModel) -> tuple[str, bool]:
     )
     return (
         f"**{head.name}** head: each row w_j of the unembedding is the center of a class, and the probability of token "
-        f"j is proportional to {head.definition.meaning}{prior}; {', '.join([*numbers, scale])}.{learned} `logits` are "
+        f"j is proportional to {head.definition.meaning}{prior}, {', '.join([*numbers, scale])}.{learned} `logits` are "
         f"{shape}"
     ), False
 

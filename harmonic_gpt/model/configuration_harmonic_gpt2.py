@@ -5,7 +5,7 @@ import math
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
 
-from .heads import PAIRS, HeadSpec, find_head, find_pair
+from .heads import HIDDEN_SCALE, PAIRS, HeadSpec, find_head, find_pair
 
 
 @strict
@@ -66,10 +66,9 @@ class HarmonicGPT2Config(GPT2Config):
         hidden_scale, center_std = head.scales(self.n_embd)
         self.hidden_scale = hidden_scale if self.hidden_scale is None else float(self.hidden_scale)
         self.center_std = center_std if self.center_std is None else float(self.center_std)
-        for name in ("hidden_scale", "center_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+        HIDDEN_SCALE.check("hidden_scale", self.hidden_scale)
+        if not (math.isfinite(self.center_std) and self.center_std > 0):
+            raise ValueError(f"center_std: expected a positive number, got {self.center_std}")
 
     def _name_the_head(self) -> None:
         """The name from the two choices of older configs, or the choices from the name. Raises ValueError."""

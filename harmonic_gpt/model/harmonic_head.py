@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from .harmonic_logits import head_logits
 from .harmonic_loss import head_cross_entropy
-from .heads import Constant, Head, HeadSpec, find_head, find_pair
-
-HIDDEN_SCALE = Constant(1.0, 1e-6, 1e6)
+from .heads import HIDDEN_SCALE, Constant, Head, HeadSpec, find_head, find_pair
 
 
 class HarmonicHead(nn.Module):

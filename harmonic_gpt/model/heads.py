@@ -214,6 +214,7 @@ def _low_rank(rows: Tensor, values: Values) -> Tensor:
 
 EXPONENT = Constant(math.sqrt, 1e-3, 1e5)  # sqrt(D): arXiv 2502.01628, section 2
 TEMPERATURE = Constant(1.0, 1e-5, 1e5)
+HIDDEN_SCALE = Constant(1.0, 1e-6, 1e6)  # of every head
 SQUARED_LOG = Form("squared_distance", "log")
 DOT_SCALES = lambda width: (1.0, width**-0.5)  # noqa: E731  logits of unit variance
 

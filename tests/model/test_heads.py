@@ -1,13 +1,15 @@
 """Every head of `heads.HEADS`, with all that the loss takes: against its own formula, pair by pair, in float64."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM, HarmonicHead, head_cross_entropy, head_logits
-from harmonic_gpt.model import harmonic_elements, harmonic_loss, harmonic_loss_cpu
+from harmonic_gpt.model import harmonic_elements, harmonic_loss, harmonic_loss_cpu, heads
 from harmonic_gpt.model.harmonic_logits import pair_logits
 from harmonic_gpt.model.heads import HEADS, PAIRS
 from harmonic_gpt.run_config import PAIRS as CONFIG_PAIRS
@@ -274,6 +276,16 @@ def test_a_model_learns_saves_and_loads_all_of_its_head(tiny_config, tmp_path, n
     assert again.lm_head.spec == model.lm_head.spec != config.head_spec or len(every_number(name)) == 1
     model.resize_token_embeddings(105)
     torch.testing.assert_close(model(ids).logits.shape, torch.Size((2, 9, 105)))
+
+
+def test_the_pages_head_of_ones_own_is_its_formula(monkeypatch):
+    """docs/heads.md: thirty lines."""
+    monkeypatch.setattr(heads, "HEADS", {**HEADS})
+    text = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Head(" in b]
+    assert block.count("\n") <= 30
+    exec(compile(block, "docs/heads.md", "exec"), {})
+    assert "student" in heads.HEADS
 
 
 def test_configs_name_a_head_in_either_way(tiny_config):
