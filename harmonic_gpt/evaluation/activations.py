@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_logits import HeadSpec
+from harmonic_gpt.model.heads import HeadSpec
 
 # The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
 # head
@@ -32,9 +32,10 @@ def spec_of(model: PreTrainedModel) -> HeadSpec | None:
 
 
 def is_euclidean(model: PreTrainedModel) -> bool:
-    """Whether the head compares by distance, not by dot products."""
+    """Whether the head compares by the distance between hidden states and centers, not by dot products, angles or
+    another metric."""
     spec = spec_of(model)
-    return spec is not None and spec.similarity == "euclidean"
+    return spec is not None and spec.euclidean
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:
