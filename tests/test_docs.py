@@ -82,7 +82,7 @@ def test_quickstart_configs_differ_where_the_readme_says():
         config.pop("run_dir")
         settings.append({(section, name): values[name] for section, values in config.items() for name in values})
     differing = {name for name in settings[0] | settings[1] if settings[0].get(name) != settings[1].get(name)}
-    assert differing == {("model", name) for name in ("similarity", "normalization", "hidden_scale", "exponent")}
+    assert differing == {("model", name) for name in ("head", "hidden_scale", "exponent")}
 
 
 def unknown_messages(page: str, source: str) -> list[str]:
