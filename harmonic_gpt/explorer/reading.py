@@ -46,11 +46,14 @@ class Walk:
 
 
 def score_name(model: PreTrainedModel) -> str:
-    """What the head compares states and centers by: "distance", "dot product", or "logit" for a head with neither."""
-    spec = spec_of(model)
+    """What the head compares states and centers by: "distance" (Euclidean), "dot product", "own distance" for a head
+    with another metric, or "logit" for one that has neither."""
+    spec, head = spec_of(model), getattr(model.get_output_embeddings(), "definition", None)
     if is_euclidean(model):
         return "distance"
-    return "dot product" if spec is None or spec.name == "standard" or spec.name.startswith("dot") else "logit"
+    if spec is None or head is None or (head.form is not None and head.form.quantity == "dot" and not head.prepare):
+        return "dot product"
+    return "logit" if spec.exponent is None else "own distance"
 
 
 def shown_layers(model: PreTrainedModel) -> list[int]:
@@ -62,7 +65,7 @@ def shown_layers(model: PreTrainedModel) -> list[int]:
 
 
 def scores(model: PreTrainedModel, states: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
-    """(N, k): distance or dot product (see `score_name`) of each state's listed tokens.
+    """(N, k): what the head compares by (see `score_name`), of each state's listed tokens.
 
     Exact differences, not ||x||^2 + ||w||^2 - 2 x.w, whose rounding shows in small distances.
 
@@ -75,7 +78,13 @@ def scores(model: PreTrainedModel, states: Tensor, ids: Tensor, logits: Tensor) 
     rows = centers_of(model)[ids]  # (N, k, D)
     if name == "distance":
         return (rows - states[:, None]).norm(dim=-1)
-    return (rows * states[:, None]).sum(-1)
+    if name == "dot product":
+        return (rows * states[:, None]).sum(-1)
+    head, spec = model.get_output_embeddings(), spec_of(model)
+    assert head is not None and spec is not None
+    assert spec.exponent is not None
+    z = head.definition.logit(states[:, None], rows, head.values())  # -n log of the distance
+    return (-z / spec.exponent).exp()
 
 
 @torch.no_grad()

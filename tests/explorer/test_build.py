@@ -8,19 +8,21 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from harmonic_gpt import HarmonicGPT2ForCausalLM
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.activations import spec_of
 from harmonic_gpt.evaluation.lens import lens
 from harmonic_gpt.evaluation.measures.neighbors import NEAREST, neighbors
 from harmonic_gpt.evaluation.perplexity import perplexity
 from harmonic_gpt.explorer.build import explore
 from harmonic_gpt.explorer.centers import CenterMap, map_centers, nearest_centers
 from harmonic_gpt.explorer.format import SCHEMA_VERSION, packed, read_data, unpacked, write_data
-from harmonic_gpt.explorer.reading import LENS_TOP, read_text, shown_layers
+from harmonic_gpt.explorer.reading import LENS_TOP, read_text, score_name, shown_layers
 from harmonic_gpt.likelihood import token_counts
-from tests.conftest import HEADS
+from harmonic_gpt.model.heads import HEADS
 
 PAGE = Path(__file__).parents[2] / "harmonic_gpt/explorer/page"
 
@@ -95,14 +97,12 @@ def test_neighbors_frequencies_and_words(built, token_folder):
             np.testing.assert_allclose(scores[token][:NEAREST], row["scores"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("head", [*HEADS, "gpt2"], ids=str)
+@pytest.mark.parametrize("head", [*HEADS, "gpt2"])
 def test_a_prediction_is_the_models_own(head, tiny_config):
     if head == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=101, n_embd=32, n_layer=2, n_head=2, n_positions=24))
     else:
-        from harmonic_gpt import HarmonicGPT2ForCausalLM
-
-        model = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1], n_layer=12))
+        model = HarmonicGPT2ForCausalLM(tiny_config(head=head, n_layer=12 if head == "harmonic" else 2))
     model.eval()
     ids = torch.randint(0, 101, (20,))
     centers = map_centers(model, None, lambda _: None)
@@ -118,6 +118,14 @@ def test_a_prediction_is_the_models_own(head, tiny_config):
     assert layers[0] == 0
     assert layers[-1] == model.config.num_hidden_layers
     assert len(layers) <= 9
+    spec = spec_of(model)
+    if score_name(model) in ("distance", "own distance") and spec.exponent is not None:  # p is a power of it
+        apart = np.log(prediction.top_p[:, :1] / prediction.top_p)
+        expected = spec.exponent * np.log(prediction.top_score / prediction.top_score[:, :1])
+        np.testing.assert_allclose(apart, expected, rtol=1e-3, atol=1e-3)
+    elif score_name(model) == "dot product" and head in ("standard", "gpt2"):
+        apart = np.log(prediction.top_p[:, :1] / prediction.top_p)
+        np.testing.assert_allclose(apart, prediction.top_score[:, :1] - prediction.top_score, rtol=1e-3, atol=1e-4)
     # The last layer of the walk is the output
     assert walk.top[-1].tolist() == prediction.top[:, :LENS_TOP].tolist()
     np.testing.assert_allclose(walk.label_p[-1], truth.exp(), rtol=1e-5)

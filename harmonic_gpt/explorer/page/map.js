@@ -87,7 +87,7 @@ explorer.mapKit = (() => {
       const sorted = norms.slice().sort();
       const [low, high] = [sorted[Math.floor(0.01 * size)], sorted[Math.floor(0.99 * (size - 1))]];
       for (let i = 0; i < size; i++) put(i, explorer.ramp((norms[i] - low) / Math.max(high - low, 1e-12)), dense);
-    } else if (by === "part" && parts) {
+    } else if (by === "part" && parts && !task) {
       for (let i = 0; i < size; i++) {
         if (parts[i]) { put(i, explorer.color(PARTS[parts[i]]), 1); sizes[i] = 1.6; } else put(i, faint, 0.3);
       }
@@ -251,7 +251,7 @@ explorer.views.map = (() => {
     const { counts, part_names, parts } = explorer.vocabularies[0];
     key.replaceChildren();
     if (state.task) key.append(swatch("part-1", "first word"), swatch("part-2", "second word"));
-    if (by === "part" && parts) key.append(...part_names.slice(1).map((name, i) => swatch(PARTS[i + 1], name)), swatch("faint", "not in the list"));
+    if (by === "part" && parts && !state.task) key.append(...part_names.slice(1).map((name, i) => swatch(PARTS[i + 1], name)), swatch("faint", "not in the list"));
     else if (by === "frequency" || by === "norm") {
       const bar = h("span", { class: "ramp" }, ...Array.from({ length: 9 }, (_, i) => h("i", { style: { background: rgba(explorer.ramp(i / 8)) } })));
       let most = 0;
