@@ -15,6 +15,7 @@ import zstandard
 from harmonic_gpt.data import sources
 from harmonic_gpt.data.sources import documents, open_source
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.run_config import load_run_config
 
 TEXTS = [f"Document {i}.\n\nWith two paragraphs, é and 漢字." for i in range(30)]
 
@@ -111,6 +112,17 @@ def test_a_hub_dataset_is_streamed_file_by_file():
         open_source("openwebtext,split=test")
     with pytest.raises(InputError, match="no column 'body'; it has 'text'"):
         list(documents("openwebtext", "body"))
+
+
+@pytest.mark.parametrize("head", ["harmonic", "standard"])
+def test_the_babylm_configs_name_a_split_and_a_column_of_text_files(head, tmp_path, monkeypatch):
+    """As the dataset is on the Hub: files of lines, NAME.train.txt."""
+    for name in ("bnc_spoken", "childes"):
+        (tmp_path / f"{name}.train.txt").write_text(f"a line of {name}\nanother\n")
+    config = load_run_config(Path(__file__).parents[2] / "configs" / f"babylm_small_{head}.yaml")
+    assert isinstance(config.data.source, str)
+    monkeypatch.setitem(sources.HUB_ALIASES, config.data.source.split(",")[0], str(tmp_path))
+    assert list(documents(config.data.source)) == ["a line of bnc_spoken", "another", "a line of childes", "another"]
 
 
 @pytest.mark.usefixtures("hub")

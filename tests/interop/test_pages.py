@@ -23,6 +23,7 @@ PAGES = [
     "docs/publish.md",
     "docs/notebook.md",
     "docs/extend.md",
+    "docs/heads.md",
     "docs/tools.md",
 ]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
@@ -43,7 +44,7 @@ def place(token_folder, tmp_path_factory):
     (folder / "report").mkdir()
     state = test_nanogpt.weights()
     torch.save({"model": state, "model_args": test_nanogpt.ARGS, "iter_num": 7}, folder / "ckpt.pt")
-    for head in ("harmonic", "standard"):
+    for head in ("harmonic", "standard", "heads"):
         name = f"quickstart_{head}.yaml"
         values = yaml.safe_load((ROOT / "configs" / name).read_text())
         for section, changes in TINY.items():
