@@ -201,16 +201,14 @@ def _products(
         x, w = rounded(x, w)
         products, (w2, w_term) = x @ w.mT, _sides(w, head, -1)
     else:
-        parts, norms, terms = [], [], []
-        narrow, x_given = w, x
-        for block in narrow.split(rows):
-            x, w = rounded(x_given, block)
-            parts.append(x @ w.mT)
-            w2, w_term = _sides(w, head, -1)
-            norms.append(w2)
-            terms.append(w_term)
-        products = torch.cat(parts, -1)
-        w2, w_term = (None if side[0] is None else torch.cat(side) for side in (norms, terms))
+        pairs = (rounded(x, block) for block in w.split(rows))
+        parts = [(x, x @ block.mT, *_sides(block, head, -1)) for x, block in pairs]
+        x = parts[0][0]
+        products = torch.cat([part for _, part, _, _ in parts], -1)
+        w2, w_term = (
+            torch.cat([side for side in sides if side is not None]) if sides[0] is not None else None
+            for sides in ([norms for *_, norms, _ in parts], [terms for *_, terms in parts])
+        )
     x2, x_term = _sides(x, head, 1)
     if x2 is None or x_term is None or w2 is None or w_term is None:
         return products, None, None, None, None

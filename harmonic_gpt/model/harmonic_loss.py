@@ -237,7 +237,7 @@ def head_cross_entropy(
     else:
         rate = definition.form.rate(values)
         bias = None if log_prior is None else log_prior.to(wide) * LOG2_E
-        formula = Formula(*definition.form, 1.0, **options)
+        formula = Formula(*definition.form, 1.0, None, label_smoothing, z_loss)
         with no_autocast(x):
             x, w = definition.operands(*_wide_unless_plain(definition, x, centers), values)
         dtype = wide if definition.float32 else dtype

@@ -12,12 +12,12 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Values = Mapping[str, float | Tensor]  # of a head's constants and weights, by name
+Values = Mapping[str, Any]  # float | Tensor: a head's constants and weights, by name
 LOG2_E = math.log2(math.e)
 # Distances of 0 have no logarithm: formulas raise them to this
 SMALLEST_DISTANCE = math.sqrt(torch.finfo(torch.float32).tiny)
@@ -332,7 +332,7 @@ _ALL = (
         "minkowski",
         "(sum of |x − w_j|ᵖ)^(−n/p), p the constant `order`",
         MILLER_GOLUB,
-        lambda x, w, c: harmonic(distance(x, w, c["order"]), c),  # type: ignore[arg-type]  # never learned: a float
+        lambda x, w, c: harmonic(distance(x, w, c["order"]), c),
         constants={"exponent": EXPONENT, "order": Constant(3.0, 0.1, 100.0, learnable=False)},
     ),
     Head(
