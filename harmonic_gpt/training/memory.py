@@ -13,7 +13,7 @@ import torch
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.harmonic_elements import BLOCK_BYTES
-from harmonic_gpt.model.harmonic_loss import PAIRS_BYTES
+from harmonic_gpt.model.harmonic_logits import PAIRS_BYTES
 from harmonic_gpt.model.harmonic_loss_cpu import CHUNK_BYTES
 from harmonic_gpt.model.harmonic_loss_cuda import CUDA_ALIGNMENT, CUDA_CHUNK_BYTES, CUDA_CHUNK_ROWS
 from harmonic_gpt.run_config import RunConfig
