@@ -182,10 +182,31 @@ def harmonic(d: Tensor, values: Values) -> Tensor:
     return -values["exponent"] * torch.log(d.clamp_min(SMALLEST_DISTANCE))
 
 
+class _Unit(torch.autograd.Function):
+    """`unit` in two passes over the rows each way; autograd's own derivative takes six, and (V, D) is large."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        inverse = torch.where(norms > 0, norms, math.inf).reciprocal()
+        return rows * inverse, inverse
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # noqa: ARG004  torch names its arguments
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx, gradient, gradient_of_inverse):
+        units, inverse = ctx.saved_tensors
+        along = torch.linalg.vecdot(gradient, units).unsqueeze(-1) + gradient_of_inverse * inverse
+        return (gradient * inverse).addcmul_(units, along * inverse, value=-1)
+
+
 def unit(rows: Tensor) -> Tensor:
     """Rows of length 1. A row of zeros stays one, and gets no gradient."""
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows * torch.where(norms > 0, norms, math.inf).reciprocal()
+    return _Unit.apply(rows)[0]
 
 
 def lifted(rows: Tensor, curvature: float | Tensor, sign: int) -> Tensor:

@@ -133,6 +133,13 @@ def test_lorentz_distance_is_the_textbooks():
         torch.testing.assert_close((-logits).exp(), torch.acosh(-product), rtol=1e-9, atol=1e-9)
 
 
+def test_unit_rows_can_be_differentiated_twice():
+    rows = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(heads.unit, rows)
+    assert torch.autograd.gradgradcheck(heads.unit, rows)
+    torch.testing.assert_close(torch.func.vmap(heads.unit)(rows), F.normalize(rows))
+
+
 def test_a_metric_starts_at_the_identity():
     x, w, _ = inputs()
     for name in ("mahalanobis_diagonal", "mahalanobis_low_rank", "mahalanobis_full"):
