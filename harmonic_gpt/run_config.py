@@ -115,7 +115,7 @@ class DataSection(Section):
     tokenizer: str | None = Field(
         None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source"
     )
-    vocab_size: Annotated[int, Ge(257), Le(2**31 - 1)] | None = Field(
+    vocab_size: Annotated[int, Ge(257), Le(2**20)] | None = Field(
         None, description="size of the BPE to train; vocabulary of .bin files that come without manifest and tokenizer"
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")

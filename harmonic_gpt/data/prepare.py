@@ -29,7 +29,7 @@ from harmonic_gpt.data.shards import PROGRESS, SEEN, Progress, read_progress
 from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import sync, write_json
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def prepare(
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
-        raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
-    if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
-        raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
+        chosen, trained = option("tokenizer"), option("vocab_size")
+        raise InputError(f"{trained} is for a tokenizer to be trained; give either {chosen} or {trained}")
+    for name, value in ("shard_tokens", shard_tokens), ("num_workers", num_workers):
+        if value is not None and value < 1:
+            raise InputError(f"{option(name)}: expected at least 1, got {value}")
     places = [source] if isinstance(source, str) else list(source)
     if not places:
         raise InputError("no source is given")
@@ -114,13 +116,15 @@ def prepare(
 
 def _validation_share(validation: str, share: float | None) -> float:
     if validation not in ("content", "nanogpt"):
-        raise InputError(f"validation is content or nanogpt, got {validation!r}")
+        raise InputError(f"{option('validation')}: expected content or nanogpt, got {validation!r}")
     if validation == "nanogpt" and share not in (None, NANOGPT_SHARE):
-        raise InputError(f"nanoGPT's validation share is {NANOGPT_SHARE}, got {share}; leave it out")
+        raise InputError(f"{option('validation_share')}: nanoGPT's is {NANOGPT_SHARE}, got {share}; leave it out")
     if share is None:
         return NANOGPT_SHARE if validation == "nanogpt" else VALIDATION_SHARE
     if not 0 < share < 1:
-        raise InputError(f"validation_share must be between 0 and 1, got {share}; a run needs both splits")
+        raise InputError(
+            f"{option('validation_share')}: expected more than 0 and less than 1, got {share}; a run needs both splits"
+        )
     return share
 
 
@@ -166,7 +170,9 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
             twice = max(names, key=names.count)
-            raise InputError(f"two sources are called {twice!r}; give one another name: --source 'PLACE,name=...'")
+            raise InputError(
+                f"two sources are called {twice!r}; give one another name: {option('source')} 'PLACE,name=...'"
+            )
         header["sources"] = [{"name": s.name, "provenance": s.provenance, "parts": s.parts} for s in sources]
         if stored is not None:
             _same_files(stored, header, partial)
@@ -197,7 +203,7 @@ def _same_request(partial: Path, there: dict, asked: dict) -> None:
     """Raises InputError unless a preparation that was begun is the one that is asked for now."""
     for section, values in asked.items():
         begun = there[section]
-        differing = [f"{k}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
+        differing = [f"{option(k)}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
         if differing:
             raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
 
@@ -281,7 +287,7 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
     for split, writer in progress.writers.items():
         if not writer.counts.tokens and not writer.finished:
             total = sum(counts["read"] - counts["duplicates"] - counts["empty"] for counts in progress.counts)
-            hint = "" if total == 0 else "; change validation_share or add text"
+            hint = "" if total == 0 else f"; change {option('validation_share')} or add text"
             raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
     progress.finish_shards()
     splits = {

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
 from harmonic_gpt.data.tokenizer import tokenizer_hash
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import write_json
 
 CHECK_TOKENS = 2**22
@@ -154,7 +154,7 @@ class TokenFolder:
         made = self.manifest["request"]
         differing = [key for key, value in request.items() if made.get(key) != value]
         if differing:
-            told = "; ".join(f"{key}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
+            told = "; ".join(f"{option(key)}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
             raise InputError(
                 f"{self.path} was prepared from something else ({told}); choose another data.dir, or remove that folder"
             )
@@ -183,9 +183,7 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}"
-        )
+        raise InputError(f"no token folder at {path}; make one with: harmonic-gpt prepare --source ... --out {path}")
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         splits = {name: Tokens(files, manifest.dtype, manifest.vocab_size) for name, files in manifest.files.items()}

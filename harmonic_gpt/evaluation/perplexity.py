@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.likelihood import block_nats
 
 
@@ -62,9 +62,9 @@ def perplexity(
     window = window or limit or 1024
     stride = stride or max(1, window // 2)
     if limit is not None and window > limit:
-        raise InputError(f"window {window} is longer than the model's {limit} positions")
+        raise InputError(f"{option('window')} {window}: longer than the model's {limit} positions")
     if not 1 <= stride <= window:
-        raise InputError(f"expected a stride from 1 to the window of {window}, got {stride}")
+        raise InputError(f"{option('stride')}: expected 1 to the window of {window}, got {stride}")
     if len(ids) < 2:
         raise InputError(f"perplexity needs at least 2 tokens, got {len(ids)}")
     if ids.max() >= model.config.vocab_size:

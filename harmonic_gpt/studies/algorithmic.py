@@ -151,7 +151,7 @@ def study(
         estimate = f"{_estimate(missing, workers)}; {workers} processes, one thread each"
         print(f"{estimate}. Ctrl-C is safe: finished cells are kept.", flush=True)
         _run_all(folder, missing, workers)
-    print(f"report: python -m harmonic_gpt study report {out}")
+    print(f"report: harmonic-gpt study report {out}")
 
 
 def path_of(folder: Path, cell: Cell) -> Path:
