@@ -77,6 +77,8 @@ app.add_typer(study, name="study")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit; mistakes of the user become one line and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; tqdm reads it when it is imported
     try:
         with options_spelled(as_typed):
             app(arguments, prog_name="harmonic-gpt", standalone_mode=True)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from harmonic_gpt.data.encoding import Encode, document_encoder
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
@@ -31,6 +30,7 @@ from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import sync, write_json
+from harmonic_gpt.progress import show_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -261,7 +261,7 @@ def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: i
     pending: deque[tuple[Batch, Future]] = deque()
     rows = [source.rows for source in reader.sources]
     total = None if None in rows else sum(filter(None, rows))
-    bar = tqdm(desc="tokenizing", unit=" documents", disable=None, total=total)
+    bar = show_progress(desc="tokenizing", unit=" documents", total=total)
     bar.update(sum(counts["read"] for counts in progress.counts))
 
     def write_one() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import write_json
+from harmonic_gpt.progress import show_progress
 
 CHECK_TOKENS = 2**22
 VERIFIED = ".verified.json"  # file name: [bytes, mtime in ns, vocabulary, SHA-256] of what was found right
@@ -69,8 +69,7 @@ class Tokens:
         if self.vocab_size > np.iinfo(self.dtype).max and not sha256:
             return  # every id is in the vocabulary
         hashes, place = [hashlib.sha256() for _ in sha256], 0
-        quiet = None if len(self) > 10**9 else True  # None: a bar where there is a terminal
-        with tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=quiet) as bar:
+        with show_progress(desc="checking tokens", total=len(self), unit=" tokens", quiet=len(self) <= 10**9) as bar:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self._windows(start, CHECK_TOKENS):
                     if hashes:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.progress import show_progress
 
 
 @dataclass
@@ -77,7 +77,7 @@ def perplexity(
     ends = [*list(range(min(window, len(ids) - 1), len(ids) - 1, stride)), len(ids) - 1]
     nats, done = 0.0, 0
     full = list(ends[1:-1])  # equal shape and equal count of new targets: can be batched
-    bar = tqdm(total=len(ids) - 1, unit=" tokens", desc="perplexity", disable=None, leave=False)
+    bar = show_progress(desc="perplexity", total=len(ids) - 1, unit=" tokens")
 
     def score(batch_ends: list[int], new: int) -> None:
         nonlocal nats, done
