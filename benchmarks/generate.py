@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/generate.py --rounds 30
     python benchmarks/generate.py --device cuda --rounds 20
 
-GPT-2 small with random weights, batch 1, 32 prompt tokens. All three have the same activation: GPT2LMHeadModel's default
-is the same function in several passes over memory. CPU time beside wall time: on a machine that others use, only the
-first can be compared. Each ratio is of medians; its interval is of medians of rounds drawn with replacement.
+GPT-2 small with random weights, batch 1, 32 prompt tokens. All three have the same activation: GPT2LMHeadModel's
+default is the same function in several passes over memory. CPU time beside wall time: on a machine that others use,
+only the first can be compared. Each ratio is of medians; its interval is of medians of rounds drawn with replacement.
 """
 
 import argparse
