@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint r
 # A process for each core; the tests of one file share its fixtures, and go to the same process
 WORKERS ?= --numprocesses auto --dist loadfile
 
-.PHONY: quickstart check test test-slow test-versions gpu lock clean
+.PHONY: quickstart check docs test test-slow test-versions gpu lock clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
@@ -18,7 +18,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 
-test: check
+# The site, from docs/ and the docstrings, into site/index.html: a broken link or anchor is an error
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --strict
+
+test: check docs
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/installed-dev

@@ -1,13 +1,20 @@
 """The head and the hidden states of any causal language model of transformers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_logits import HeadSpec
+from harmonic_gpt.model.heads import HeadSpec
 from harmonic_gpt.progress import show_progress
+
+# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
+# head
+FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.final_layer_norm", "model.norm")
 
 
 def centers_of(model: PreTrainedModel) -> Tensor:
@@ -25,9 +32,10 @@ def spec_of(model: PreTrainedModel) -> HeadSpec | None:
 
 
 def is_euclidean(model: PreTrainedModel) -> bool:
-    """Whether the head compares by distance, not by dot products."""
+    """Whether the head compares by the distance between hidden states and centers, not by dot products, angles or
+    another metric."""
     spec = spec_of(model)
-    return spec is not None and spec.similarity == "euclidean"
+    return spec is not None and spec.euclidean
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:
@@ -47,6 +55,39 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, **kwargs) -> tuple[Tensor
 def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
     """(..., D): what the head compares with its rows. The last hidden states (..., D), times our head's constant."""
     return last * getattr(model.get_output_embeddings(), "hidden_scale", 1.0)
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer norm in front of the head. Raises InputError if it has none of the known names."""
+    for name in FINAL_NORMS:
+        try:
+            return model.base_model.get_submodule(name)
+        except AttributeError:
+            continue
+    raise InputError(
+        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be "
+        "compared with the head's rows"
+    )
+
+
+@contextmanager
+def final_residual(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """A list that takes what enters the final norm, (N, D) on the CPU for each forward pass inside the context; empty
+    for a model whose final norm is not known.
+
+    transformers returns the last hidden state behind that norm.
+    """
+    taken: list[Tensor] = []
+    try:
+        norm = final_norm(model)
+    except InputError:
+        yield taken
+        return
+    hook = norm.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach().flatten(0, -2).cpu()))
+    try:
+        yield taken
+    finally:
+        hook.remove()
 
 
 def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int = 8) -> tuple[list[Tensor], Tensor]:

@@ -99,9 +99,9 @@ def flat(values: dict, prefix: str = "") -> dict:
 def _check_same_run(stored: RunConfig, config: RunConfig) -> None:
     before, now = flat(stored.model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = [
-        f"{key}: {before[key]} -> {now[key]}"
-        for key in before
-        if before[key] != now[key] and not key.startswith(FREE_ON_RESUME)
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in before | now
+        if before.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
     ]
     if changed:
         raise InputError(
