@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from harmonic_gpt.data.datatrove import document_ends, read_datatrove, token_files
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
 from harmonic_gpt.data.tokenizer import tokenizer_hash
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import write_json
+from harmonic_gpt.progress import show_progress
 
 CHECK_TOKENS = 2**22
 VERIFIED = ".verified.json"  # file name: [bytes, mtime in ns, vocabulary, SHA-256] of what was found right
@@ -76,8 +76,7 @@ class Tokens:
         if self.vocab_size > np.iinfo(self.dtype).max and not sha256 and ends is None:
             return  # every id is in the vocabulary
         hashes, place = [hashlib.sha256() for _ in sha256], 0
-        quiet = None if len(self) > 10**9 else True  # None: a bar where there is a terminal
-        with tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=quiet) as bar:
+        with show_progress(desc="checking tokens", total=len(self), unit=" tokens", quiet=len(self) <= 10**9) as bar:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self.windows(start, CHECK_TOKENS):
                     if hashes:
@@ -186,7 +185,7 @@ class TokenFolder:
         made = self.manifest["request"]
         differing = [key for key, value in request.items() if made.get(key) != value]
         if differing:
-            told = "; ".join(f"{key}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
+            told = "; ".join(f"{option(key)}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
             raise InputError(
                 f"{self.path} was prepared from something else ({told}); choose another data.dir, or remove that folder"
             )
@@ -219,9 +218,7 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}"
-        )
+        raise InputError(f"no token folder at {path}; make one with: harmonic-gpt prepare --source ... --out {path}")
     if (path / MANIFEST).exists() or token_files(path):
         manifest = read_manifest(path) if (path / MANIFEST).exists() else read_datatrove(path)
         splits = {name: Tokens(files, manifest.dtype, manifest.vocab_size) for name, files in manifest.files.items()}

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.errors import InputError
+
 PROGRAM = r'''
 import datasets, json, os, resource, shutil, signal, sys, traceback
 from pathlib import Path
@@ -285,3 +288,13 @@ result["goes_on"] = attempt(folder / "out")[0]
     assert result["untouched"]
     assert result["thesis"]
     assert result["goes_on"] == 0
+
+
+@pytest.mark.parametrize("record", [{"steps": 3}, [], {"request": [], "seen": "many"}, 7])
+def test_a_record_of_another_shape_is_named(tmp_path, record):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "progress.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"progress\.json is damaged; remove .*out\.partial to begin anew"):
+        prepare("pydocs", tmp_path / "out")
+    assert json.loads((partial / "progress.json").read_text()) == record
