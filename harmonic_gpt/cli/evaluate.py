@@ -1,18 +1,28 @@
 """eval: perplexity, sample, geometry, probes, lens, compare, explore, lm-eval."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from harmonic_gpt.cli.options import Data, Device, Model, Out, ProbeFiles, Verify, Words, quiet_transformers
+from harmonic_gpt.cli.options import (
+    FORWARD_TOKENS,
+    Data,
+    Device,
+    Model,
+    Out,
+    ProbeFiles,
+    Verify,
+    Words,
+    quiet_transformers,
+)
 from harmonic_gpt.errors import InputError
 
 
 def perplexity(
     model: Model,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="train or val")] = "val",
+    split: Annotated[Literal["train", "val"], typer.Option()] = "val",
     tokens: Annotated[int | None, typer.Option(help="score only this many leading tokens", min=2)] = None,
     window: Annotated[int | None, typer.Option(help="tokens of context; default: the model's", min=1)] = None,
     stride: Annotated[int | None, typer.Option(help="targets of a window; default: half of it", min=1)] = None,
@@ -72,9 +82,14 @@ def geometry(
     layers: Annotated[
         str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
+    protocol: Annotated[
+        Literal["paper", "strict", "both"],
+        typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both"),
+    ] = "both",
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
+    tokens: Annotated[
+        int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", **FORWARD_TOKENS)
+    ] = 32768,
     words: Words = None,
     out: Out = None,
     device: Device = None,
@@ -147,7 +162,11 @@ def compare(
     tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
     reading_tokens: Annotated[
-        int, typer.Option(help="forward tokens of the interpretability suite, for each model", min=0)
+        int,
+        typer.Option(
+            help="forward tokens of the interpretability suite, for each model; 0: the embedding matrices only",
+            **FORWARD_TOKENS,
+        ),
     ] = 32768,
     probe_task: ProbeFiles = None,
     words: Words = None,

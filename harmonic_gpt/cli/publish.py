@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from harmonic_gpt.cli.options import License, Model, Report
+from harmonic_gpt.cli.options import POSITIVE, License, Model, Report
 from harmonic_gpt.errors import InputError
 
 
@@ -19,7 +19,7 @@ def export(
     from harmonic_gpt.interop import export as module
 
     path = module.export(model, out, report=report, license=license, repo=repo)
-    print(f"{path}: complete; publish it with `python -m harmonic_gpt push {path} --repo USER/NAME`")
+    print(f"{path}: complete; publish it with `harmonic-gpt push {path} --repo USER/NAME`")
 
 
 def push(
@@ -57,10 +57,14 @@ def nanogpt(
     standard: Annotated[
         bool, typer.Option("--standard", help="its head is nanoGPT's own: dot products, softmax")
     ] = False,
-    exponent: Annotated[float | None, typer.Option(help="its head is harmonic: exponent on the distance")] = None,
+    exponent: Annotated[
+        float | None, typer.Option(help="its head is harmonic: exponent on the distance", **POSITIVE)
+    ] = None,
     squared_distance_exponent: Annotated[
         float | None,
-        typer.Option(help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)"),
+        typer.Option(
+            help="its head is harmonic: exponent on the squared distance (pow_n of the paper's code)", **POSITIVE
+        ),
     ] = None,
     vocab_size: Annotated[
         int | None, typer.Option(help="rows of the embedding to keep; default: 50257 of 50304, or all", min=1)

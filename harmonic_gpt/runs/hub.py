@@ -6,7 +6,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 
 MAIN = "main"
 REFUSED = {
@@ -15,6 +15,12 @@ REFUSED = {
     403: "the token may not write there; use one with write access, and your own or your organization's name",
     404: "no such repository, or the token may not see it",
 }
+
+
+def check_repository_name(repo: str) -> None:
+    """Raises InputError unless it is USER/NAME; more is left to the Hub."""
+    if repo.count("/") != 1:
+        raise InputError(f"{option('repo')}: expected USER/NAME, got {repo!r}")
 
 
 def upload_checkpoint(
@@ -38,8 +44,7 @@ def upload_checkpoint(
         ConnectionError: no connection, 5xx, upload cut short. Says whether anything was published. Neither the messages
             nor their causes hold the token or a signed address.
     """
-    if repo.count("/") != 1:
-        raise InputError(f"expected a repository USER/NAME, got {repo!r}")
+    check_repository_name(repo)
     (enable_progress_bars if progress else disable_progress_bars)()
     api, kind = HfApi(), "space" if space else "model"
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
