@@ -232,7 +232,7 @@ explorer.views.read = (() => {
       if (!rows.some((r) => r.className === "truth")) rows.push(h("tr", { class: "gap" }, h("td", { colspan: "4" }, "⋯")), row(truth, Math.exp(-held.nats[i - 1]), held.label_score[i - 1], rank));
     }
     return h("div", { class: `card model-${explorer.KEYS[m]}` }, h("h4", {}, model.name), h("p", { class: "small" }, surprise),
-      h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, ""), h("th", {}, "token"), h("th", {}, "probability"), h("th", {}, model.score))), h("tbody", {}, ...rows)));
+      h("table", { class: "ten" }, h("thead", {}, h("tr", {}, h("th", { class: "rank" }, ""), h("th", {}, "token"), h("th", { class: "bar" }, "probability"), h("th", { class: "score" }, model.score))), h("tbody", {}, ...rows)));
   }
 
   function update(changed) {
