@@ -4,7 +4,7 @@ explorer.views.read = (() => {
   const { h, state, set, label, number, percent, rgba, choice } = explorer;
   const MOST_NATS = 12;
   const MOST_GAP = 4;
-  let root, list, head, skyline, legend, passage, panel, modes, shownText = null, data = null, hovered = null;
+  let root, list, head, skyline, legend, passage, panel, modes, shownText = null, shownAt = null, data = null, hovered = null;
 
   const nats = (m, i) => (i > 0 ? data.models[m].nats[i - 1] : NaN);
   const gap = (i) => nats(0, i) - nats(1, i);
@@ -149,7 +149,12 @@ explorer.views.read = (() => {
     const current = passage.querySelector(".chosen");
     if (current && !root.hidden) {
       const [box, view] = [current.getBoundingClientRect(), passage.getBoundingClientRect()];
-      if (box.top < view.top || box.bottom > view.bottom) passage.scrollTop += box.top - view.top - view.height / 3;
+      if (passage.scrollHeight > passage.clientHeight + 2) {
+        if (box.top < view.top || box.bottom > view.bottom) passage.scrollTop += box.top - view.top - view.height / 3;
+      } else if (at !== shownAt && (box.top < 120 || box.bottom > 0.6 * innerHeight)) { // on a phone the page scrolls
+        scrollBy(0, box.top - 0.4 * innerHeight);
+      }
+      shownAt = at;
     }
   }
 
@@ -218,7 +223,7 @@ explorer.views.read = (() => {
     const [model, held] = [explorer.manifest.models[m], data.models[m]];
     const k = held.top.shape[1];
     const row = (token, p, score, rank) => h("tr", { class: token === truth ? "truth" : null },
-      h("td", { class: "rank" }, rank), h("td", {}, h("code", {}, label(explorer.tokenText(m, token))), token === truth ? h("span", { class: "tick", title: "the true token" }, " ✓") : null),
+      h("td", { class: "rank" }, rank), h("td", { title: label(explorer.tokenText(m, token)) }, h("code", {}, label(explorer.tokenText(m, token))), token === truth ? h("span", { class: "tick", title: "the true token" }, " ✓") : null),
       h("td", { class: "bar" }, h("i", { style: { width: `${100 * p}%` } }), h("span", {}, percent(p))), h("td", { class: "score" }, number(score)));
     const rows = [];
     for (let j = 0; j < k; j++) {
