@@ -47,18 +47,18 @@ def test_a_verdict_needs_five_seeds_and_an_interval(hypothesis, gaps, expected):
 
 
 def test_negative_results_stand_first_and_what_is_missing_is_said():
-    lenses = {"harmonic": 0.8, "standard": 0.7}
+    lenses = {"harmonic": 0.6, "standard": 0.7}
     rows = [
-        row(arm, 10 + i, 5.0 + (gap if arm == "harmonic" else 0), lens_agreement=lens + gap / 10)
+        row(arm, 10 + i, 5.0 - (gap if arm == "harmonic" else 0), lens_agreement=lens + gap / 10)
         for arm, lens in lenses.items()
         for i, gap in enumerate(BETTER)
     ]
     rows += [row(arm, 10, question="scarce text, 4 epochs") for arm in lenses]
     lines = results.verdicts(rows).splitlines()[2:]
-    assert [line.split(" | ")[0][2:4] for line in lines] == ["P1", "P2", "R1"]
-    assert "| does not hold | +0.0240 [+0.0172, +0.0308] |" in lines[0]
+    assert [line.split(" | ")[0][2:4] for line in lines] == ["R1", "P2", "P1"]
+    assert "| does not hold | -0.1000" in lines[0]
     assert "| undecided: 1 of 5 seeds | +0.0000 |" in lines[1]
-    assert "| holds | +0.1000" in lines[2]
+    assert "| holds | -0.0240 [-0.0308, -0.0172] |" in lines[2]
     assert results.verdicts([]) == "No verdict yet: every hypothesis is undecided, 0 of 5 seeds."
 
 
