@@ -8,11 +8,12 @@ What has no row is not mentioned; what has too few says so. PROTOCOL.md has hypo
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from report import Pairs, arm_of, interval, loss_of, paired, settings_of
+from report import arm_of, interval, paired, settings_of
 from run_queue import TIMES, ArmSearch, losses_of, read_searches
 
 from harmonic_gpt.files import read_jsonl, write_text
@@ -30,7 +31,7 @@ class Hypothesis(NamedTuple):
     name: str
     text: str
     question: str  # of protocol.yaml
-    measure: str  # "val_loss", or a number of reading.py
+    measure: str  # where the number stands in a row, as a dotted path
     higher_is_better: bool = False
 
 
@@ -38,10 +39,14 @@ HYPOTHESES = (
     Hypothesis("P1", "predicts better with enough text", "enough text", "val_loss"),
     Hypothesis("P2", "predicts better with scarce text, 3.5 epochs", "scarce text, 4 epochs", "val_loss"),
     Hypothesis("P3", "predicts better with scarce text, 14 epochs", "scarce text, 16 epochs", "val_loss"),
-    Hypothesis("R1", "higher lens agreement", "enough text", "lens_agreement", True),
-    Hypothesis("R2", "higher agreement of a tuned lens", "enough text", "tuned_lens", True),
-    Hypothesis("R3", "lower label distance", "enough text", "label_distance"),
-    Hypothesis("R4", "higher own center", "enough text", "own_center", True),
+    Hypothesis("R1", "higher lens agreement", "enough text", "reading.lens_agreement", True),
+    Hypothesis("R2", "higher agreement of a tuned lens", "enough text", "reading.tuned_lens", True),
+    Hypothesis("R3", "lower label distance", "enough text", "reading.label_distance"),
+    Hypothesis("R4", "higher own center", "enough text", "reading.own_center", True),
+    Hypothesis("U1", "lower calibration error, without temperature", "enough text", "uses.calibration.error"),
+    Hypothesis("U2", "loses less by a head in int4", "enough text", "uses.quantized.int4"),
+    Hypothesis("U3", "early exit at 0.9 saves more blocks", "enough text", "uses.early_exit.2.blocks_saved", True),
+    Hypothesis("U4", "lower loss on tokens added from 16 contexts", "enough text", "uses.new_token.2.scaled.nats"),
 )
 
 
@@ -60,7 +65,7 @@ def verdicts(rows: list[dict]) -> str:
     """Markdown: a line for each hypothesis, size and arm that has a pair of seeds; negative results first."""
     found = []
     for hypothesis in HYPOTHESES:
-        for (question, size, arm), pairs in _pairs(rows, hypothesis.measure).items():
+        for (question, size, arm), pairs in paired(rows, partial(number_at, path=hypothesis.measure)).items():
             if question == hypothesis.question:
                 gap, limits = mean(ours - theirs for _, ours, theirs in pairs), interval(pairs)
                 outcome = verdict(hypothesis, pairs)
@@ -74,10 +79,15 @@ def verdicts(rows: list[dict]) -> str:
     return "\n".join([*header, *(line for _, line in sorted(found, key=lambda pair: pair[0]))])
 
 
-def _pairs(rows: list[dict], measure: str) -> Pairs:
-    if measure == "val_loss":
-        return paired(rows, loss_of)
-    return paired(rows, lambda row: row.get("reading", {}).get(measure))
+def number_at(row: dict, path: str) -> float | None:
+    """The number at a dotted path of a row; None where it was not measured."""
+    found: Any = row
+    for part in path.split("."):
+        try:
+            found = found[int(part) if isinstance(found, list) else part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 def certificates(searches: list[ArmSearch]) -> str:

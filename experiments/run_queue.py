@@ -54,8 +54,8 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
 
     A run: question, size, arm, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
     RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), read
-    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that
-    asked for it: one run may answer several.
+    (its row gets the measures of reading.py and uses.py), and key, which identifies what is trained, whatever the
+    question that asked for it: one run may answer several.
 
     Args:
         losses: final loss of the runs that are done, by key. What a search asks for next depends on them, and so do
@@ -258,6 +258,7 @@ def train_one(run: dict, folder: Path) -> dict:
     import torch  # slow to import, and the queue itself does without
     from reading import reading
     from trials import apply_trial
+    from uses import uses
 
     from harmonic_gpt.training import loop
 
@@ -268,6 +269,7 @@ def train_one(run: dict, folder: Path) -> dict:
     measured = apply_trial(state, run["trial"])
     if loop.fit(state) != 0:
         raise SystemExit("stopped by a signal: the run will be repeated")
+    trained = state.bare_model, state.data.tokens("val")
     rows = read_metrics(folder)
     validation = [row for row in rows if "val_loss" in row]
     training = [row for row in rows if "grad_norm" in row]
@@ -280,7 +282,7 @@ def train_one(run: dict, folder: Path) -> dict:
         "training": stability(training, config.optim.warmup_steps, config.optim.grad_clip),
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
-        **({"reading": reading(state.bare_model, state.data.tokens("val"))} if run["read"] else {}),
+        **({"reading": reading(*trained), "uses": uses(*trained)} if run["read"] else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),
@@ -375,7 +377,7 @@ def losses_of(rows: list[dict]) -> dict[str, float]:
 def not_done(runs: list[dict], rows: list[dict]) -> list[dict]:
     """Runs without a row; also those whose row lacks the measures of reading that are asked for: trained again."""
     done = {row["key"] for row in rows}
-    read = {row["key"] for row in rows if "reading" in row}
+    read = {row["key"] for row in rows if "reading" in row and "uses" in row}
     return [run for run in runs if run["key"] not in (read if run["read"] else done)]
 
 

@@ -85,6 +85,13 @@ def test_the_pages_say_what_the_rows_say():
         assert results.with_results(page, "other") != found
 
 
+def test_a_number_is_found_by_its_path_or_was_not_measured():
+    found = {"uses": {"early_exit": [{"left": 0.1}, {"left": 0.2}]}}
+    assert results.number_at(found, "uses.early_exit.1.left") == 0.2
+    for path in ("uses.early_exit.2.left", "reading.lens_agreement", "uses.early_exit.1.left.more"):
+        assert results.number_at(found, path) is None
+
+
 def test_every_hypothesis_asks_what_the_queue_trains():
     queue = results.QUEUE.read_text(encoding="utf-8")
     for hypothesis in results.HYPOTHESES:

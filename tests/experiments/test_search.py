@@ -139,4 +139,4 @@ def test_a_row_without_reading_is_trained_again_where_it_is_to_be_read(queue):
     assert [run["read"] for run in runs] == [True]  # one run answers both questions
     row = runs[0] | {"val_loss": 5.0}
     assert run_queue.not_done(runs, [row]) == runs
-    assert run_queue.not_done(runs, [row, row | {"reading": {}}]) == []
+    assert run_queue.not_done(runs, [row, row | {"reading": {}, "uses": {}}]) == []
