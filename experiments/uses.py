@@ -28,7 +28,7 @@ FITTED = 2048  # positions that choose the temperature
 TEMPERATURES = np.geomspace(0.5, 2, 17)
 CONFIDENCES = (0.5, 0.7, 0.9)
 CONTEXTS = (1, 4, 16)
-SCALES = np.geomspace(0.25, 4, 9)
+SCALES = np.geomspace(1 / 16, 4, 13)
 MAX_NEW_TOKENS = 50
 
 
@@ -142,9 +142,10 @@ def new_tokens(
     """A token's center replaced by the mean of `contexts` hidden states that precede it, without gradients.
 
     One token at a time, of the frequent ones; means over them. `nats`: on the token's own occurrences in the second
-    half, `trained` with the center that training gave it; `others`: what the change costs all other positions. The
-    mean is used as it is, and times the scale that loses least on the first half (for every head, since a dot product's
-    rows have a scale of their own).
+    half. `cost`: what the change loses there and at all other positions together, in nats for each occurrence of the
+    token: a center that lies near everything wins its own occurrences and takes from all others. The mean is used as it
+    is, and by the rule and scale that cost least on the first half (`best`): "scaled" is the mean times a scale;
+    "moved" starts at the mean of all centers and adds, times a scale, what the mean differs by from all hidden states'.
     """
     counts = [torch.bincount(labels, minlength=len(centers)) for _, labels in (first, second)]
     usable = ((counts[0] >= max(CONTEXTS)) & (counts[1] >= 5)).nonzero().squeeze(1)
@@ -155,15 +156,19 @@ def new_tokens(
     halves = {"fit": first, "read": second}
     sides = {name: _normalizers(*half, logits, tokens) for name, half in halves.items()}
 
-    def loss(name: str, scale: float) -> tuple[float, float]:
-        return _replaced(*sides[name], logits(halves[name][0], scale * means), tokens)
+    own_part = means - first[0].mean(0)
+    placed = {("scaled", float(scale)): scale * means for scale in SCALES}
+    placed |= {("moved", float(scale)): centers.mean(0) + scale * own_part for scale in SCALES}
 
-    best = min(SCALES, key=lambda scale: sum(loss("fit", scale)))
+    def loss(name: str, at: Tensor) -> tuple[float, float]:
+        return _replaced(*sides[name], logits(halves[name][0], at), tokens)
+
+    rule, scale = min(placed, key=lambda chosen: loss("fit", placed[chosen])[1])
     trained, _ = _replaced(*sides["read"], sides["read"][2], tokens)
-    row = {"contexts": contexts, "tokens": len(tokens), "trained": trained, "scale": float(best)}
-    for name, scale in (("as_it_is", 1.0), ("scaled", best)):
-        own, others = loss("read", scale)
-        row |= {name: {"nats": own, "others": others}}
+    row = {"contexts": contexts, "tokens": len(tokens), "trained": trained}
+    for name, at in (("as_it_is", means), ("best", placed[rule, scale])):
+        row |= {name: dict(zip(("nats", "cost"), loss("read", at), strict=True))}
+    row["best"] |= {"rule": rule, "scale": scale}
     return row
 
 
@@ -178,14 +183,14 @@ def _normalizers(x: Tensor, labels: Tensor, logits: Callable, tokens: Tensor) ->
 
 
 def _replaced(labels: Tensor, total: Tensor, old: Tensor, new: Tensor, tokens: Tensor) -> tuple[float, float]:
-    """Mean nats on a token's own occurrences once its logits `old` (N, K) have become `new`, and the mean change at the
-    other positions."""
+    """Mean nats on a token's own occurrences once its logits `old` (N, K) have become `new`, and what the change costs
+    at all positions for each of these occurrences."""
     rest = total[:, None] + torch.log1p(-(old - total[:, None]).exp().clamp(max=1 - 1e-6))
     after = torch.logaddexp(rest, new)  # (N, K)
     own = labels[:, None] == tokens
     nats = ((after - new) * own).sum(0) / own.sum(0)
-    others = ((after - total[:, None]) * ~own).sum(0) / (~own).sum(0)
-    return float(nats.mean()), float(others.mean())
+    change = (after - total[:, None]) - (new - old) * own
+    return float(nats.mean()), float((change.sum(0) / own.sum(0)).mean())
 
 
 def main() -> None:

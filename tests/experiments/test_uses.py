@@ -63,16 +63,30 @@ def test_a_new_token_is_the_mean_of_its_contexts_where_centers_are_that():
     assert many["trained"] == pytest.approx(plain, abs=0.02)
     assert many["as_it_is"]["nats"] < many["trained"] + 0.05
     assert many["as_it_is"]["nats"] < one["as_it_is"]["nats"]
-    assert many["scale"] == pytest.approx(1, rel=0.01)
+    assert many["best"]["scale"] == pytest.approx(1, rel=0.01)
     # By hand, for one token: its center replaced, and nothing else
     token, moved = int(torch.bincount(first[1]).argmax()), centers.clone()
     moved[token] = x[:1000][labels[:1000] == token][:16].mean(0)
     own = second[1] == token
     sides = uses._normalizers(*second, logits, torch.tensor([token]))
-    nats, others = uses._replaced(*sides, logits(second[0], moved[[token]]), torch.tensor([token]))
+    nats, cost = uses._replaced(*sides, logits(second[0], moved[[token]]), torch.tensor([token]))
     assert nats == pytest.approx(uses.mean_nats(second[0][own], second[1][own], lambda x: logits(x, moved)), abs=1e-4)
-    rest = [uses.mean_nats(second[0][~own], second[1][~own], lambda x, w=w: logits(x, w)) for w in (moved, centers)]
-    assert others == pytest.approx(rest[0] - rest[1], abs=1e-4)
+    change = uses.mean_nats(*second, lambda x: logits(x, moved)) - plain
+    assert cost == pytest.approx(change * len(own) / int(own.sum()), abs=1e-3)
+
+
+def test_a_center_near_everything_wins_its_own_tokens_and_costs_the_others():
+    torch.manual_seed(0)
+    centers, labels = 0.25 * torch.randn(12, 6), torch.randint(0, 12, (2000,))
+    x = 4 * centers[labels] + 0.4 * torch.randn(2000, 6)  # states four times as long as centers
+
+    def logits(x, w=centers):
+        return -20 * torch.cdist(x, w).log()
+
+    found = uses.new_tokens((x[:1000], labels[:1000]), (x[1000:], labels[1000:]), centers, logits, 16)
+    assert found["as_it_is"]["nats"] < found["best"]["nats"]
+    assert found["as_it_is"]["cost"] > found["best"]["cost"]
+    assert found["best"]["scale"] < 0.5
 
 
 def test_all_of_it_on_a_trained_model(train):
