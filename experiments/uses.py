@@ -42,10 +42,11 @@ def uses(model: HarmonicGPT2ForCausalLM, validation: Tokens, tokens: int = TOKEN
     states, labels = text_states(model, ids, block)
     half = len(labels) // 2
     head, norm = model.lm_head, final_norm(model)
-    spec = head.spec._asdict()
+    values = head.values()
 
     def logits(x: Tensor, centers: Tensor = head.weight) -> Tensor:
-        return head_logits(x, centers, **spec)
+        prior = head.log_prior if len(centers) == len(head.weight) else None  # a new token has none
+        return head_logits(x, centers, head=head.name, log_prior=prior, **values)
 
     x = head_input(model, states[-1])
     first, second = (x[:half], labels[:half]), (x[half:], labels[half:])

@@ -21,8 +21,10 @@ PAGES = [
     "docs/data.md",
     "docs/evaluate.md",
     "docs/publish.md",
+    "docs/explorer.md",
     "docs/notebook.md",
     "docs/extend.md",
+    "docs/heads.md",
     "docs/tools.md",
 ]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
@@ -43,7 +45,7 @@ def place(token_folder, tmp_path_factory):
     (folder / "report").mkdir()
     state = test_nanogpt.weights()
     torch.save({"model": state, "model_args": test_nanogpt.ARGS, "iter_num": 7}, folder / "ckpt.pt")
-    for head in ("harmonic", "standard"):
+    for head in ("harmonic", "standard", "heads"):
         name = f"quickstart_{head}.yaml"
         values = yaml.safe_load((ROOT / "configs" / name).read_text())
         for section, changes in TINY.items():
@@ -66,11 +68,8 @@ def trained(place):
 def command(line: str) -> None:
     """A command of ours, in this process: a Python for each would take a minute of imports."""
     start, *arguments = shlex.split(line, comments=True)
-    assert start == "python", f"only our own program is run here, got {line!r}; mark the block `not run`"
-    if arguments[0] == "-m":
-        assert arguments[1] == "harmonic_gpt", line
-        arguments = arguments[2:]
-    else:
+    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
+    if start == "python":
         arguments[0] = {"train.py": "train", "eval.py": "eval"}[arguments[0]]
     with pytest.raises(SystemExit) as stop:
         main(arguments)
