@@ -55,12 +55,13 @@ def test_float32(head, n, shift):
     assert_close_to_truth(head, n, x + shift, w + shift, y)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "log_prior": torch.randn(V)}], ids=len
-)
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "log_prior": torch.linspace(-2, 1, V)}
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("name", [name for name, head in HEADS_BY_NAME.items() if head.form])
 def test_every_head_and_option(name, options):
-    """Learned rates and weights: float32 on the GPU against float64 on the CPU."""
+    """Learned rates and weights: float32 on the GPU is about as near to float64 as float32 on the CPU is."""
     x, w, y = inputs(torch.float32)
     values = constants_of(name, torch.float32)
 
@@ -76,8 +77,10 @@ def test_every_head_and_option(name, options):
 
     leaves = (x, w, *values.values())
     truth = graded(loss_of("cpu", "auto"), *(leaf.double() for leaf in leaves))
-    for got, expected in zip(graded(loss_of(DEVICE, KERNEL), *leaves), truth, strict=True):
-        assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+    plain = graded(loss_of("cpu", "auto"), *leaves)
+    for got, cpu, expected in zip(graded(loss_of(DEVICE, KERNEL), *leaves), plain, truth, strict=True):
+        error, cpu_error = ((value - expected).abs().max() for value in (got, cpu))
+        assert error <= 3 * cpu_error + 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("v", [64, 65, 4096, 5000, 50257])
