@@ -146,7 +146,7 @@ class ModelSection(Section):
 
 class DataSection(Section):
     dir: str = Field(
-        "data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin"
+        "data/pydocs", description="token folder: of `prepare`, `join` or datatrove, or nanoGPT's train.bin and val.bin"
     )
     source: str | list[str] | None = Field(
         None,
@@ -159,7 +159,7 @@ class DataSection(Section):
     tokenizer: str | None = Field(
         None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source"
     )
-    vocab_size: Annotated[int, Ge(2), Le(2**31 - 1)] | None = Field(
+    vocab_size: Annotated[int, Ge(2), Le(2**20)] | None = Field(
         None,
         description="size of the BPE to train, 257 or more; or vocabulary of nanoGPT's .bin files, which do not say "
         "(default: GPT-2's; of character data, the largest id's)",

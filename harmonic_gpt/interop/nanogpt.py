@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
@@ -96,7 +96,10 @@ def import_nanogpt(
     if vocab_size is None:
         vocab_size = len(text) if text is not None else NANOGPT_VOCAB_SIZE if rows == PADDED_VOCAB_SIZE else rows
     if not 1 <= vocab_size <= rows:
-        raise InputError(f"{checkpoint}: the embedding has {rows} rows, fewer than the vocabulary of {vocab_size}")
+        raise InputError(
+            f"{checkpoint}: the embedding has {rows} rows; a vocabulary of {vocab_size} ({option('vocab_size')}, or "
+            f"the size of {option('tokenizer')}) does not fit"
+        )
     if vocab_size < rows:
         notes.append(
             f"left out {rows - vocab_size} padding rows of the vocabulary: probabilities are shared among the "

@@ -82,8 +82,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], **adamw: Any):
         muon = BatchedMuon(muon_groups, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(adamw_groups, **adamw))
+        self._made = False
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._made = True
         self._share()
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Refused: the parts would not see it. Raises NotImplementedError."""
+        if self._made:
+            raise NotImplementedError(
+                "MuonAndAdamW takes all groups when it is made: give parameters that come later to a new one "
+                "(build_optimizer), or freeze them and unfreeze them in place"
+            )
+        super().add_param_group(param_group)
 
     def _share(self) -> None:
         """The parts work on this optimizer's groups and state, which loading a state dict replaces."""

@@ -43,7 +43,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"run_dir {run_dir} is a file")
+        raise InputError(f"--run_dir {run_dir}: is a file")
     made = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_FILE, blocking=False)
@@ -105,5 +105,5 @@ def _check_same_run(stored: RunConfig, config: RunConfig) -> None:
     ]
     if changed:
         raise InputError(
-            "the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(changed)
+            "the resumed run had another configuration; choose another --run_dir, or undo:\n  " + "\n  ".join(changed)
         )

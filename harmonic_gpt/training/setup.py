@@ -4,6 +4,7 @@ written."""
 
 import ctypes
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Sampler, training_sampler
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, options_spelled, reason_of
 from harmonic_gpt.files import file_sha256, write_text
 from harmonic_gpt.likelihood import token_counts, unigram_nats
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
@@ -48,7 +49,8 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     model_config(config, 1, None)  # a head that does not exist is known before the data are
     start = find_start(config, resume)
     accelerator = start_ranks(config, trackers(config, run_dir, start.step, start.state.get("wandb_id")))
-    data, tokenizer = _open_data(config.data, accelerator, verify)
+    with options_spelled("data.{}".format):
+        data, tokenizer = _open_data(config.data, accelerator, verify)
     sampler = _batches(config, data, accelerator.num_processes)
     check_ranks_agree(_facts(config, start, data))
     device = rank_device(accelerator.device, accelerator.num_processes, accelerator.is_fsdp2)
@@ -97,10 +99,8 @@ def _open_data(
     }
     if section.source is not None and not path.is_dir():
         if ranks > 1:  # the other ranks would time out waiting
-            sources = [section.source] if isinstance(section.source, str) else section.source
             raise InputError(
-                f"{path} is not there yet; before starting {ranks} processes run: "
-                f"python -m harmonic_gpt prepare {' '.join(f'--source {s}' for s in sources)} --out {path}"
+                f"{path} is not there yet; before starting {ranks} processes run: {_preparation(path, request)}"
             )
         print(f"preparing {path} from {section.source}", file=sys.stderr)
         prepare(out=path, **request)
@@ -114,6 +114,16 @@ def _open_data(
         folder.check_tokenizer(tokenizer)
     _verify(folder, accelerator, verify)
     return folder, tokenizer
+
+
+def _preparation(path: Path, request: dict[str, Any]) -> str:
+    """The command that prepares just this."""
+    words = ["harmonic-gpt", "prepare", "--out", str(path)]
+    for name, value in request.items():
+        if value is not None:
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(one)]
+    return shlex.join(words)
 
 
 def _verify(folder: TokenFolder, accelerator: Accelerator, anew: bool) -> None:

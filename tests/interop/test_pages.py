@@ -21,6 +21,7 @@ PAGES = [
     "docs/data.md",
     "docs/evaluate.md",
     "docs/publish.md",
+    "docs/explorer.md",
     "docs/notebook.md",
     "docs/extend.md",
     "docs/heads.md",
@@ -67,11 +68,8 @@ def trained(place):
 def command(line: str) -> None:
     """A command of ours, in this process: a Python for each would take a minute of imports."""
     start, *arguments = shlex.split(line, comments=True)
-    assert start == "python", f"only our own program is run here, got {line!r}; mark the block `not run`"
-    if arguments[0] == "-m":
-        assert arguments[1] == "harmonic_gpt", line
-        arguments = arguments[2:]
-    else:
+    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
+    if start == "python":
         arguments[0] = {"train.py": "train", "eval.py": "eval"}[arguments[0]]
     with pytest.raises(SystemExit) as stop:
         main(arguments)
