@@ -1,6 +1,7 @@
 """Configuration of GPT-2 with a harmonic (or standard) unembedding head."""
 
 import math
+import sys
 
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
@@ -20,6 +21,15 @@ def matched_scales(similarity: str, normalization: str, n_embd: int) -> tuple[fl
         return 1.0, rsqrt
     # -log d does not see a common scale; -d does, and needs distances that differ by about 1 between classes
     return (rsqrt, rsqrt) if normalization == "harmax" else (1.0, 1.0)
+
+
+def _give_peft_the_defaults_of_gpt2(model_type: str) -> None:
+    """PEFT has a table of default target modules for each of its methods, keyed by model type: adds ours, with GPT-2's
+    modules. Does nothing while PEFT is not loaded."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in vars(constants).items() if constants else ():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "gpt2" in table:
+            table.setdefault(model_type, table["gpt2"])
 
 
 @strict
@@ -68,6 +78,11 @@ class HarmonicGPT2Config(GPT2Config):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
+
+    def to_dict(self) -> dict:
+        # PEFT calls this right before it looks for the model type in its tables, whichever of the two was imported first
+        _give_peft_the_defaults_of_gpt2(self.model_type)
+        return super().to_dict()
 
     @property
     def head_exponent(self) -> float:

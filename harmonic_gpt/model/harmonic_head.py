@@ -30,14 +30,15 @@ class HarmonicHead(nn.Module):
         self.spec = HeadSpec(exponent, similarity, normalization).check()
         self.hidden_scale = hidden_scale
         self.impl = "auto"
-        if self.spec.name == "standard":
+        if self.spec.name == "standard" and hidden_scale == 1:
             self.register_parameter("bias", None)  # as nn.Linear says that it has none
 
     def __getattr__(self, name: str):
         if name == "bias" and "bias" not in self._parameters:
             raise AttributeError(
-                "a distance head has no bias, and its output is no product with lm_head.weight: a program that looks "
-                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, or the model's loss"
+                "this head has no bias, and its output is not the product with lm_head.weight: a program that looks "
+                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, the model's loss, or "
+                "for TRL harmonic_gpt.interop.trl.with_own_head"
             )
         return super().__getattr__(name)
 

@@ -299,11 +299,12 @@ def test_token_type_ids_are_gpt2s(tiny_config):
     assert not torch.equal(ours(ids, token_type_ids=types).logits, ours(ids).logits)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_who_looks_for_a_bias_is_told(tiny_config, head):
-    """A bias of None invites other programs to multiply by the weight: right for the standard head alone."""
-    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head
-    if head == ("dot", "softmax"):
+@pytest.mark.parametrize(("head", "hidden_scale"), [*((head, None) for head in HEADS), (("dot", "softmax"), 0.5)])
+def test_who_looks_for_a_bias_is_told(tiny_config, head, hidden_scale):
+    """A bias of None invites other programs to multiply by the weight: right for the unscaled standard head alone."""
+    fields = {"similarity": head[0], "normalization": head[1], "hidden_scale": hidden_scale}
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(**fields)).lm_head
+    if head == ("dot", "softmax") and hidden_scale is None:
         assert lm_head.bias is None
         assert "bias" not in lm_head.state_dict()
     else:
