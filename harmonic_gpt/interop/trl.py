@@ -50,18 +50,19 @@ def with_own_head(trainer_class: type) -> type:
         with ExitStack() as stack:
             for module in hooked:
                 stack.enter_context(patch.object(module, HOOK, _add_own_head))
-            super(own, self).__init__(*args, **kwargs)
+            trainer_class.__init__(self, *args, **kwargs)  # type: ignore[misc]
 
-    own = types.new_class(trainer_class.__name__, (trainer_class,), {}, lambda body: body.update(__init__=__init__))
-    return own
+    return type(trainer_class.__name__, (trainer_class,), {"__init__": __init__})
 
 
 def _add_own_head(
-    model: Any, temperature: float = 1.0, cast_lm_head_to_fp32: bool = False, outputs: tuple[str, ...] = ("log_probs",)
+    model: Any,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,  # noqa: ARG001  distances are in float32 anyway
+    outputs: tuple[str, ...] = ("log_probs",),
 ) -> None:
     """What TRL's function of the same arguments does (trl.trainer.utils, version 1.16): with `fused_lm_head=True` the
-    model's forward returns statistics of each target in place of logits. `cast_lm_head_to_fp32`: our heads always are.
-    """
+    model's forward returns statistics of each target in place of logits."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     original = model.forward
@@ -88,7 +89,7 @@ def _add_own_head(
 
 
 def _statistics(
-    head: torch.nn.Module, hidden_states: Tensor, targets: Tensor, temperature: float, outputs: tuple[str, ...]
+    head: Any, hidden_states: Tensor, targets: Tensor, temperature: float, outputs: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """Per row of hidden_states (N, D) with targets (N,): "log_probs" and what else `outputs` names, each (N,).
 

@@ -80,7 +80,7 @@ class HarmonicGPT2Config(GPT2Config):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
 
     def to_dict(self) -> dict:
-        # PEFT calls this right before it looks for the model type in its tables, whichever of the two was imported first
+        # PEFT calls this right before it looks the model type up in its tables, whichever of us was imported first
         _give_peft_the_defaults_of_gpt2(self.model_type)
         return super().to_dict()
 

@@ -169,8 +169,8 @@ def _products(x: Tensor, w: Tensor, eager: bool, norms: bool) -> tuple[Tensor, T
     differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     rows = INFERENCE_BLOCK_BYTES // (w.shape[-1] * x.itemsize or 1)
     once = norms or w.dtype != x.dtype
-    few = w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
-    if not (eager and once and few and x.device.type == "cpu") or differentiated:
+    few = eager and w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
+    if not (once and few and x.device.type == "cpu") or differentiated:
         w = widened(w)
         return x @ w.mT, squared_norms(w) if norms else None
     products, w2 = [], []

@@ -311,3 +311,13 @@ def test_who_looks_for_a_bias_is_told(tiny_config, head, hidden_scale):
         assert getattr(lm_head, "bias", None) is None
         with pytest.raises(AttributeError, match=r"would train dot products\. Use transformers' Trainer"):
             lm_head.bias  # noqa: B018
+
+
+@pytest.mark.parametrize("head", [("euclidean", "harmax"), ("dot", "softmax")])
+def test_export_leaves_the_length_free(tiny_config, head):
+    """torch.onnx.export fixes a length that the code depends on to that of the example, without a word."""
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head.eval()
+    length = torch.export.Dim("length", min=2, max=24)
+    program = torch.export.export(lm_head, (torch.randn(1, 5, 32),), dynamic_shapes={"hidden_states": {1: length}})
+    longer = torch.randn(1, 20, 32)
+    torch.testing.assert_close(program.module()(longer), lm_head(longer))
