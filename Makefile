@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+# A process for each core; the tests of one file share its fixtures, and go to the same process
+WORKERS ?= --numprocesses auto --dist loadfile
 
 .PHONY: quickstart check test test-slow gpu lock clean
 
@@ -17,10 +19,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy --no-error-summary
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 # On a machine with a CUDA device: all that is to be measured there. GPU='head step' for some stages, PYTHON for its own
 gpu:

@@ -24,11 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harmonic_gpt.data.encoding import document_encoder, tiktoken_encoding
+from harmonic_gpt.data.encoding import document_encoder, encoder_spec, tiktoken_encoding
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sources import documents
 from harmonic_gpt.data.tokenizer import load_tokenizer, ordinary_encoder
 from harmonic_gpt.data.tokens import open_token_folder
+from harmonic_gpt.data.workers import Encoders
 
 OPENWEBTEXT = {"documents": 8_013_769, "tokens": 9_035_582_198 + 4_434_897}
 DOCUMENT_CHARACTERS = 4_900  # OpenWebText: about 1,128 tokens a document, 4.35 bytes a token
@@ -67,8 +68,9 @@ def main() -> None:
     global BACKEND, ENCODING
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in as many processes instead
     tokenizer = load_tokenizer(args.tokenizer)
-    BACKEND, ENCODING = ordinary_encoder(tokenizer), tiktoken_encoding(tokenizer)
-    encode, _ = document_encoder(tokenizer)
+    spec = encoder_spec(tokenizer)
+    BACKEND, ENCODING = ordinary_encoder(tokenizer), tiktoken_encoding(spec)
+    encode = document_encoder(spec)
     texts = corpus(args.source, args.megabytes)
     chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -88,8 +90,15 @@ def main() -> None:
         )
         return sum(split["tokens"] for split in open_token_folder(out).manifest["splits"].values()) - len(texts)
 
+    encoders = Encoders(spec, np.dtype("<u2"), args.workers, processes_from=0)
+
+    def own_processes() -> int:
+        encoded = [encoders.submit({"train": chunk}) for chunk in chunks]
+        return sum(len(batch.result()["train"][0]) for batch in encoded) - len(texts)
+
     contenders = {
         "prepare, the whole way": whole_way,
+        "its encoder alone, in processes": own_processes,
         "its encoder alone, in threads": lambda: sum(map(len, threads.map(encode, chunks))) - len(texts),
         "tiktoken encode_ordinary_batch": lambda: sum(
             map(len, ENCODING.encode_ordinary_batch(texts, num_threads=args.workers))
@@ -110,6 +119,7 @@ def main() -> None:
             if round_:  # the first warms up
                 times[name].append(time.perf_counter() - start)
     processes.terminate()
+    encoders.close()
     shutil.rmtree(folder)
     assert len(set(counts.values())) == 1, counts  # the same ids, or at least as many
     tokens = counts["prepare, the whole way"]

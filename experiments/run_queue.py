@@ -21,10 +21,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 
 import yaml
 from filelock import FileLock, Timeout
+from search import Point, Search, search
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import read_jsonl
@@ -33,19 +34,29 @@ from harmonic_gpt.runs.metrics import read_metrics
 
 QUEUE = Path(__file__).with_name("queue.yaml")
 RISE_WINDOW = 20  # steps whose median loss a rise is measured against
+MIN_SEEDS = 2  # of a certificate
 HEADS = {
     "harmonic": {"model.similarity": "euclidean", "model.normalization": "harmax"},
     "standard": {"model.similarity": "dot", "model.normalization": "softmax"},
 }
-BLOCK_KEYS = {"question", "why", "sizes", "arms", "configs", "set", "each", "vary", "seeds", "keep"}
+TIMES = "times "  # before the name of a setting: the value is a factor on the arm's own
+_SOUND: set[str] = set()  # keys of runs whose settings were checked: a search builds the same ones again and again
+BLOCK_KEYS = {
+    *("question", "why", "sizes", "arms", "configs", "set", "each", "vary", "seeds", "keep"),
+    *("search", "search_of", "most", "tuned", "read"),
+}
 
 
-def read_queue(path: Path) -> list[dict]:
+def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]:
     """All runs of a queue file in its order, each once. Raises InputError for a mistake in any of them.
 
-    A run: question, size, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
-    RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), and
-    key, which identifies what is trained, whatever the question that asked for it: one run may answer several.
+    A run: question, size, arm, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
+    RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), read
+    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that asked for it: one run may answer several.
+
+    Args:
+        losses: final loss of the runs that are done, by key. What a search asks for next depends on them, and so do
+            blocks that are `tuned` by a search: while it goes on, these have no runs.
     """
     try:
         queue = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -54,12 +65,15 @@ def read_queue(path: Path) -> list[dict]:
     if not isinstance(queue, dict) or not isinstance(queue.get("experiments"), list):
         raise InputError(f"{path}: expected a list `experiments:`")
     runs: dict[str, dict] = {}
+    tuned: Tuned = {}
     for block in queue["experiments"]:
         try:
             if unknown := block.keys() - BLOCK_KEYS:
                 raise InputError(f"unknown {sorted(unknown)}; expected some of {sorted(BLOCK_KEYS)}")
-            for run in _runs_of(block, queue):
-                runs.setdefault(run["key"], run)
+            found = _searched(block, queue, losses or {}, tuned) if "search" in block else _runs_of(block, queue, tuned)
+            for run in found:
+                first = runs.setdefault(run["key"], run)
+                first |= {flag: first[flag] or run[flag] for flag in ("keep", "read")}
         except KeyError as error:
             raise InputError(f"{path}: experiment {block.get('question')!r}: {error} is missing") from error
         except InputError as error:
@@ -67,35 +81,110 @@ def read_queue(path: Path) -> list[dict]:
     return list(runs.values())
 
 
-def _runs_of(block: dict, queue: dict) -> list[dict]:
-    """The runs of one experiment: sizes, then settings, then seeds, and the heads in turn."""
+# question of a search -> arm -> size -> the settings that it found; None: it goes on
+Tuned = dict[str, dict[str, dict[str, dict | None]]]
+
+
+def _runs_of(block: dict, queue: dict, tuned: Tuned) -> list[dict]:
+    """The runs of one experiment: sizes, then settings, then seeds, and the arms in turn."""
     if "configs" in block:
         groups = [[_start_from_config(name) for name in block["configs"]]]
     else:
-        groups = [[_start_from_arm(queue, arm, size) for arm in block["arms"]] for size in block["sizes"]]
+        groups = [[_start_from_arm(queue, block, arm, size, tuned) for arm in block["arms"]] for size in block["sizes"]]
     axes = [[{name: value} for value in values] for name, values in block.get("vary", {}).items()]
     points = [block.get("set", {}) | each for each in block.get("each", [{}])]
     runs = []
     for starts in groups:
         for (point, *varied), seed in itertools.product(itertools.product(points, *axes), block.get("seeds", [0])):
-            for start in starts:
-                chosen = start["set"] | point
-                for one in varied:
-                    chosen = chosen | one
-                trial = {name.removeprefix("trial."): v for name, v in chosen.items() if name.startswith("trial.")}
-                chosen = {name: v for name, v in chosen.items() if not name.startswith("trial.")}
-                run = {key: start[key] for key in ("size", "head", "config")} | {"question": block["question"]}
-                run |= {"set": chosen, "trial": trial, "seed": seed, "settings": start["settings"] | chosen}
-                run_config(run)  # a wrong setting is found before the first run
-                runs.append(run | {"key": key_of(run), "keep": block.get("keep", False)})
+            runs += [run for start in starts if (run := _run(block, start, [point, *varied], seed)) and start["ready"]]
     return runs
 
 
-def _start_from_arm(queue: dict, name: str, size: str) -> dict:
-    """An arm at a size: its settings before the experiment's own."""
+def _run(block: dict, start: dict, changes: list[dict], seed: int) -> dict:
+    """One run: `start` with `changes` applied in order. Raises InputError for a wrong setting."""
+    chosen = start["set"]
+    for change in changes:
+        chosen = _merged(chosen, change)
+    trial = {name.removeprefix("trial."): v for name, v in chosen.items() if name.startswith("trial.")}
+    chosen = {name: v for name, v in chosen.items() if not name.startswith("trial.")}
+    run = {key: start[key] for key in ("size", "arm", "head", "config")} | {"question": block["question"]}
+    run |= {"set": chosen, "trial": trial, "seed": seed, "settings": start["settings"] | chosen}
+    key = key_of(run)
+    if key not in _SOUND:
+        run_config(run)  # a wrong setting is found before the first run
+        _SOUND.add(key)
+    return run | {"key": key, "keep": block.get("keep", False), "read": block.get("read", False)}
+
+
+def _merged(chosen: dict, change: dict) -> dict:
+    """`chosen` with the settings of `change`; "times NAME" multiplies what is there. Raises KeyError if nothing is."""
+    merged = dict(chosen)
+    for name, value in change.items():
+        if name.startswith(TIMES):
+            name = name.removeprefix(TIMES)
+            value = float(f"{merged[name] * value:.4g}")  # equal text for equal settings: keys depend on it
+        merged[name] = value
+    return merged
+
+
+def _searched(block: dict, queue: dict, losses: dict[str, float], tuned: Tuned) -> list[dict]:
+    """The runs that a search has asked for so far and what is next, of all arms; PROTOCOL.md has the rule.
+
+    At each size an arm with fewer runs comes first. What was found is noted in `tuned`.
+    """
+    runs = []
+    for size in block["sizes"]:
+        starts = {arm: _start_from_arm(queue, block, arm, size, tuned) for arm in block["arms"]}
+        searches = {arm: _search_arm(block, start, losses) for arm, start in starts.items()}
+        asked = [len(mine) for _, mine, _ in searches.values()]
+        certified = [state.certified for state, _, _ in searches.values()]
+        full = [n > block["most"] or c == len(block["seeds"]) for n, c in zip(asked, certified, strict=True)]
+        ended = min(certified) >= MIN_SEEDS or all(full)
+        pending = []
+        for arm, (_, mine, found) in searches.items():
+            tuned.setdefault(block["question"], {}).setdefault(arm, {})[size] = found if ended else None
+            if starts[arm]["ready"]:
+                runs += [run for run in mine if run["key"] in losses]
+                if not ended and len(mine) <= block["most"] and mine[-1]["key"] not in losses:
+                    pending.append((len(mine), mine[-1]))
+        runs += [run for _, run in sorted(pending, key=lambda pair: pair[0])]
+    return runs
+
+
+def _search_arm(block: dict, start: dict, losses: dict[str, float]) -> tuple[Search, list[dict], dict]:
+    """Search of one arm: where it stands, the runs that it asked for, and the settings of its center."""
+    ladders = block["search"] | block.get("search_of", {}).get(start["arm"], {})
+    start = start | {"set": _merged(start["set"], block.get("set", {}))}
+    try:
+        first = [v.index(1 if name.startswith(TIMES) else start["set"][name]) for name, v in ladders.items()]
+    except ValueError as error:
+        raise InputError(f"the search starts beside a ladder: {error}, which {start['arm']} has") from error
+
+    def settings(point: Point) -> dict:
+        return {name: ladders[name][i] for name, i in zip(ladders, point, strict=True)}
+
+    def run(point: Point, seed: int) -> dict:
+        return _run(block, start, [settings(point)], seed)
+
+    state = search([*map(len, ladders.values())], tuple(first), block["seeds"], lambda *at: losses.get(run(*at)["key"]))
+    return state, [run(point, seed) for point, seed in state.asked], settings(state.center)
+
+
+def _start_from_arm(queue: dict, block: dict, name: str, size: str, tuned: Tuned) -> dict:
+    """An arm at a size, before the experiment's own settings. ready: the searches that tune it have ended.
+
+    A search at one size alone tunes every size.
+    """
     arm = queue["arms"][name]
+    chosen, ready = arm["set"] | arm[size], True
+    for question in block.get("tuned", []):
+        sizes = tuned[question][name]
+        found = sizes[next(iter(sizes))] if len(sizes) == 1 else sizes.get(size, {})
+        ready = ready and found is not None
+        chosen = _merged(chosen, found or {})
     settings = queue["base"] | queue["sizes"][size] | HEADS[arm["head"]]
-    return {"size": size, "head": arm["head"], "config": None, "settings": settings, "set": arm["set"] | arm[size]}
+    own = {"size": size, "arm": name, "head": arm["head"], "config": None}
+    return own | {"settings": settings, "set": chosen, "ready": ready}
 
 
 def _start_from_config(path: str) -> dict:
@@ -103,7 +192,8 @@ def _start_from_config(path: str) -> dict:
     model = load_run_config(path).model
     pair = {"model.similarity": model.similarity, "model.normalization": model.normalization}
     head = next((name for name, settings in HEADS.items() if settings == pair), " + ".join(pair.values()))
-    return {"size": f"{model.n_layer}x{model.n_embd}", "head": head, "config": path, "settings": {}, "set": {}}
+    own = {"size": f"{model.n_layer}x{model.n_embd}", "arm": head, "head": head, "config": path}
+    return own | {"settings": {}, "set": {}, "ready": True}
 
 
 def key_of(run: dict) -> str:
@@ -127,6 +217,7 @@ def run_config(run: dict, folder: str | Path = "runs/run") -> RunConfig:
 def train_one(run: dict, folder: Path) -> dict:
     """Train one run in `folder` (emptied first) by the product's own code; returns its row."""
     import torch  # slow to import, and the queue itself does without
+    from reading import reading
     from trials import apply_trial
 
     from harmonic_gpt.training import loop
@@ -143,13 +234,14 @@ def train_one(run: dict, folder: Path) -> dict:
     training = [row for row in rows if "grad_norm" in row]
     norms = [(row["step"], row["center_norm_mean"], row["center_norm_std"]) for row in validation]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=QUEUE.parent)
-    return {key: value for key, value in run.items() if key != "keep"} | {
+    return {key: value for key, value in run.items() if key not in ("keep", "read")} | {
         "val_loss": validation[-1]["val_loss"],
         "val_tokens": validation[-1]["val_tokens"],
         "curve": [[row["step"] * config.train.batch_tokens, round(row["val_loss"], 5)] for row in validation],
         "training": stability(training, config.optim.warmup_steps, config.optim.grad_clip),
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
+        **({"reading": reading(state.bare_model, state.data.tokens("val"))} if run["read"] else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),
@@ -184,33 +276,41 @@ def stability(rows: list[dict], warmup: int, clip: float) -> dict:
 
 def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
     """Run the queue to its end, `jobs` runs at a time, in folders under `folder`."""
-    lock, taken, stopping = Lock(), set(), False
+    changed, taken, running, stopping = Condition(), set(), set(), False
     runs = read_queue(queue)
     if out.exists() and not out.read_bytes().endswith(b"\n"):  # a line cut short: the next one is not appended to it
         with out.open("a", encoding="utf-8") as file:
             file.write("\n")
 
-    def next_run() -> dict | None:
+    def left() -> list[dict]:
         nonlocal runs
-        with lock:
-            try:
-                runs = read_queue(queue)
-            except InputError as error:  # saved half-way, or a mistake: hours of other runs need not wait for it
-                print(f"warning: {error}; going on with the queue as it was", flush=True)
-            done = {row["key"] for row in read_jsonl(out)} | taken
-            left = [run for run in runs if run["key"] not in done]
-            if stopping or not left:
+        rows = read_jsonl(out)
+        try:
+            runs = read_queue(queue, losses_of(rows))
+        except InputError as error:  # saved half-way, or a mistake: hours of other runs need not wait for it
+            print(f"warning: {error}; going on with the queue as it was", flush=True)
+        return [run for run in not_done(runs, rows) if run["key"] not in taken]
+
+    def next_run() -> dict | None:
+        with changed:
+            while not (runs_left := left()) and running and not stopping:
+                changed.wait()  # a search may ask for more once it knows what is being trained now
+            if stopping or not runs_left:
                 return None
-            taken.add(left[0]["key"])
-            print(f"{datetime.now(UTC):%H:%M:%S} starts, {len(left)} left: {describe(left[0])}", flush=True)
-            return left[0]
+            run = runs_left[0]
+            taken.add(run["key"])
+            running.add(run["key"])
+            print(f"{datetime.now(UTC):%H:%M:%S} starts, {len(runs_left)} left: {describe(run)}", flush=True)
+            return run
 
     def worker(_: int) -> None:
         while (run := next_run()) is not None:
             command = [sys.executable, __file__, "--one", json.dumps(run), "--runs", folder]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            with lock:
+            with changed:
+                running.discard(run["key"])
+                changed.notify_all()
                 if done.returncode:  # not tried again before the next start of the queue
                     print(f"FAILED {describe(run)}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
                     continue
@@ -228,10 +328,22 @@ def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
             stopping = True
 
 
+def losses_of(rows: list[dict]) -> dict[str, float]:
+    """Final loss by key, of rows of results."""
+    return {row["key"]: row["val_loss"] for row in rows}
+
+
+def not_done(runs: list[dict], rows: list[dict]) -> list[dict]:
+    """Runs without a row; also those whose row lacks the measures of reading that are asked for: trained again."""
+    done = {row["key"] for row in rows}
+    read = {row["key"] for row in rows if "reading" in row}
+    return [run for run in runs if run["key"] not in (read if run["read"] else done)]
+
+
 def describe(run: dict) -> str:
-    """A run in one line: size, head, its own settings, seed."""
+    """A run in one line: size, arm, its own settings, seed."""
     settings = [f"{name.split('.')[-1]}={value}" for name, value in (run["set"] | run["trial"]).items()]
-    return " ".join([run["size"], run["head"], *settings, f"seed={run['seed']}"])
+    return " ".join([run["size"], run["arm"], *settings, f"seed={run['seed']}"])
 
 
 def main() -> None:
@@ -251,8 +363,8 @@ def main() -> None:
         parser.error("--out is missing")
     try:
         if args.list:
-            done = {row["key"] for row in read_jsonl(args.out)}
-            left = [describe(run) for run in read_queue(args.queue) if run["key"] not in done]
+            rows = read_jsonl(args.out)
+            left = [describe(run) for run in not_done(read_queue(args.queue, losses_of(rows)), rows)]
             print(f"{len(left)} runs left", *left, sep="\n")
             return
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ app.command(help=train.TRAIN_HELP, context_settings={"allow_extra_args": True, "
     train.train
 )
 app.command()(data.prepare)
+app.command()(data.join)
 app.command()(data.inspect)
 
 evaluation = group("Evaluate trained models.")

@@ -115,8 +115,10 @@ class DataSection(Section):
     tokenizer: str | None = Field(
         None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source"
     )
-    vocab_size: Annotated[int, Ge(257), Le(2**31 - 1)] | None = Field(
-        None, description="size of the BPE to train; vocabulary of .bin files that come without manifest and tokenizer"
+    vocab_size: Annotated[int, Ge(2), Le(2**31 - 1)] | None = Field(
+        None,
+        description="size of the BPE to train, 257 or more; or vocabulary of nanoGPT's .bin files, which do not say "
+        "(default: GPT-2's; of character data, the largest id's)",
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
     validation_share: Annotated[float, Gt(0), Lt(1)] = Field(

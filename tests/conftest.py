@@ -6,9 +6,14 @@ import random
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process on each core; read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("TRACKIO_DIR", str(Path(tempfile.gettempdir()) / "harmonic-gpt-tests-trackio"))  # read on import
+# Read on import; each process has its own database
+os.environ.setdefault(
+    "TRACKIO_DIR",
+    str(Path(tempfile.gettempdir()) / f"harmonic-gpt-tests-trackio-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+)
 
 import huggingface_hub.constants
 import pytest

@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_the_promised_configs_are_shipped():
     names = {path.stem for path in CONFIGS}
     for head in ("harmonic", "standard"):
-        assert {f"quickstart_{head}", f"gpt2_small_{head}", f"gpt2_small_{head}_paper"} <= names
+        assert {f"quickstart_{head}", f"gpt2_small_{head}", f"gpt2_small_{head}_paper", f"babylm_small_{head}"} <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -27,7 +27,7 @@ def test_shipped_configs_parse_and_dry_run(path, tmp_path, monkeypatch):
     assert ("harmonic" if "harmonic" in path.stem else "standard") in text.splitlines()[1]
 
 
-@pytest.mark.parametrize("pair", ["quickstart_{}", "gpt2_small_{}", "gpt2_small_{}_paper"])
+@pytest.mark.parametrize("pair", ["quickstart_{}", "gpt2_small_{}", "gpt2_small_{}_paper", "babylm_small_{}"])
 def test_harmonic_and_standard_differ_only_in_head_and_rates(pair):
     harmonic, standard = (
         load_run_config(CONFIGS[0].parent / f"{pair.format(head)}.yaml").model_dump()

@@ -1,4 +1,4 @@
-"""prepare, inspect."""
+"""prepare, join, inspect."""
 
 from typing import Annotated
 
@@ -29,7 +29,9 @@ def prepare(
         bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
     ] = False,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
-    num_workers: Annotated[int | None, typer.Option(help="threads that tokenize; default: the cores", min=1)] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="threads or processes that tokenize; default: the cores", min=1)
+    ] = None,
 ) -> None:
     """Turn documents into token files for training."""
     from harmonic_gpt.data import prepare as module
@@ -51,7 +53,33 @@ def prepare(
     for name, split in manifest["splits"].items():
         tokens, per_byte = split["tokens"], split["tokens"] / split["text_bytes"]
         print(f"{path}/{name}: {split['documents']:,} documents, {tokens:,} tokens, {per_byte:.3f} tokens per byte")
+    for note in manifest.get("notes", []):
+        print(f"note: {note}")
     print(f"vocabulary {manifest['vocab_size']:,}, {manifest['duplicates']:,} duplicates dropped")
+
+
+def join(
+    folders: Annotated[
+        list[str], typer.Argument(help="token folders of one tokenizer: prepare's, datatrove's, join's")
+    ],
+    out: Annotated[str, typer.Option(help="token folder to create")],
+    count_duplicates: Annotated[
+        bool, typer.Option(help="count the documents that they share, which reads every token once")
+    ] = True,
+) -> None:
+    """Make one token folder of several: a manifest over linked files, nothing is written again."""
+    from harmonic_gpt.data import join as module
+    from harmonic_gpt.data.manifest import read_manifest
+
+    path = module.join(folders, out, count_duplicates=count_duplicates)
+    manifest = read_manifest(path).values
+    for name, split in manifest["splits"].items():
+        files = f"{len(split['files']):,} linked files"
+        print(f"{path}/{name}: {split['documents']:,} documents, {split['tokens']:,} tokens in {files}")
+    for note in manifest["notes"]:
+        print(f"note: {note}")
+    if (shared := manifest["shared_documents"]) is not None:
+        print(f"{shared['documents_of_an_earlier_folder']:,} documents are in an earlier folder too, and stay")
 
 
 def inspect(

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, TokenFolder, Tokens, open_token_folder
+from harmonic_gpt.errors import InputError
 
 WINDOW = 2**20  # tokens read at a time
 SAMPLE_TOKENS = 60
@@ -54,6 +55,11 @@ def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = N
     with tqdm(desc="verifying", total=total, unit="B", unit_scale=True, disable=None) as bar:
         for name, tokens in folder.splits.items():
             inspection.splits[name] = _scan(tokens, name, end_of_text, inspection, bar)
+            if folder.manifest and not folder.has_checksums:
+                try:
+                    folder.verify(name, anew=True)
+                except InputError as error:
+                    inspection.problems.append(str(error))
             if decoder is not None and not inspection.problems:
                 starts = _document_starts(tokens, end_of_text, samples)
                 inspection.samples[name] = [str(decoder.decode(ids)) for ids in starts]
@@ -81,7 +87,7 @@ def _scan(tokens: Tokens, split: str, end_of_text: int, inspection: Inspection, 
                 bar.update(len(data))
         if beyond:
             inspection.problems.append(f"{file}: {beyond:,} ids beyond the vocabulary of {tokens.vocab_size:,}")
-        if said and sha256.hexdigest() != said["files"][number]["sha256"]:
+        if said and inspection.folder.has_checksums and sha256.hexdigest() != said["files"][number]["sha256"]:
             inspection.problems.append(f"{file}: its SHA-256 is not the manifest's")
     if said and documents != said["documents"]:
         inspection.problems.append(f"{split}: {documents:,} documents, the manifest says {said['documents']:,}")
@@ -117,7 +123,8 @@ def describe(inspection: Inspection) -> None:
     folder, manifest = inspection.folder, inspection.folder.manifest
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if manifest is None:
-        console.print(f"{folder.path}: nanoGPT's files, without manifest; vocabulary {folder.vocab_size:,} assumed")
+        vocabulary = f"vocabulary {folder.vocab_size:,}{folder.vocabulary_note}"
+        console.print(f"{folder.path}: nanoGPT's files, without manifest; {vocabulary}")
     else:
         name, sha256 = manifest["tokenizer"]["name"], manifest["tokenizer"]["sha256"][:12]
         console.print(
@@ -125,9 +132,13 @@ def describe(inspection: Inspection) -> None:
         )
         for source in manifest["sources"]:
             place = ", ".join(str(source[key]) for key in ("place", "config", "split", "revision") if source.get(key))
-            dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
-            tokens = ", ".join(f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items())
-            console.print(f"source {source['name']} ({place}): {source['read']:,} documents read, {dropped}; {tokens}")
+            facts = [f"{split['tokens']:,} {name} tokens" for name, split in source["splits"].items()]
+            if "read" in source:
+                dropped = f"{source['duplicates']:,} duplicates and {source['empty']:,} empty ones dropped"
+                facts = [f"{source['read']:,} documents read, {dropped}; {', '.join(facts)}"]
+            console.print(f"source {source['name']} ({place}): {', '.join(facts)}")
+        for note in manifest.get("notes", []):
+            console.print(f"note: {note}")
     table = Table("", *inspection.splits, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -147,4 +158,5 @@ def describe(inspection: Inspection) -> None:
         for text in texts:
             console.print(f"{split}: {text!r}")
     if manifest is not None and not inspection.problems:
-        console.print(f"checksums: all {sum(r.files for r in reports)} files are as they were written")
+        right = "are as they were written" if folder.has_checksums else "agree with their index"
+        console.print(f"checked: all {sum(r.files for r in reports)} files {right}")

@@ -11,7 +11,7 @@ import platform
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -22,23 +22,25 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from harmonic_gpt.data.encoding import Encode, document_encoder
+from harmonic_gpt.data.encoding import Encoded, EncoderSpec, encoder_spec
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
 from harmonic_gpt.data.reading import Batch, Reader
 from harmonic_gpt.data.shards import PROGRESS, SEEN, Progress, read_progress
 from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from harmonic_gpt.data.workers import PROCESSES_FROM, Encoders
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import sync, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_VOCAB_SIZE = 4096
+DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE = 4096, 257
 VALIDATION_SHARE = 0.05
 SHARD_TOKENS = 100_000_000
 LOCK = ".lock"
+LOWEST_HASH = "no content hash is below validation_share: the document with the lowest one is for validation"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
 
 
@@ -65,11 +67,11 @@ def prepare(
         out: folder to create; must not exist.
         tokenizer: folder or hub name; None trains a byte-level BPE of `vocab_size` (default 4096) on the training
             documents.
-        validation: "content": by content hash, `validation_share` (default 0.05) of the documents; "nanogpt": the
-            documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
+        validation: "content": by content hash, `validation_share` (default 0.05) of the documents, and one at least;
+            "nanogpt": the documents that nanoGPT's prepare.py takes, by their place in the source (0.0005 of them).
         drop_duplicates: drop documents that are equal to an earlier one, of any source.
         shard_tokens: a shard ends with the batch of documents in which it reaches this size.
-        num_workers: threads that tokenize; default: the cores. The files do not depend on it.
+        num_workers: threads or processes that tokenize; default: the cores. The files do not depend on it.
     Returns the folder. Raises InputError: `out` exists, empty corpus, empty split, unknown source or tokenizer, a file
     that cannot be read, or a folder OUT.partial that was begun otherwise. Raises OSError if the disk is full. Finished
     shards survive both.
@@ -79,6 +81,9 @@ def prepare(
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
         raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
+    if vocab_size is not None and vocab_size < MIN_VOCAB_SIZE:
+        least = f"{MIN_VOCAB_SIZE} (256 bytes and end-of-text)"
+        raise InputError(f"a byte-level BPE has a vocab_size of at least {least}, got {vocab_size}")
     if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
         raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
     places = [source] if isinstance(source, str) else list(source)
@@ -172,13 +177,13 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
             _same_files(stored, header, partial)
         reader = Reader(sources, request["validation"], request["validation_share"], request["drop_duplicates"])
         trained = _tokenizer(reader, partial, request, stored is not None)
-        encode, library = document_encoder(trained)
+        spec = encoder_spec(trained)
         dtype = np.dtype("<u2") if len(trained) <= 2**16 else np.dtype("<u4")
         progress = Progress(partial, header, names, dtype, request["shard_tokens"])
         if stored is None:
             progress.save()
-        _tokenize(reader, encode, progress, num_workers)
-        _finish(progress, trained, library)
+        _tokenize(reader, spec, progress, num_workers)
+        _finish(progress, trained, spec.library, [LOWEST_HASH] if reader.lowest_hash else [])
     except BaseException as error:
         if progress is not None:
             progress.close()
@@ -241,18 +246,9 @@ def _leading_text(texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: int) -> None:
-    """Read, tokenize and write until the sources end. Threads are enough: both libraries release Python's lock."""
-    dtype = progress.writers["train"].dtype
-
-    def encode_batch(batch: Batch) -> dict[str, tuple[np.ndarray, int, int]]:
-        encoded = {}
-        for split, texts in batch.texts.items():
-            ids = encode(texts).astype(dtype) if texts else np.empty(0, dtype)
-            encoded[split] = ids, len(texts), sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        return encoded
-
-    pending: deque[tuple[Batch, Future]] = deque()
+def _tokenize(reader: Reader, spec: EncoderSpec, progress: Progress, num_workers: int) -> None:
+    """Read, tokenize and write until the sources end."""
+    pending: deque[tuple[Batch, Future[Encoded]]] = deque()
     rows = [source.rows for source in reader.sources]
     total = None if None in rows else sum(filter(None, rows))
     bar = tqdm(desc="tokenizing", unit=" documents", disable=None, total=total)
@@ -263,25 +259,27 @@ def _tokenize(reader: Reader, encode: Encode, progress: Progress, num_workers: i
         progress.write(batch, future.result())
         bar.update(batch.read)
 
-    with bar, ThreadPoolExecutor(num_workers) as pool:
-        try:
-            for batch in reader.batches(progress.position, progress.rows, SeenDocuments(progress.seen_keys())):
-                pending.append((batch, pool.submit(encode_batch, batch)))
-                if len(pending) > 2 * num_workers:
-                    write_one()
-            while pending:
+    with bar, Encoders(spec, progress.writers["train"].dtype, num_workers, PROCESSES_FROM) as encoders:
+        for batch in reader.batches(progress.position, progress.rows, SeenDocuments(progress.seen_keys())):
+            pending.append((batch, encoders.submit(batch.texts)))
+            if len(pending) > 2 * num_workers:
                 write_one()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        while pending:
+            write_one()
 
 
-def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: str) -> None:
+def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: str, notes: list[str]) -> None:
     """The last shards and the manifest; then the folder is a token folder."""
     for split, writer in progress.writers.items():
         if not writer.counts.tokens and not writer.finished:
             total = sum(counts["read"] - counts["duplicates"] - counts["empty"] for counts in progress.counts)
-            hint = "" if total == 0 else "; change validation_share or add text"
+            hint = (
+                ""
+                if total == 0
+                else "; a run needs two documents at least, one for each split"
+                if total == 1
+                else ("; change validation_share or add text")
+            )
             raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
     progress.finish_shards()
     splits = {
@@ -309,6 +307,7 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
         "empty": sum(counts["empty"] for counts in progress.counts),
         "splits": splits,
         "sources": sources,
+        "notes": notes,
         "encoder": library,
         "versions": progress.header["versions"],
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -29,8 +30,24 @@ class Reader:
     def __init__(self, sources: list[Source], validation: str, validation_share: float, drop_duplicates: bool):
         self.sources, self.share, self.drop_duplicates = sources, validation_share, drop_duplicates
         self.membership: list[np.ndarray] | None = None  # of each source's documents, by place
+        self.lowest_hash: bytes | None = None  # of the document that is for validation because no other would be
         if validation == "nanogpt":
             self.membership = [nanogpt_validation(source.count_rows()) for source in sources]
+        else:
+            self.lowest_hash = self._lowest_hash()
+
+    def _lowest_hash(self) -> bytes | None:
+        """None if some document's hash is below the share, which reading on to the first such document tells, or if
+        there are not two documents to share out."""
+        hashes: set[bytes] = set()
+        for source in self.sources:
+            for text in chain.from_iterable(map(source.read, range(len(source.parts)))):
+                if text:
+                    digest = content_hash(text)
+                    if is_validation(digest, self.share):
+                        return None
+                    hashes = {min(hashes, default=digest), digest, max(hashes, default=digest)}
+        return min(hashes) if len(hashes) > 1 else None
 
     def batches(
         self, position: Sequence[int] = (0, 0, 0), row: int = 0, seen: SeenDocuments | None = None
@@ -67,5 +84,5 @@ class Reader:
 
     def _is_validation(self, source: int, row: int, digest: bytes) -> bool:
         if self.membership is None:
-            return is_validation(digest, self.share)
+            return is_validation(digest, self.share) or digest == self.lowest_hash
         return row < len(self.membership[source]) and bool(self.membership[source][row])

@@ -1,12 +1,17 @@
 """Where documents come from: the embedded corpus, local files, a dataset on the Hugging Face Hub."""
 
+import codecs
 import glob
 import gzip
+import io
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import IO, TextIO
 
 from harmonic_gpt.data.pydocs import pydocs
 from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
@@ -19,12 +24,18 @@ COMPRESSIONS = (".gz", ".zst")
 FORMATS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
 # A .txt file has no documents of its own: it is cut near this many characters, where a paragraph ends
 TXT_PIECE = 16_000
+# A line of more characters is cut at white space
+MAX_LINE = 2**20
+TXT_DOCUMENTS = (
+    f"cut near {TXT_PIECE:,} characters where a paragraph ends; a line of more than {MAX_LINE:,} at white space"
+)
 ARROW_ROWS = 256  # rows decoded at a time
 PARQUET_BUFFER = 2**20  # bytes of a column read at a time
 # Tokenized, counted and checkpointed together; small, because a shard ends with a batch and is to end near its size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
 
+_BLANK = re.compile(r"\s")
 _OPTIONS = ("name", "config", "split", "column", "revision")
 _SPEC = re.compile(rf"(?P<place>.*?)(?P<options>(?:,(?:{'|'.join(_OPTIONS)})=[^,]*)*)", re.DOTALL)
 
@@ -90,7 +101,7 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{spec}: a source's name is letters, digits, '.', '_' and '-', got {name!r}")
 
-    files = [] if place == "pydocs" else _local_files(place)
+    files, hidden = ([], 0) if place == "pydocs" else _local_files(place)
     if files or place == "pydocs" or _looks_local(place):
         wrong = [key for key in ("config", "split", "revision") if key in options]
         if wrong:
@@ -99,9 +110,11 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
         texts = pydocs()
         return Source(spec, name, {"place": place}, [(place, None)], lambda _: iter(texts), len(texts))
     if files:
-        return _local_source(spec, name, place, files, column)
+        if hidden:
+            _say_once(f"{place}: {hidden} hidden files are left out")
+        return _local_source(spec, name, place, files, column, hidden)
     if _looks_local(place):
-        raise InputError(f"no {FORMATS} at {place!r}")
+        raise InputError(f"no {FORMATS} at {place!r}" + (f", but for {hidden} hidden ones" if hidden else ""))
     split, revision = options.get("split", "train"), options.get("revision") or revision
     return _hub_source(spec, name, place, options.get("config"), split, column, revision)
 
@@ -132,29 +145,35 @@ def _looks_local(place: str) -> bool:
         place.startswith((".", "/", "~"))
         or "*" in place
         or place.count("/") > 1
-        or Path(place).suffix in suffixes
+        or Path(place).suffix.lower() in suffixes
         or Path(place).exists()
     )
 
 
-def _local_files(place: str) -> list[Path]:
+def _local_files(place: str) -> tuple[list[Path], int]:
+    """The files of a place in their order, and how many others a folder has that are hidden, or in a hidden folder."""
     path = Path(place).expanduser()
     if path.is_file():
-        return [path]
+        return [path], 0
     candidates = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    return sorted(p for p in candidates if p.is_file() and _kind(p) is not None)
+    files = sorted(p for p in candidates if p.is_file() and _kind(p) is not None)
+    if not path.is_dir():
+        return files, 0  # a pattern finds what is hidden only where it says so
+    shown = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    return shown, len(files) - len(shown)
 
 
 def _kind(path: Path) -> str | None:
     """text, json or parquet; None for a file of something else."""
-    compressed = path.suffix in COMPRESSIONS
-    suffix = Path(path.stem).suffix if compressed else path.suffix
+    name = Path(path.name.lower())
+    compressed = name.suffix in COMPRESSIONS
+    suffix = Path(name.stem).suffix if compressed else name.suffix
     if suffix == ".txt":
         return "text"
     return None if compressed and suffix == ".parquet" else LOADERS.get(suffix)
 
 
-def _local_source(spec: str, name: str, place: str, files: list[Path], column: str) -> Source:
+def _local_source(spec: str, name: str, place: str, files: list[Path], column: str, hidden: int) -> Source:
     for path in files:
         if _kind(path) is None:
             raise InputError(f"{path}: expected {FORMATS}")
@@ -166,7 +185,12 @@ def _local_source(spec: str, name: str, place: str, files: list[Path], column: s
         return _txt_pieces(path) if _kind(path) == "text" else _local_rows(path, column)
 
     parts: list[tuple[str, int | None]] = [(str(path), path.stat().st_size) for path in files]
-    return Source(spec, name, {"place": place, "column": column}, parts, read, _parquet_rows(files))
+    provenance: dict = {"place": place, "column": column}
+    if hidden:
+        provenance["hidden_files_left_out"] = hidden
+    if any(_kind(path) == "text" for path in files):
+        provenance["txt_documents"] = TXT_DOCUMENTS
+    return Source(spec, name, provenance, parts, read, _parquet_rows(files))
 
 
 def _parquet_rows(files: list[Path]) -> int | None:
@@ -205,32 +229,89 @@ def _parquet_tables(path: Path, column: str) -> Iterator:
 
 
 def _txt_pieces(path: Path) -> Iterator[str]:
+    """A text cut into documents, none of its characters left out."""
     piece: list[str] = []
-    size = 0
+    size = line_number = 0
     with _readable(path), _open_text(path) as lines:
-        try:
-            for line in lines:
-                piece.append(line)
-                size += len(line)
-                if (size >= TXT_PIECE and not line.strip()) or size >= 2 * TXT_PIECE:
+        while line := lines.readline(MAX_LINE + 1):
+            line_number += 1
+            if len(line) > MAX_LINE and not line.endswith("\n"):
+                _say_once(f"{path}: line {line_number:,} is longer than {MAX_LINE:,} characters: cut at white space")
+                if piece:
                     yield "".join(piece)
-                    piece, size = [], 0
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: expected UTF-8 text, {error.reason} at byte {error.start} of a line") from error
+                piece, size = [], 0
+                yield from _long_line_pieces(line, lines)
+                continue
+            piece.append(line)
+            size += len(line)
+            if (size >= TXT_PIECE and not line.strip()) or size >= 2 * TXT_PIECE:
+                yield "".join(piece)
+                piece, size = [], 0
         if piece:
             yield "".join(piece)
 
 
-def _open_text(path: Path):
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
+def _long_line_pieces(begun: str, lines: TextIO) -> Iterator[str]:
+    """The line whose first characters are `begun`, to its end: each piece ends with the first white space from
+    TXT_PIECE characters on, or, where there is none, at twice as many."""
+    rest, more = begun, True
+    while more:
+        more = not rest.endswith("\n") and bool(addition := lines.readline(MAX_LINE))
+        rest += addition if more else ""
+        start = 0
+        # So much that where a piece ends does not depend on where reading stopped
+        while len(rest) - start >= 2 * TXT_PIECE:
+            blank = _BLANK.search(rest, start + TXT_PIECE - 1, start + 2 * TXT_PIECE)
+            end = blank.end() if blank else start + 2 * TXT_PIECE
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def _open_text(path: Path) -> TextIO:
+    """UTF-8; a byte order mark at the start is no part of the text."""
+    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig")
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    """A file's contents, unpacked."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    if suffix == ".zst":
         try:
             import zstandard
         except ImportError as error:
             raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from error
-        return zstandard.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return zstandard.open(path, "rb")
+    return path.open("rb")
+
+
+def _utf8_problem(path: Path) -> str | None:
+    """Where a file is not UTF-8; None if it is. Places are counted in the unpacked file."""
+    place, line, line_start = 0, 1, 0  # bytes of whole characters so far; lines, and where this one starts
+    rest = b""
+    with _open_bytes(path) as file:
+        while True:
+            block = file.read(2**20)
+            data = rest + block
+            try:
+                length, reason = codecs.utf_8_decode(data, "strict", not block)[1], None
+            except UnicodeDecodeError as error:
+                length, reason = error.start, error.reason
+            if newlines := data.count(b"\n", 0, length):
+                line, line_start = line + newlines, place + data.rindex(b"\n", 0, length) + 1
+            place += length
+            if reason:
+                value, utf16 = data[length], data.startswith((b"\xff\xfe", b"\xfe\xff")) and place == 0
+                hint = "; it looks like UTF-16: iconv -f UTF-16 -t UTF-8 turns it into UTF-8" if utf16 else ""
+                where = f"line {line:,}, byte {place - line_start + 1:,} of the line, offset {place:,} in the file"
+                return f"expected UTF-8 text, got byte 0x{value:02x} at {where} ({reason}){hint}"
+            if not block:
+                return None
+            rest = data[length:]
 
 
 # The datasets library
@@ -326,7 +407,17 @@ def _readable(place: str | Path) -> Iterator[None]:
     except Exception as error:  # arrow, gzip, zstandard and the hub client raise many kinds
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{place}: cannot be read: {_innermost_reason(error)}") from error
+        problem = f"cannot be read: {_innermost_reason(error)}"
+        if isinstance(place, Path) and _kind(place) != "parquet":
+            with suppress(Exception):  # it cannot be read, perhaps: that is the problem then
+                problem = _utf8_problem(place) or problem
+        raise InputError(f"{place}: {problem}") from error
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Sources are opened and read more than once."""
+    print(text, file=sys.stderr)
 
 
 def _innermost_reason(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
@@ -54,11 +55,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     )
 
 
-def ordinary_encoder(tokenizer: "PreTrainedTokenizerBase"):
+def ordinary_encoder(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
     """The backend tokenizer, set so that a literal <|endoftext|> inside a document stays ordinary text."""
+    return ordinary_backend(tokenizer.backend_tokenizer.to_str())
+
+
+def ordinary_backend(text: str) -> "Tokenizer":
+    """`ordinary_encoder` of what the tokenizers library wrote (tokenizer.json)."""
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True

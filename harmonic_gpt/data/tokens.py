@@ -1,4 +1,7 @@
-"""Read token folders: what `prepare` wrote, or nanoGPT's. Needs nothing of the writer, and runs on every system."""
+"""Read token folders: what `prepare` wrote, datatrove's, or nanoGPT's.
+
+Needs nothing of the writer, and runs on every system.
+"""
 
 import contextlib
 import hashlib
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from harmonic_gpt.data.datatrove import document_ends, read_datatrove, token_files
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.errors import InputError
@@ -36,10 +40,11 @@ class Tokens:
 
     def read(self, start: int, length: int) -> np.ndarray:
         """ids[start : start + length] as int64. Raises InputError if one is outside the vocabulary."""
-        parts = [part.astype(np.int64) for part in self._windows(start, length)]
+        parts = [part.astype(np.int64) for part in self.windows(start, length)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _windows(self, start: int, length: int) -> Iterator[np.ndarray]:
+    def windows(self, start: int, length: int) -> Iterator[np.ndarray]:
+        """As `read`, in pieces that end where a file does, and as they are written."""
         end = min(start + length, len(self))
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for i in range(first, len(self.files)):
@@ -59,27 +64,41 @@ class Tokens:
             yield part
             start += count
 
-    def check(self, sha256: list[str]) -> None:
+    def check(self, sha256: list[str], ends: np.ndarray | None = None, end_of_text: int = -1) -> None:
         """Read all of it. Raises InputError if an id is outside the vocabulary, with file and position, or a file is
         not as it was written.
 
         Args:
             sha256: of the files, in their order; an empty list where they are not known.
+            ends: where documents end, (documents,) int64, counted from the start of the split: there, and only there,
+                stands `end_of_text`. None where that is not known.
         """
-        if self.vocab_size > np.iinfo(self.dtype).max and not sha256:
+        if self.vocab_size > np.iinfo(self.dtype).max and not sha256 and ends is None:
             return  # every id is in the vocabulary
         hashes, place = [hashlib.sha256() for _ in sha256], 0
         quiet = None if len(self) > 10**9 else True  # None: a bar where there is a terminal
         with tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=quiet) as bar:
             for start in range(0, len(self), CHECK_TOKENS):
-                for window in self._windows(start, CHECK_TOKENS):
+                for window in self.windows(start, CHECK_TOKENS):
                     if hashes:
                         hashes[int(np.searchsorted(self._starts, place, side="right")) - 1].update(window.data)
+                    if ends is not None:
+                        self._check_ends(np.flatnonzero(window == end_of_text) + place + 1, ends, place, len(window))
                     place += len(window)
                     bar.update(len(window))
         for file, computed, expected in zip(self.files, hashes, sha256, strict=bool(sha256)):
             if computed.hexdigest() != expected:
                 raise InputError(f"{file}: its SHA-256 is not the manifest's; it is damaged: prepare the folder again")
+
+    def _check_ends(self, there: np.ndarray, ends: np.ndarray, place: int, length: int) -> None:
+        """Raises InputError unless the documents that end in a window are those that `ends` says."""
+        said = ends[slice(*np.searchsorted(ends, [place, place + length], side="right"))]
+        differing = np.setxor1d(there, said, assume_unique=True)
+        if len(differing):
+            first = int(differing[0]) - 1
+            number = int(np.searchsorted(self._starts, first, side="right")) - 1
+            what = "no end-of-text" if first + 1 in said else "an end-of-text inside a document"
+            raise InputError(f"{self.files[number]}: {what} at position {first - int(self._starts[number])}")
 
 
 @dataclass
@@ -90,12 +109,19 @@ class TokenFolder:
     vocab_size: int
     splits: dict[str, Tokens]
     manifest: dict | None
+    vocabulary_note: str = ""  # how the vocabulary is known where no manifest says
     _verified: set[str] = field(default_factory=set)
 
     @property
     def tokenizer_path(self) -> Path | None:
         path = self.path / "tokenizer"
         return path if path.is_dir() else None
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the manifest has the files' SHA-256; datatrove's files have an index instead."""
+        splits = self.manifest["splits"].values() if self.manifest else ()
+        return any(file["sha256"] is not None for split in splits for file in split["files"])
 
     def tokens(self, split: str) -> Tokens:
         """A split, verified the first time that it is taken."""
@@ -112,14 +138,19 @@ class TokenFolder:
         `anew`. Raises InputError.
         """
         tokens = self.splits[split]
-        hashes = [file["sha256"] for file in self.manifest["splits"][split]["files"]] if self.manifest else []
+        files = self.manifest["splits"][split]["files"] if self.manifest else []
+        identities = [_identity(file) for file in files] or [None] * len(tokens.files)
         note = {}
-        for i, file in enumerate(tokens.files):
+        for file, identity in zip(tokens.files, identities, strict=True):
             status = file.stat()
-            note[file.name] = [status.st_size, status.st_mtime_ns, self.vocab_size, hashes[i] if hashes else None]
+            name = file.relative_to(self.path).as_posix()
+            note[name] = [status.st_size, status.st_mtime_ns, self.vocab_size, identity]
         known = _read_notes(self.path / VERIFIED)
         if anew or any(known.get(name) != value for name, value in note.items()):
-            tokens.check(hashes)
+            if self.manifest and not self.has_checksums:
+                tokens.check([], document_ends(tokens.files), self.manifest["end_of_text"])
+            else:
+                tokens.check([file["sha256"] for file in files])
             with contextlib.suppress(OSError):  # a folder that cannot be written is read at every start
                 write_json(self.path / VERIFIED, known | note)
         self._verified.add(split)
@@ -144,7 +175,7 @@ class TokenFolder:
         if self.manifest is None:
             files = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
             return {"vocab_size": self.vocab_size, "tokenizer": None, "files": files}
-        files = {name: [file["sha256"] for file in split["files"]] for name, split in self.manifest["splits"].items()}
+        files = {name: [_identity(file) for file in split["files"]] for name, split in self.manifest["splits"].items()}
         return {"vocab_size": self.vocab_size, "tokenizer": self.manifest["tokenizer"]["sha256"], "files": files}
 
     def check_request(self, request: dict) -> None:
@@ -176,8 +207,12 @@ class TokenFolder:
 
 
 def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenFolder:
-    """Open what `prepare` wrote, or a folder with nanoGPT's train.bin and val.bin (vocab_size: default GPT-2's 50257).
+    """Open what `prepare` or datatrove wrote, or a folder with nanoGPT's train.bin and val.bin.
 
+    Args:
+        vocab_size: of nanoGPT's files, which do not say. Default: GPT-2's 50257; but one more than the largest id where
+            nanoGPT's data are not GPT-2's tokens: there is a meta.pkl (which is code, so never read), or every id is
+            below 256.
     Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says. The
     ids of a split are checked when it is taken (`TokenFolder.tokens`).
     """
@@ -186,19 +221,45 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
         raise InputError(
             f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}"
         )
-    if (path / MANIFEST).exists():
-        manifest = read_manifest(path)
+    if (path / MANIFEST).exists() or token_files(path):
+        manifest = read_manifest(path) if (path / MANIFEST).exists() else read_datatrove(path)
         splits = {name: Tokens(files, manifest.dtype, manifest.vocab_size) for name, files in manifest.files.items()}
         return TokenFolder(path, manifest.vocab_size, splits, manifest.values)
+    return _open_nanogpt(path, vocab_size)
+
+
+def _open_nanogpt(path: Path, vocab_size: int | None) -> TokenFolder:
     files = {name: path / f"{name}.bin" for name in SPLITS if (path / f"{name}.bin").is_file()}
     if not files:
-        raise InputError(f"{path}: neither {MANIFEST} nor nanoGPT's train.bin and val.bin")
-    vocab_size = vocab_size or NANOGPT_VOCAB_SIZE
+        raise InputError(f"{path}: neither {MANIFEST} nor nanoGPT's train.bin and val.bin nor datatrove's train/*.ds")
     for file in files.values():
         if file.stat().st_size == 0 or file.stat().st_size % 2:
             raise InputError(f"{file}: expected uint16 token ids, got {file.stat().st_size} bytes")
+    vocabulary_is = "as asked for"
+    if vocab_size is None:
+        largest = _largest_id(files, None if (path / "meta.pkl").exists() else 256)
+        vocab_size, vocabulary_is = NANOGPT_VOCAB_SIZE, "GPT-2's, assumed"
+        if largest is not None:
+            vocab_size, vocabulary_is = largest + 1, "one more than the largest id; data.vocab_size sets another"
     splits = {name: Tokens([file], np.dtype("<u2"), vocab_size) for name, file in files.items()}
-    return TokenFolder(path, vocab_size, splits, None)
+    return TokenFolder(path, vocab_size, splits, None, f" ({vocabulary_is})")
+
+
+def _largest_id(files: dict[str, Path], below: int | None) -> int | None:
+    """The largest id of all files; None as soon as one is not below `below`."""
+    largest = 0
+    for file in files.values():
+        tokens = Tokens([file], np.dtype("<u2"), 2**16)
+        for start in range(0, len(tokens), CHECK_TOKENS):
+            largest = max(largest, int(tokens.read(start, CHECK_TOKENS).max()))
+            if below is not None and largest >= below:
+                return None
+    return largest
+
+
+def _identity(file: dict) -> str:
+    """What a manifest knows a file's contents by."""
+    return file["sha256"] or f"index {file['index_sha256']}"
 
 
 def _read_notes(path: Path) -> dict:

@@ -1,5 +1,8 @@
 """The head and the hidden states of any causal language model of transformers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,6 +11,10 @@ from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.model.harmonic_logits import HeadSpec
+
+# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
+# head
+FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.final_layer_norm", "model.norm")
 
 
 def centers_of(model: PreTrainedModel) -> Tensor:
@@ -47,6 +54,39 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, **kwargs) -> tuple[Tensor
 def head_input(model: PreTrainedModel, last: Tensor) -> Tensor:
     """(..., D): what the head compares with its rows. The last hidden states (..., D), times our head's constant."""
     return last * getattr(model.get_output_embeddings(), "hidden_scale", 1.0)
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer norm in front of the head. Raises InputError if it has none of the known names."""
+    for name in FINAL_NORMS:
+        try:
+            return model.base_model.get_submodule(name)
+        except AttributeError:
+            continue
+    raise InputError(
+        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be "
+        "compared with the head's rows"
+    )
+
+
+@contextmanager
+def final_residual(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """A list that takes what enters the final norm, (N, D) on the CPU for each forward pass inside the context; empty
+    for a model whose final norm is not known.
+
+    transformers returns the last hidden state behind that norm.
+    """
+    taken: list[Tensor] = []
+    try:
+        norm = final_norm(model)
+    except InputError:
+        yield taken
+        return
+    hook = norm.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach().flatten(0, -2).cpu()))
+    try:
+        yield taken
+    finally:
+        hook.remove()
 
 
 def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int = 8) -> tuple[list[Tensor], Tensor]:

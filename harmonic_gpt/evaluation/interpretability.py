@@ -8,7 +8,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import centers_of, embedding_of, head_input, mean_states, text_states
+from harmonic_gpt.evaluation.activations import (
+    centers_of,
+    embedding_of,
+    final_residual,
+    head_input,
+    mean_states,
+    text_states,
+)
 from harmonic_gpt.evaluation.measures.analogies import analogy_ranks, analogy_row
 from harmonic_gpt.evaluation.measures.bootstrap import bootstrap_means
 from harmonic_gpt.evaluation.measures.class_centers import class_centers
@@ -19,6 +26,9 @@ from harmonic_gpt.evaluation.measures.geometry import (
     mean_cosine,
     spectrum,
 )
+from harmonic_gpt.evaluation.measures.label_distance import label_distance
+from harmonic_gpt.evaluation.measures.lens_agreement import POSITIONS as POSITIONS_READ
+from harmonic_gpt.evaluation.measures.lens_agreement import lens_agreement
 from harmonic_gpt.evaluation.measures.neighbors import neighbors
 from harmonic_gpt.evaluation.measures.parallelogram import MIN_PAIRS, ParallelogramTest, paper_test, strict_test
 from harmonic_gpt.evaluation.measures.probes import run_probes
@@ -204,18 +214,34 @@ def _add_probes(
 
 
 def _add_text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: int, measured: Interpretability) -> None:
-    """Compression of every layer and class centers, on real text."""
+    """Compression of every layer, class centers, label distance and lens agreement, on real text."""
     block = min(256, getattr(loaded.model.config, "max_position_embeddings", 256))
     if len(text) <= block:
         raise InputError(f"the text has {len(text)} tokens, less than one block of {block}; give --data with more")
-    states, labels = text_states(loaded.model, text[: max(budget, block) + 1], block)
+    alone = min(POSITIONS_READ, max(budget, 0) // 4)  # tokens that the lens runs once more, without context
+    read = text[: max(budget - alone, block) + 1]
+    with final_residual(loaded.model) as taken:
+        states, labels = text_states(loaded.model, read, block)
     measured.row["text_tokens"] = len(labels)
     for layer, h in zip(measured.row["layers"], states, strict=True):
         layer["compression"] = compression(h)
-    compared = class_centers(head_input(loaded.model, states[-1]), labels, centers, SEED)
+    before_head = head_input(loaded.model, states[-1])
+    compared = class_centers(before_head, labels, centers, SEED)
     measured.row["class_centers"] = compared.row
     if compared.row["cosine"] is not None:
         measured.measures["class_centers"] = (compared.row["cosine"], bootstrap_means(compared.cosines))
+        measured.measures["own_center"] = (compared.row["own_center"], bootstrap_means(compared.reciprocal_ranks))
+    near = label_distance(before_head, labels, centers, SEED)
+    measured.row["label_distance"] = near.row
+    if near.headline is not None:
+        measured.measures["label_distance"] = near.headline
+    if taken:
+        inputs = torch.from_numpy(read[: len(labels)].astype(np.int64))
+        agreed = lens_agreement(loaded.model, states, torch.cat(taken).float(), inputs, block, SEED, max(alone, block))
+        measured.row["lens"] = agreed.row
+        measured.measures |= agreed.headlines
+    else:
+        measured.row["lens"] = {"flag": "no final norm under a known name"}
     measured.positions = np.sort(np.random.default_rng(SEED).permutation(len(labels))[:POSITIONS])
     measured.sample = [h[torch.from_numpy(measured.positions)] for h in states]
 

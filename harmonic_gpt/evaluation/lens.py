@@ -6,18 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states, is_euclidean
+from harmonic_gpt.evaluation.activations import centers_of, final_norm, head_input, hidden_states, is_euclidean
 from harmonic_gpt.evaluation.measures.geometry import nearest_rows
 from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.runs.load import LoadedModel
-
-# The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
-# head
-FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "decoder.final_layer_norm", "model.norm")
 
 
 @dataclass(frozen=True)
@@ -29,19 +24,6 @@ class Lens:
     scores: np.ndarray  # (L + 1, T, k): distances (Euclidean heads), else dot products
     words: list[list[list[str]]]  # the same as text
     by: str  # "distance" or "dot"
-
-
-def final_norm(model: PreTrainedModel) -> torch.nn.Module:
-    """The layer norm in front of the head. Raises InputError if it has none of the known names."""
-    for name in FINAL_NORMS:
-        try:
-            return model.base_model.get_submodule(name)
-        except AttributeError:
-            continue
-    raise InputError(
-        f"{type(model).__name__}: no final norm under a known name ({', '.join(FINAL_NORMS)}): inner layers cannot be "
-        "compared with the head's rows"
-    )
 
 
 @torch.no_grad()

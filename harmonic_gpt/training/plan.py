@@ -65,7 +65,7 @@ def plan(
     vocab_size: int,
     device: RankDevice,
     train_tokens: int | None = None,
-    assumed: str = "",
+    vocabulary_note: str = "",
 ) -> str:
     """What a run will do, before it does it. Sizes only: builds no weights."""
     with torch.device("meta"):
@@ -89,7 +89,7 @@ def plan(
         f"hidden_scale {hf_config.hidden_scale:.4g}, center_std {hf_config.center_std:.4g}, "
         f"{'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
-        f"vocabulary {vocab_size:,}{assumed}",
+        f"vocabulary {vocab_size:,}{vocabulary_note}",
         "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
         "data": config.data.dir + epochs,
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
@@ -110,6 +110,6 @@ def dry_run(config: RunConfig) -> str:
     path = Path(config.data.dir).expanduser()
     if path.is_dir():
         folder = open_token_folder(path, config.data.vocab_size)
-        return plan(config, folder.vocab_size, device, len(folder.splits["train"]))
+        return plan(config, folder.vocab_size, device, len(folder.splits["train"]), folder.vocabulary_note)
     vocab_size = config.data.vocab_size or NANOGPT_VOCAB_SIZE
-    return plan(config, vocab_size, device, assumed=f" (assumed: {config.data.dir} is not there yet)")
+    return plan(config, vocab_size, device, vocabulary_note=f" (assumed: {config.data.dir} is not there yet)")

@@ -205,7 +205,7 @@ def _check_memory(config: RunConfig, data: TokenFolder, device: RankDevice, is_m
 
 def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSampler, device: RankDevice) -> None:
     """The plan, and the loss that a model must beat to have learned anything."""
-    print(plan(config, data.vocab_size, device, len(sampler.tokens)), file=sys.stderr)
+    print(plan(config, data.vocab_size, device, len(sampler.tokens), data.vocabulary_note), file=sys.stderr)
     unigram = unigram_nats(data.tokens("train"), data.tokens("val"), config.eval.tokens)
     print(
         f"{'baseline:':<12}token frequencies alone cost {unigram:.3f} nats per validation token",

@@ -1,13 +1,14 @@
 """Ids: those of tiktoken's encode_ordinary, and those of the tokenizer itself."""
 
 import json
+import random
 from itertools import chain
 
 import pytest
 import tiktoken
 from transformers import AutoTokenizer
 
-from harmonic_gpt.data.encoding import SEPARATOR, document_encoder, tiktoken_encoding
+from harmonic_gpt.data.encoding import CUT, SEPARATOR, document_encoder, encoder_spec, tiktoken_encoding
 from harmonic_gpt.data.sources import documents
 from harmonic_gpt.data.tokenizer import ordinary_encoder, train_tokenizer
 from tests.conftest import SHARED
@@ -19,6 +20,7 @@ ODD = [
     "<|endoftext|>",
     f"before {SEPARATOR} behind",
     SEPARATOR,
+    f"a{CUT} {CUT}  b",
     "",
     " ",
     "\n",
@@ -51,6 +53,12 @@ def byte_ranks(folder):
     return {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != "<|endoftext|>"}
 
 
+def tiktoken_encoder(tokenizer):
+    spec = encoder_spec(tokenizer)
+    assert spec.library == "tiktoken"
+    return document_encoder(spec)
+
+
 @needs_gpt2
 def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
     from tiktoken_ext.openai_public import r50k_pat_str
@@ -59,14 +67,13 @@ def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
         "gpt2", pat_str=r50k_pat_str, mergeable_ranks=byte_ranks(GPT2), special_tokens={"<|endoftext|>": 50256}
     )
     tokenizer = AutoTokenizer.from_pretrained(GPT2)
-    encode, library = document_encoder(tokenizer)
-    assert library == "tiktoken"
+    encode = tiktoken_encoder(tokenizer)
     texts = [*ODD, *list(documents("pydocs"))[::12]]
     expected = [[*reference.encode_ordinary(text), 50256] for text in texts]
     assert [encode([text]).tolist() for text in texts] == expected
     assert encode(texts).tolist() == list(chain(*expected))
     # The way of nearly all documents: one call for all of them
-    plain = [i for i, text in enumerate(texts) if SEPARATOR not in text]
+    plain = [i for i, text in enumerate(texts) if SEPARATOR not in text and CUT not in text]
     assert encode([texts[i] for i in plain]).tolist() == list(chain(*(expected[i] for i in plain)))
     backend = ordinary_encoder(tokenizer)
     assert [backend.encode(text, add_special_tokens=False).ids for text in texts] == [ids[:-1] for ids in expected]
@@ -76,7 +83,7 @@ def test_gpt2s_ids_are_tiktokens_encode_ordinary_and_50256():
 def test_every_character_splits_alike_in_both_libraries():
     """Their tables of letters, digits and blanks may come from different versions of Unicode."""
     tokenizer = AutoTokenizer.from_pretrained(GPT2)
-    encode, _ = document_encoder(tokenizer)
+    encode = tiktoken_encoder(tokenizer)
     characters = [chr(code) for code in range(0x11000) if not 0xD800 <= code < 0xE000]
     texts = ["".join(f"a{c}b {c}{c} 1{c}2\n" for c in characters[i : i + 500]) for i in range(0, len(characters), 500)]
     expected = ordinary_encoder(tokenizer).encode_batch_fast(texts, add_special_tokens=False)
@@ -90,8 +97,7 @@ def trained():
 
 
 def test_a_trained_bpe_gives_its_own_ids(trained):
-    encode, library = document_encoder(trained)
-    assert library == "tiktoken"
+    encode = tiktoken_encoder(trained)
     texts = [*ODD, *list(documents("pydocs"))[1::12]]
     backend = ordinary_encoder(trained)
     expected = [
@@ -103,13 +109,26 @@ def test_a_trained_bpe_gives_its_own_ids(trained):
     assert trained.eos_token_id == len(trained) - 1
 
 
-def test_a_very_long_run_of_blanks(trained):
-    """It overflows the stack of tiktoken's regular expressions."""
-    text = " " * 1_000_000 + "x"
+def test_blanks_of_every_kind_and_length(trained):
+    """Where a run of blanks ends before a word, a document or another blank decides its ids; all documents in one
+    call."""
+    rng = random.Random(0)
+    alphabet = [*" \n\t\r\x0b\x0c\x85\xa0\u2003\u3000", *"\x1c\x1d\u200b\ufeff", "a", "é", "7", "'s", ".", "漢"]
+    texts = ["".join(rng.choices(alphabet, [4] * 10 + [1] * 10, k=rng.randrange(30))) for _ in range(3000)]
+    encodings = ordinary_encoder(trained).encode_batch_fast(texts, add_special_tokens=False)
+    assert tiktoken_encoder(trained)(texts).tolist() == [
+        i for encoding in encodings for i in [*encoding.ids, trained.eos_token_id]
+    ]
+
+
+@pytest.mark.parametrize("mark", ["", SEPARATOR])
+def test_a_very_long_run_of_blanks(trained, mark):
+    """It overflows the stack of the regular expression that a document with a SEPARATOR needs."""
+    text = mark + " " * 1_000_000 + "x"
     with pytest.raises(ValueError, match="stack"):
-        tiktoken_encoding(trained).encode_to_numpy(text, disallowed_special=())
+        tiktoken_encoding(encoder_spec(trained)).encode_to_numpy(text, disallowed_special=())
     expected = [*ordinary_encoder(trained).encode(text).ids, trained.eos_token_id]
-    encode, _ = document_encoder(trained)
+    encode = tiktoken_encoder(trained)
     assert encode(["a", text, "b"]).tolist() == [*encode(["a"]), *expected, *encode(["b"])]
 
 
@@ -137,8 +156,9 @@ def test_other_tokenizers_stay_with_their_own_library(trained, change):
     spec = json.loads(trained.backend_tokenizer.to_str())
     change(spec)
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token="<|endoftext|>")
-    encode, library = document_encoder(other)
-    assert library == "tokenizers"
+    spec = encoder_spec(other)
+    assert spec.library == "tokenizers"
+    encode = document_encoder(spec)
     expected = [ordinary_encoder(other).encode(text, add_special_tokens=False).ids for text in ("some text", "more")]
     assert encode(["some text", "more"]).tolist() == [
         *expected[0],

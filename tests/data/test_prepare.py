@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from harmonic_gpt.data import prepare as prepare_module
 from harmonic_gpt.data import sources
-from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.data.prepare import LOWEST_HASH, prepare
 from harmonic_gpt.data.shards import ShardWriter
 from harmonic_gpt.data.sources import documents
 from harmonic_gpt.data.split import content_hash, is_validation, nanogpt_validation
@@ -83,9 +83,10 @@ def test_large_vocabularies_take_uint32(corpus, token_folder, tmp_path):
         ("", {}, "no training documents"),
         ('{"body": "x"}\n', {}, "no column 'text'; it has 'body'"),
         ('{"text": 3}\n', {}, "holds int"),
-        ('{"text": "only one document"}\n', {}, "no val documents among 1"),
+        ('{"text": "only one document"}\n', {}, "no val documents among 1; a run needs two"),
         ('{"text": \n', {}, "cannot be read"),
         ('{"text": "a"}\n', {"tokenizer": "/nowhere/tokenizer"}, "no tokenizer at"),
+        ('{"text": "a"}\n', {"vocab_size": 256}, "a vocab_size of at least 257"),
         ('{"text": "a"}\n', {"tokenizer": "x", "vocab_size": 300}, "either a tokenizer or a vocab_size"),
     ],
 )
@@ -97,6 +98,21 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, content, options, m
     with pytest.raises(InputError, match=message):
         prepare(str(path), tmp_path / "out", **options)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_few_documents_have_one_for_validation(tmp_path, order):
+    """Where no hash is below the share, the lowest is taken, wherever it stands; equal documents go with it."""
+    texts = [text for i in range(12) if not is_validation(content_hash(text := f"text {i}"), 0.05)]
+    lowest = min(texts, key=content_hash)
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts[::order], "", lowest]))
+    out = prepare(str(path), tmp_path / "out", vocab_size=300, drop_duplicates=False)
+    folder = open_token_folder(out)
+    ids = folder.tokens("val").read(0, 1000)
+    decoded = AutoTokenizer.from_pretrained(out / "tokenizer").decode(ids)
+    assert decoded == 2 * f"{lowest}<|endoftext|>"
+    assert folder.manifest["notes"] == [LOWEST_HASH]
 
 
 def test_existing_folders_are_not_overwritten(corpus, token_folder):

@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import re
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -13,6 +15,7 @@ import zstandard
 from harmonic_gpt.data import sources
 from harmonic_gpt.data.sources import documents, open_source
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.run_config import load_run_config
 
 TEXTS = [f"Document {i}.\n\nWith two paragraphs, é and 漢字." for i in range(30)]
 
@@ -111,6 +114,17 @@ def test_a_hub_dataset_is_streamed_file_by_file():
         list(documents("openwebtext", "body"))
 
 
+@pytest.mark.parametrize("head", ["harmonic", "standard"])
+def test_the_babylm_configs_name_a_split_and_a_column_of_text_files(head, tmp_path, monkeypatch):
+    """As the dataset is on the Hub: files of lines, NAME.train.txt."""
+    for name in ("bnc_spoken", "childes"):
+        (tmp_path / f"{name}.train.txt").write_text(f"a line of {name}\nanother\n")
+    config = load_run_config(Path(__file__).parents[2] / "configs" / f"babylm_small_{head}.yaml")
+    assert isinstance(config.data.source, str)
+    monkeypatch.setitem(sources.HUB_ALIASES, config.data.source.split(",")[0], str(tmp_path))
+    assert list(documents(config.data.source)) == ["a line of bnc_spoken", "another", "a line of childes", "another"]
+
+
 @pytest.mark.usefixtures("hub")
 def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(monkeypatch):
     asked = []
@@ -154,6 +168,103 @@ def test_a_long_txt_is_cut_where_paragraphs_end(tmp_path):
     assert len(pieces) > 5
     assert "".join(pieces) == text
     assert all(piece.endswith("\n\n") for piece in pieces[:-1])
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Documents of 10 to 20 characters, and lines that are cut from 100 on."""
+    monkeypatch.setattr(sources, "TXT_PIECE", 10)
+    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    sources._say_once.cache_clear()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_very_long_line_is_cut_at_white_space(tmp_path, capsys):
+    rng = random.Random(0)
+    line = "".join(rng.choice("abcd漢") * rng.randrange(1, 9) + rng.choice(" \t\xa0") for _ in range(400))
+    for name, text in {"end": line, "newline": f"{line}\n", "amid": f"one\n\ntwo\n{line}\n{'last ' * 5}\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        pieces = list(documents(str(tmp_path / f"{name}.txt")))
+        assert "".join(pieces) == text
+        assert all(10 <= len(piece) <= 20 for piece in pieces[1:-2])
+        assert all(piece[-1].isspace() and not any(c.isspace() for c in piece[9:-1]) for piece in pieces[1:-2])
+    number = 4
+    assert f"amid.txt: line {number} is longer than 100 characters" in capsys.readouterr().err
+    assert open_source(str(tmp_path)).provenance["txt_documents"].endswith("at white space")
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 1000,
+        "x" * 1000 + "\n",
+        "x" * 100,
+        "x" * 101,
+        "x" * 100 + "\n",
+        "x" * 99 + " ",
+        "xy " * 67 + "\nnext",
+        "é" * 140 + "\n\nb",
+    ],
+)
+def test_no_character_of_a_long_line_is_lost(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    pieces = list(documents(str(tmp_path / "a.txt")))
+    assert "".join(pieces) == text
+    assert len(pieces) == 1 or all(len(piece) <= 20 for piece in pieces)
+
+
+def test_lines_below_the_limit_are_not_cut(tmp_path):
+    """They were whole before there was a limit: their folders' bytes stay."""
+    lines = ["word " * 20_000 + "\n", "x" * (sources.MAX_LINE - 1) + "\n", "y" * sources.MAX_LINE]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    assert list(documents(str(tmp_path / "a.txt"))) == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (
+            b"\xff\xfeh\x00",
+            "byte 0xff at line 1, byte 1 of the line, offset 0 in the file (invalid start byte); it looks",
+        ),
+        (b"one\ntwo \xc3\xa9 \xe9 x", "byte 0xe9 at line 2, byte 8 of the line, offset 11 in the file (invalid cont"),
+        (
+            b"a" * 2**20 + b"\n" + "é".encode() * 2**19 + b"\xc3",
+            "line 2, byte 1,048,577 of the line, offset 2,097,153 ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl"])
+def test_what_is_not_utf8_is_located(tmp_path, data, place, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    with pytest.raises(InputError, match=re.escape(f"{path}: expected UTF-8 text, got ") + ".*" + re.escape(place)):
+        list(documents(str(path)))
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.Txt.GZ", "a.JSONL", "a.JsonL.gz"])
+def test_suffixes_of_any_case_and_a_byte_order_mark(tmp_path, name):
+    text = "one\n" if "t" in name.lower()[2:4] else json.dumps({"text": "one\n"}) + "\n"
+    data = b"\xef\xbb\xbf" + text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
+    assert list(documents(str(tmp_path / name))) == ["one\n"]
+    assert list(documents(str(tmp_path))) == ["one\n"]
+
+
+def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, capsys):
+    folder = tmp_path / ".cache" / "corpus"  # hidden above the place that was named is no matter
+    for name in ("a.txt", ".b.txt", ".git/c.txt", "d/.e/f.txt", ".g.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    source = open_source(str(folder))
+    assert [Path(part).name for part, _ in source.parts] == ["a.txt"]
+    assert source.provenance["hidden_files_left_out"] == 3
+    assert "3 hidden files are left out" in capsys.readouterr().err
+    assert list(documents(str(folder / ".b.txt"))) == [".b.txt"]
+    (folder / "a.txt").unlink()
+    with pytest.raises(InputError, match="but for 3 hidden ones"):
+        open_source(str(folder))
 
 
 def test_pydocs_are_english_prose():

@@ -30,6 +30,20 @@ def test_nanogpt_folders_are_read_as_they_are(tmp_path):
     assert open_token_folder(tmp_path, 512).vocab_size == 512
 
 
+def test_the_vocabulary_of_character_data_is_that_of_the_largest_id(tmp_path, monkeypatch):
+    """nanoGPT's meta.pkl says it, but unpickling runs code: its presence alone is looked at."""
+    monkeypatch.setattr("harmonic_gpt.data.tokens.CHECK_TOKENS", 7)
+    np.arange(60, dtype="<u2").tofile(tmp_path / "train.bin")
+    np.array([3, 64, 1], "<u2").tofile(tmp_path / "val.bin")
+    folder = open_token_folder(tmp_path)
+    assert (folder.vocab_size, "the largest id" in folder.vocabulary_note) == (65, True)
+    assert (folder.splits["train"].vocab_size, open_token_folder(tmp_path, 70).vocab_size) == (65, 70)
+    np.array([3, 256, 1], "<u2").tofile(tmp_path / "val.bin")
+    assert open_token_folder(tmp_path).vocab_size == 50257
+    (tmp_path / "meta.pkl").write_bytes(b"no pickle")
+    assert open_token_folder(tmp_path).vocab_size == 257
+
+
 def test_an_id_beyond_the_vocabulary_is_named(tmp_path):
     ids = np.arange(100, dtype="<u2")
     ids[42] = 777

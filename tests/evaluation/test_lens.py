@@ -63,3 +63,6 @@ def test_geometry_of_any_architecture(loaded):
     assert row["tied"] != loaded.name.endswith("untied")
     assert len(row["layers"]) == 3
     assert {r["where"] for r in geometry_rows(row)} >= {"centers", "layer 0", "layer 1", "layer 2"}
+    assert [layer["agreement"] <= 1 for layer in row["lens"]["layers"]] == [True, True]
+    assert row["lens"]["fitted_on"] > 0
+    assert row["label_distance"]["label_over_shuffled"] > 0

@@ -185,7 +185,7 @@ def worked(tmp_path, monkeypatch):
 def test_a_queue_continues_where_it_was_cut_off(queue, worked, tmp_path, capsys):
     out, path = tmp_path / "out.jsonl", queue({"seeds": [0, 1, 13, 2]}, {"seeds": [3], "keep": True})
     done, cut, bad, *rest = run_queue.read_queue(path)
-    out.write_text(json.dumps(done) + "\n" + json.dumps(cut)[:40])  # as a crash leaves it
+    out.write_text(json.dumps(done | {"val_loss": 5.0}) + "\n" + json.dumps(cut)[:40])  # as a crash leaves it
     assert [run["seed"] for run in worked(path)] == [1, 13, 2, 3]
     assert [row["seed"] for row in read_jsonl(out)] == [0, 1, 2, 3]
     assert [run["key"] for run in rest if (tmp_path / "runs" / run["key"]).exists()] == [rest[1]["key"]]

@@ -5,7 +5,9 @@ import math
 import os
 import shutil
 import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.load import load_model
@@ -269,6 +272,23 @@ def test_nanogpt_files_and_wandb_offline(run_config, tmp_path, token_folder):
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert json.loads((tmp_path / "run" / "latest" / "state.json").read_text())["wandb_id"]
     assert wandb.run is None
+
+
+def test_nanogpts_character_data(run_config, tmp_path, capsys):
+    """As its data/shakespeare_char/prepare.py writes them; trained, resumed and evaluated."""
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    letters = sorted(set(text))
+    ids = np.array([letters.index(letter) for letter in text], "<u2")
+    folder = tmp_path / "shakespeare_char"
+    folder.mkdir()
+    ids[: len(ids) * 9 // 10].tofile(folder / "train.bin")
+    ids[len(ids) * 9 // 10 :].tofile(folder / "val.bin")
+    (folder / "meta.pkl").write_bytes(b"cos\nabort\n(tR.")  # ends this process where it is unpickled
+    assert loop.train(run_config(data__dir=folder, train__steps=3, eval__every=3)) == 0
+    assert f"vocabulary {len(letters)} (one more than the largest id" in capsys.readouterr().err
+    assert loop.train(run_config(data__dir=folder, train__steps=3, eval__every=3), resume=True) == 0
+    assert weights(tmp_path / "run")["transformer.wte.weight"].shape[0] == len(letters)
+    data_of(load_model(tmp_path / "run" / "latest", "cpu"), None).tokens("val")
 
 
 @pytest.mark.parametrize(

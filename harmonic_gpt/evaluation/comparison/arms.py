@@ -29,6 +29,12 @@ HEADLINES = {
     ),
     "analogies": Headline("analogies", "analogies answered within 5, by distance", True),
     "class_centers": Headline("class centers", "cosine of center and mean context", True),
+    "own_center": Headline("own center", "own center: mean of 1 / rank by distance from the mean context", True),
+    "label_distance": Headline("label distance", "distance to the label's center / to another position's label", False),
+    "lens_agreement": Headline(
+        "lens agreement", "lens: inner layers agree with the output, where it depends on the context", True
+    ),
+    "tuned_lens": Headline("tuned lens", "the same through a tuned lens", True),
     "probes": Headline("probes", "logistic probes of layers, macro F1", True),
 }
 

@@ -45,6 +45,9 @@ def draw_all(
          "Further left than the dotted line is structure."),
         (_layers(read), "layers",
          "Effective rank of hidden states on text, and parallelograms of single words, by layer."),
+        (_lens(read), "lens_agreement",
+         "Positions at which a layer's reading is the model's answer, of those whose answer depends on the context: "
+         "by the model's own head (solid), and through a map fitted on other text (dashed)."),
         (_probes(read), "probes",
          "Probes of the layers, with the spread over folds. Above the dotted line, the layer holds the label."),
         (_similarity(comparison), "similarity",
@@ -222,6 +225,29 @@ def _layers(runs: list[Run]) -> "Figure | None":
     for axes in (left, right):
         axes.locator_params(axis="x", integer=True)
         _legend(axes)
+    return figure
+
+
+def _lens(runs: list[Run]) -> "Figure | None":
+    """Lens agreement by layer: solid raw, dashed tuned, bars the interval."""
+    held = [
+        (color, arm, [row for row in m.interpretability.row["lens"].get("layers", ()) if "context_agreement" in row])
+        for color, arm, m in runs
+        if m.interpretability and "lens" in m.interpretability.row
+    ]
+    if not any(rows for _, _, rows in held):
+        return None
+    figure, [axes] = _panels()
+    for color, arm, rows in held:
+        for key, name, style in (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", "tuned", "--")):
+            if points := [(r["layer"], r[key], r[f"{key}_interval"] or [r[key]] * 2) for r in rows if key in r]:
+                layers, values, intervals = zip(*points, strict=True)
+                bars = np.abs(np.array(intervals).T - values)
+                look = {"color": color, "linestyle": style, "marker": "o", "markersize": 4, "capsize": 2}
+                axes.errorbar(layers, values, bars, label=f"{arm}, {name}", **look)
+    axes.set(xlabel=LAYER, ylabel="agreement with the output", ylim=(0, 1), title="Lens agreement")
+    axes.locator_params(axis="x", integer=True)
+    _legend(axes, loc="lower right")
     return figure
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from harmonic_gpt.errors import InputError, reason_of
 
 RESULTS = "results.json"
-# 2: arms, comparison, and each model's arm, seed and interpretability. 3: "neighbors", and a name of each headline
-SCHEMA_VERSION = 3
+# 2: arms, comparison, and each model's arm, seed and interpretability. 3: "neighbors", and a name of each headline.
+# 4: in "interpretability" "lens" and "label_distance", in "class_centers" "own_center", and a headline of each
+SCHEMA_VERSION = 4
 
 
 def read_results(folder: str | Path) -> dict:

@@ -6,6 +6,7 @@ from harmonic_gpt.extras import require
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
+SEGMENT = 64  # positions in a row that a bootstrap sample takes or leaves together: they share their text
 
 
 def resample_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -18,6 +19,16 @@ def resample_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarra
 def bootstrap_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """(resamples,) bootstrap replicates of the mean of `values` (n,)."""
     return resample_weights(len(values), seed) @ np.asarray(values, np.float64) / len(values)
+
+
+def segment_ratio(values: np.ndarray, weights: np.ndarray, seed: int = 0) -> tuple[float, np.ndarray]:
+    """sum(values) / sum(weights) over the positions (N,) of a text, and its bootstrap replicates (resamples,) over
+    segments of the text. With a mask for weights and values that are 0 outside: the mean inside."""
+    starts = np.arange(0, len(values), SEGMENT)
+    totals, counts = (np.add.reduceat(np.asarray(x, np.float64), starts) for x in (values, weights))
+    drawn = resample_weights(len(starts), seed)
+    with np.errstate(invalid="ignore"):  # a sample without any position inside is not finite, and has no interval
+        return float(totals.sum() / counts.sum()), drawn @ totals / (drawn @ counts)
 
 
 def percentile_interval(replicates: np.ndarray) -> list[float] | None:

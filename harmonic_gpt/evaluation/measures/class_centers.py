@@ -21,6 +21,7 @@ MAX_POSITIONS = 2048  # at which all centers are compared
 class ClassCenters:
     row: dict
     cosines: np.ndarray  # (K,) of each token's center with the mean of its contexts, both centered
+    reciprocal_ranks: np.ndarray  # (K,) 1 / rank of the own center among all, by distance from that mean
 
 
 def convex_distance(point: Tensor, contexts: Tensor) -> float:
@@ -46,6 +47,8 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
       by the centers. Collapsed centers get 0 for both. `shuffled_cosine`: centers of other tokens.
     - own_nearest: share of positions whose own center is the nearest of all (raw: without the fit; a harmonic model's
     accuracy).
+    - own_center: rank of the own center among all V centers by distance from the mean context; 1 is the nearest, ties
+      count against it. The mean of 1 / rank, the median rank, and the share that is first.
     - convex: median distance of a center to the convex hull of its own contexts over that to another token's contexts;
       below 1 if the center belongs to its own.
 
@@ -57,19 +60,20 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     tokens = tokens[counts[tokens] >= MIN_CONTEXTS]
     if len(tokens) < 8:
         note = f"fewer than 8 tokens occur {MIN_CONTEXTS} times: use more --tokens"
-        return ClassCenters({"tokens": len(tokens), "cosine": None, "flag": note}, np.empty(0))
+        return ClassCenters({"tokens": len(tokens), "cosine": None, "flag": note}, np.empty(0), np.empty(0))
     x, w = hidden_states.double(), centers.detach().cpu().double()
     contexts = [x[labels == token] for token in tokens]
     means = torch.stack([c.mean(0) for c in contexts])  # (K, D)
     mean_part, center_part = means - means.mean(0), w[tokens] - w[tokens].mean(0)
     power = center_part.square().sum()
     if power <= COLLAPSED * w[tokens].square().sum():
-        return ClassCenters(
-            {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}, np.zeros(len(tokens))
-        )
+        flagged = {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}
+        return ClassCenters(flagged, np.zeros(len(tokens)), np.zeros(len(tokens)))
     scale = (mean_part * center_part).sum() / power
     moved = scale * (w - w[tokens].mean(0)) + means.mean(0)  # (V, D)
     cosines = torch.nn.functional.cosine_similarity(mean_part, center_part, dim=1).numpy()
+    from_means = torch.cdist(means.float(), moved.float())  # (K, V)
+    ranks = (from_means <= from_means.gather(1, tokens[:, None])).sum(1).double().numpy()
     rng = np.random.default_rng(seed)
     other = (np.arange(len(tokens)) + 1 + rng.integers(len(tokens) - 1)) % len(tokens)
     hull = []
@@ -92,6 +96,10 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
         "cosine_interval": percentile_interval(bootstrap_means(cosines)),
         "shuffled_cosine": float(torch.nn.functional.cosine_similarity(mean_part, center_part[other], dim=1).mean()),
         "variance_explained": float(1 - (mean_part - scale * center_part).square().sum() / mean_part.square().sum()),
+        "own_center": float((1 / ranks).mean()),
+        "own_center_interval": percentile_interval(bootstrap_means(1 / ranks)),
+        "own_center_median_rank": float(np.median(ranks)),
+        "own_center_first": float((ranks == 1).mean()),
         "positions": len(frequent),
         "own_over_nearest_other": float((own / nearest.clamp(min=1e-12)).median()),
         "own_nearest": float((own < nearest).double().mean()),
@@ -99,7 +107,7 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
         "convex_own_over_other": float(np.median(hull)),
         "flag": None,
     }
-    return ClassCenters(row, cosines)
+    return ClassCenters(row, cosines, 1 / ranks)
 
 
 def _distances(x: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Two trained runs and one comparison of them, with every figure: what takes seconds is made once."""
+"""Two trained runs and one comparison of them, with every figure: what takes seconds is made once in a process."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training import loop
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory, token_folder) -> Path:
     """A folder with the runs `harmonic` and `standard`: 12 steps, checkpoints of steps 6 and 12."""
     folder = tmp_path_factory.mktemp("runs")
@@ -29,7 +29,7 @@ def runs(tmp_path_factory, token_folder) -> Path:
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def full(runs, tmp_path_factory) -> SimpleNamespace:
     """A comparison with everything in it, of two checkpoints of one run with another run: `folder`, `results`."""
     folder = tmp_path_factory.mktemp("full")

@@ -11,6 +11,7 @@ from harmonic_gpt.evaluation.comparison.measure import Measured
 FIGURES = (
     "loss_curves",
     "layers",
+    "lens_agreement",
     "probes",
     "similarity",
     "explained_variance",

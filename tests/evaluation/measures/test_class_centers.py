@@ -16,10 +16,14 @@ def test_class_centers():
     assert good["own_nearest"] > 0.95
     assert good["own_over_nearest_other"] < 0.5
     assert good["convex_own_over_other"] < 0.2
+    assert (good["own_center"], good["own_center_median_rank"]) == (1, 1)
     scaled = class_centers(contexts, labels, 0.01 * centers + 3).row  # a head with another scale and origin
     assert scaled["cosine"] == pytest.approx(good["cosine"], abs=1e-4)
     assert scaled["own_nearest"] == pytest.approx(good["own_nearest"], abs=0.01)
-    assert abs(class_centers(contexts, labels, torch.randn(30, 8)).row["cosine"]) < 0.3
+    assert scaled["own_center"] == 1
+    unrelated = class_centers(contexts, labels, torch.randn(30, 8)).row
+    assert abs(unrelated["cosine"]) < 0.3
+    assert unrelated["own_center"] < 0.3
     assert class_centers(contexts, labels, torch.ones(30, 8)).row["flag"] == "the centers are collapsed"
     corners = torch.tensor([[0.0, 0], [1, 0], [0, 1]])
     assert convex_distance(torch.tensor([0.2, 0.2]), corners) == pytest.approx(0, abs=1e-5)
