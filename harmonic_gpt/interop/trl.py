@@ -32,7 +32,7 @@ def with_own_head(trainer_class: type) -> type:
     logits (..., V): ours with any head, and those of `swap_head`. The (B T, V) logits are never held at once.
 
     Raises InputError if TRL is missing, or takes the log-probabilities of this trainer in another way than the version
-    that is tested.
+    that is tested; the trainer does if PEFT has replaced the head.
     """
     require("trl", "trl")
     modules = [import_module(base.__module__) for base in trainer_class.__mro__ if base.__module__.startswith("trl.")]
@@ -65,6 +65,7 @@ def _add_own_head(
     model's forward returns statistics of each target in place of logits."""
     from trl.trainer.utils import FusedCausalLMOutput
 
+    _check_kept(model.get_output_embeddings())
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
@@ -86,6 +87,17 @@ def _add_own_head(
         return FusedCausalLMOutput(loss=-spread["log_probs"].sum() / n_items, label_mask=mask, **spread)
 
     model.forward = types.MethodType(forward, model)
+
+
+def _check_kept(head: Any) -> None:
+    """Raises InputError where PEFT has put an nn.Linear in the place of a head that is to be trained and saved."""
+    kept = getattr(head, "modules_to_save", {}).values()  # of a wrapper of PEFT
+    replaced = [type(module).__name__ for module in kept if type(module) is not type(head.original_module)]
+    if replaced:
+        raise InputError(
+            f"expected the head to stay a {type(head.original_module).__name__}, got {replaced[0]} from PEFT, which "
+            "computes dot products: set ensure_weight_tying=False in the PEFT config"
+        )
 
 
 def _statistics(

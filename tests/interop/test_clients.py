@@ -165,8 +165,25 @@ assert abs(losses[0] - losses[1]) < 1e-5, losses
 for trainer in (KTOTrainer, RLOOTrainer):
     with_own_head(trainer)  # made without complaint
 
+# With PEFT: the copy of the head that is trained is the head, or the trainer refuses it
+from peft import LoraConfig
 from transformers import Trainer
 from harmonic_gpt.errors import InputError
+
+for tying in (False, True):
+    model = HarmonicGPT2ForCausalLM.from_pretrained("exported").eval()
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss
+    lora = LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"], ensure_weight_tying=tying)
+    try:
+        trainer = sft(lambda *a, **k: with_own_head(SFTTrainer)(*a, peft_config=lora, **k), model)
+    except InputError as error:
+        assert tying and "ensure_weight_tying=False" in str(error), error
+    else:
+        assert not tying
+        with torch.no_grad():
+            loss = trainer.model.eval()(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        torch.testing.assert_close(loss, expected)
 
 try:
     with_own_head(Trainer)
