@@ -127,7 +127,7 @@ def _statistics(
     names: list[str] = []
     rows = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
     pieces = [
-        checkpoint(chunk, x, y, use_reentrant=False)
+        checkpoint(chunk, x, y, use_reentrant=False, preserve_rng_state=False)
         for x, y in zip(hidden_states.split(rows), targets.split(rows), strict=True)
     ]
     return dict(zip(names, map(torch.cat, zip(*pieces, strict=True)), strict=True))

@@ -67,6 +67,7 @@ def extended(folder: Path, *requirements: str, package: bool = False) -> Path | 
         str(python),
         "install",
         "--quiet",
+        "--no-compile",
         "--retries",
         "1",
         "--disable-pip-version-check",
@@ -76,7 +77,7 @@ def extended(folder: Path, *requirements: str, package: bool = False) -> Path | 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     unreachable = (
         "NewConnectionError",
