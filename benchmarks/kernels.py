@@ -30,14 +30,20 @@ ARCHITECTURES = (80, 90, 100)
 CLASSES = (50257, 50304, 4096, 65)
 
 
+FLAGS = ("lorentz", "bias", "smoothing", "z_loss", "learned")
+# What heads and options ask of the kernel beyond the four plain heads: each by itself, and together
+FLAGGED = (("lorentz",), ("bias",), ("smoothing",), ("z_loss",), ("learned",), FLAGS[1:], FLAGS)
+
+
 class Variant(NamedTuple):
-    """One compilation: head, pass of PASSES, compute capability x 10, number of classes."""
+    """One compilation: head, pass of PASSES, compute capability x 10, number of classes, of FLAGS those that are on."""
 
     similarity: str
     normalization: str
     kind: str
     architecture: int
     classes: int
+    flags: tuple[str, ...] = ()
 
 
 GRIDS = {
@@ -53,8 +59,15 @@ GRIDS["fast"] = GRIDS["sm_90"] + [
     for head in (HEADS[0], HEADS[3])
     for architecture, classes in ((80, 50257), (100, 50257), (90, 50304), (90, 65))
 ]
+_BF16 = (PASSES[2], 90, 50257)
+GRIDS["fast"] += [Variant(*HEADS[0], *_BF16, FLAGS), Variant(*HEADS[3], *_BF16, FLAGS[1:])]
+GRIDS["flags"] = [
+    Variant(*head, *_BF16, flags) for head in HEADS for flags in FLAGGED if "lorentz" not in flags or head == HEADS[0]
+]
+GRIDS["all"] += [variant for variant in GRIDS["flags"] if variant not in GRIDS["fast"]]
 GRIDS["one"] = [Variant(*HEADS[0], PASSES[2], 90, 50257)]
 GRIDS["rest"] = [variant for variant in GRIDS["all"] if variant not in GRIDS["fast"]]
+GRIDS["all"] += [variant for variant in GRIDS["fast"] if variant not in GRIDS["all"]]
 
 
 def load_kernels(source: Path):
@@ -78,6 +91,7 @@ def compile_variant(kernels, variant: Variant):
     constants = {
         "EUCLIDEAN": variant.similarity == "euclidean",
         "HARMAX": variant.normalization == "harmax",
+        **{flag.upper(): flag in variant.flags for flag in FLAGS},
         "GRADIENT": variant.kind != "loss",
         "BLOCK": kernels.block_size(variant.classes),
         "FAST": True,
@@ -169,6 +183,7 @@ def main() -> None:
             loops = ", ".join(f"{loop['instructions_per_element']:g} {dict(loop['accesses'])}" for loop in row["loops"])
             text = f"{row['registers']} registers, {row['stack_bytes']} B of stack; per element: {loops}"
         name = f"sm_{row['architecture']} {row['classes']} {row['similarity']} + {row['normalization']} {row['kind']}"
+        name += "".join(f" +{flag}" for flag in row["flags"])
         print(f"{name}: {text}", flush=True)
     if args.out:
         args.out.write_text("".join(json.dumps(row) + "\n" for row in found))

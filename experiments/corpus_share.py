@@ -1,7 +1,7 @@
 """A smaller corpus with the same validation text: all validation documents of a .jsonl, and a share of the others.
 
     python experiments/corpus_share.py prose.jsonl 16 prose-16.jsonl     # one training document in 16
-    python -m harmonic_gpt prepare --source prose-16.jsonl --tokenizer data/prose8k/tokenizer --out data/prose8k-16
+    harmonic-gpt prepare --source prose-16.jsonl --tokenizer data/prose8k/tokenizer --out data/prose8k-16
 
 Documents are chosen by content hash, so that a smaller share is part of a larger one.
 """

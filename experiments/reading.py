@@ -1,6 +1,6 @@
 """How a trained model can be read, as numbers of its row: lens agreement, label distance, own center.
 
-    python experiments/reading.py RUN... [--data data/prose8k]       # of checkpoints that are there; one JSON line each
+python experiments/reading.py RUN... [--data data/prose8k]       # of checkpoints that are there; one JSON line each
 """
 
 import argparse

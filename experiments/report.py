@@ -25,8 +25,8 @@ from harmonic_gpt.files import read_jsonl
 def own_settings(row: dict) -> tuple[dict, dict]:
     """The settings and trials of a row beyond its size and head, under today's names: equal for equal training.
 
-    Muon and the rate of the head were trials before they were settings. Without weight decay, which the trials did not
-    know, they trained the same to the last bit. A corpus is named by its folder, wherever that lies.
+    Muon, the rate of the head and label smoothing were trials before they were settings. Without weight decay, which
+    the trials did not know, they trained the same to the last bit. A corpus is named by its folder, wherever that lies.
     """
     chosen, trial = dict(row["set"]), dict(row["trial"])
     if "data.dir" in chosen:
@@ -36,6 +36,8 @@ def own_settings(row: dict) -> tuple[dict, dict]:
             chosen["optim.head_lr_scale"] = trial.pop("head_lr")
         if trial.pop("muon", None):
             chosen["optim.optimizer"] = "muon"
+    if "label_smoothing" in trial:
+        chosen["train.label_smoothing"] = trial.pop("label_smoothing")
     return chosen, trial
 
 

@@ -35,6 +35,7 @@ from harmonic_gpt.runs.metrics import read_metrics
 QUEUE = Path(__file__).with_name("queue.yaml")
 RISE_WINDOW = 20  # steps whose median loss a rise is measured against
 MIN_SEEDS = 2  # of a certificate
+# Under the names of version 0.2, by which finished runs are known: see `key_of`
 HEADS = {
     "harmonic": {"model.similarity": "euclidean", "model.normalization": "harmax"},
     "standard": {"model.similarity": "dot", "model.normalization": "softmax"},
@@ -52,7 +53,8 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
 
     A run: question, size, arm, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
     RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), read
-    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that asked for it: one run may answer several.
+    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that
+    asked for it: one run may answer several.
 
     Args:
         losses: final loss of the runs that are done, by key. What a search asks for next depends on them, and so do
@@ -182,7 +184,7 @@ def _start_from_arm(queue: dict, block: dict, name: str, size: str, tuned: Tuned
         found = sizes[next(iter(sizes))] if len(sizes) == 1 else sizes.get(size, {})
         ready = ready and found is not None
         chosen = _merged(chosen, found or {})
-    settings = queue["base"] | queue["sizes"][size] | HEADS[arm["head"]]
+    settings = queue["base"] | queue["sizes"][size] | HEADS.get(arm["head"], {"model.head": arm["head"]})
     own = {"size": size, "arm": name, "head": arm["head"], "config": None}
     return own | {"settings": settings, "set": chosen, "ready": ready}
 
@@ -190,9 +192,7 @@ def _start_from_arm(queue: dict, block: dict, name: str, size: str, tuned: Tuned
 def _start_from_config(path: str) -> dict:
     """A config file, before the experiment's settings. Its size and head are named like the others."""
     model = load_run_config(path).model
-    pair = {"model.similarity": model.similarity, "model.normalization": model.normalization}
-    head = next((name for name, settings in HEADS.items() if settings == pair), " + ".join(pair.values()))
-    own = {"size": f"{model.n_layer}x{model.n_embd}", "arm": head, "head": head, "config": path}
+    own = {"size": f"{model.n_layer}x{model.n_embd}", "arm": model.head, "head": model.head, "config": path}
     return own | {"settings": {}, "set": {}, "ready": True}
 
 
@@ -202,9 +202,16 @@ def key_of(run: dict) -> str:
     Where the corpus lies does not matter: of data.dir only the folder's own name counts.
     """
     settings = {name: Path(v).name if name == "data.dir" else v for name, v in run["settings"].items()}
-    identity = [settings, run["trial"], run["seed"]]
+    trial = dict(run["trial"])
+    if "train.label_smoothing" in settings:  # was a trial when the first runs had it
+        trial["label_smoothing"] = settings.pop("train.label_smoothing")
+    identity = [settings, trial, run["seed"]]
     if run["config"]:
-        identity.append(yaml.safe_load(Path(run["config"]).read_text(encoding="utf-8")))
+        content = yaml.safe_load(Path(run["config"]).read_text(encoding="utf-8"))
+        if (head := content.get("model", {}).get("head")) in HEADS:
+            del content["model"]["head"]
+            content["model"] |= {name.removeprefix("model."): value for name, value in HEADS[head].items()}
+        identity.append(content)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 

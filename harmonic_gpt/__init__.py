@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
-__all__ = ["HarmonicGPT2Config", "HarmonicGPT2ForCausalLM", "HarmonicHead", "harmonic_cross_entropy", "head_logits"]
+__all__ = [
+    "HarmonicGPT2Config",
+    "HarmonicGPT2ForCausalLM",
+    "HarmonicHead",
+    "harmonic_cross_entropy",
+    "head_cross_entropy",
+    "head_logits",
+]
 
 if TYPE_CHECKING:
     from harmonic_gpt.model import (
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
         HarmonicGPT2ForCausalLM,
         HarmonicHead,
         harmonic_cross_entropy,
+        head_cross_entropy,
         head_logits,
     )
 

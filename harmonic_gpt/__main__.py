@@ -14,8 +14,8 @@ import typer
 
 from harmonic_gpt import __version__
 from harmonic_gpt.cli import data, evaluate, publish, studies, train
-from harmonic_gpt.cli.options import group
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.cli.options import as_typed, group
+from harmonic_gpt.errors import InputError, options_spelled
 
 # (exit code, what the message begins with)
 OUTCOMES: dict[type[Exception], tuple[int, str]] = {
@@ -31,7 +31,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = group("Train GPT-2 with a harmonic distance head, evaluate it, publish it.")
+app = group("Train GPT-2 with a harmonic distance head, evaluate it, publish it.", completion=True)
 
 
 @app.callback()
@@ -57,6 +57,7 @@ evaluation.command()(evaluate.geometry)
 evaluation.command()(evaluate.probes)
 evaluation.command()(evaluate.lens)
 evaluation.command(context_settings={"ignore_unknown_options": True})(evaluate.compare)
+evaluation.command()(evaluate.explore)
 evaluation.command("lm-eval")(evaluate.lm_eval)
 app.add_typer(evaluation, name="eval")
 
@@ -78,8 +79,11 @@ app.add_typer(study, name="study")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and exit; mistakes of the user become one line and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; tqdm reads it when it is imported
     try:
-        app(arguments, prog_name="harmonic-gpt", standalone_mode=True)
+        with options_spelled(as_typed):
+            app(arguments, prog_name="harmonic-gpt", standalone_mode=True)
     except tuple(OUTCOMES) as error:
         if os.environ.get("HARMONIC_GPT_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()

@@ -1,4 +1,10 @@
-"""The exception that means "the input is wrong", and how the cause of an error is told in a few words."""
+"""The exception that means "the input is wrong", and how its message names options and tells causes in a few words."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_spelling: ContextVar[Callable[[str], str]] = ContextVar("spelling", default=str)
 
 
 class InputError(ValueError):
@@ -7,6 +13,22 @@ class InputError(ValueError):
     The command line prints it as one line and exits with code 2. Raise it `from` the error that showed the mistake:
     HARMONIC_GPT_TRACEBACK=1 prints both.
     """
+
+
+def option(parameter: str) -> str:
+    """A parameter of one of our functions as the user gives it: `vocab_size` in Python, `--vocab-size` on the command
+    line, `data.vocab_size` in a config."""
+    return _spelling.get()(parameter)
+
+
+@contextmanager
+def options_spelled(spelling: Callable[[str], str]) -> Iterator[None]:
+    """Within it, `option` names parameters by `spelling`."""
+    token = _spelling.set(spelling)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
 
 
 def reason_of(error: BaseException) -> str:

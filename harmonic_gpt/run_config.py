@@ -25,6 +25,13 @@ from pydantic_core import ErrorDetails
 from harmonic_gpt.errors import InputError
 
 OLD_NAMES = {"optim.head_lr": "optim.head_lr_scale"}  # of version 0.1
+# How version 0.2 and before named a head: similarity, normalization. As `model.heads.PAIRS`, which needs torch
+PAIRS = {
+    ("euclidean", "harmax"): "harmonic",
+    ("euclidean", "softmax"): "euclidean_softmax",
+    ("dot", "harmax"): "dot_harmax",
+    ("dot", "softmax"): "standard",
+}
 
 Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -67,11 +74,8 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    similarity: Literal["euclidean", "dot"] = Field(
-        "euclidean", description="head: distance to the centers, or dot product"
-    )
-    normalization: Literal["harmax", "softmax"] = Field(
-        "harmax", description="head: harmax or softmax. euclidean+harmax is harmonic, dot+softmax is standard"
+    head: str = Field(
+        "harmonic", description="harmonic, standard, cosine_harmonic or another one; docs/heads.md has them all"
     )
     init_from: str | None = Field(
         None,
@@ -82,6 +86,23 @@ class ModelSection(Section):
         "sqrt",
         description='harmonic exponent n, on the distance; "sqrt" is sqrt(n_embd); '
         '"fit": chosen for the weights of init_from',
+    )
+    head_constants: dict[str, Positive] = Field(
+        {}, description="the head's other constants, as in {temperature: 0.1}; docs/heads.md names them"
+    )
+    learn: list[str] = Field(
+        [],
+        description="numbers that are learned, starting at their values: exponent, temperature, hidden_scale or "
+        "another constant of the head; prior",
+    )
+    prior: str | None = Field(
+        None,
+        description='log prior added to the logits: "unigram" (frequencies of the training tokens), "uniform" (0, to '
+        "be learned), or a .npy file with a positive number for each token",
+    )
+    allow_slow: bool = Field(
+        False,
+        description="permit a head without a matrix product with a large vocabulary (hours where others take minutes)",
     )
     hidden_scale: Positive | None = Field(
         None, description="constant factor on hidden states before the head; null: norms matched"
@@ -99,10 +120,33 @@ class ModelSection(Section):
         "gelu_pytorch_tanh", description="gelu_pytorch_tanh: GPT-2's, fast; gelu: exact (nanoGPT's)"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_head(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.keys() & {"similarity", "normalization"}:
+            return values
+        values = dict(values)
+        pair = (str(values.pop("similarity", "euclidean")), str(values.pop("normalization", "harmax")))
+        if pair not in PAIRS:
+            raise ValueError(f"similarity and normalization: expected one of {[*PAIRS]}, got {pair}")
+        if values.setdefault("head", PAIRS[pair]) != PAIRS[pair]:
+            raise ValueError(f"head {values['head']} and similarity, normalization {pair} name different heads")
+        return values
+
+    @property
+    def similarity(self) -> str | None:
+        """ "euclidean" or "dot" of the four heads of PAIRS, else None."""
+        return next((pair[0] for pair, name in PAIRS.items() if name == self.head), None)
+
+    @property
+    def normalization(self) -> str | None:
+        """ "harmax" or "softmax" of the four heads of PAIRS, else None."""
+        return next((pair[1] for pair, name in PAIRS.items() if name == self.head), None)
+
 
 class DataSection(Section):
     dir: str = Field(
-        "data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin"
+        "data/pydocs", description="token folder: of `prepare`, `join` or datatrove, or nanoGPT's train.bin and val.bin"
     )
     source: str | list[str] | None = Field(
         None,
@@ -115,7 +159,7 @@ class DataSection(Section):
     tokenizer: str | None = Field(
         None, description="tokenizer folder or hub name; null: train a byte-level BPE on the source"
     )
-    vocab_size: Annotated[int, Ge(2), Le(2**31 - 1)] | None = Field(
+    vocab_size: Annotated[int, Ge(2), Le(2**20)] | None = Field(
         None,
         description="size of the BPE to train, 257 or more; or vocabulary of nanoGPT's .bin files, which do not say "
         "(default: GPT-2's; of character data, the largest id's)",
@@ -150,6 +194,12 @@ class TrainSection(Section):
     micro_batch_size: Count = Field(8, description="sequences of one forward pass on one rank")
     precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_no_fp16)] = Field(
         "fp32", description="fp32 or bf16 (autocast)"
+    )
+    label_smoothing: Share = Field(
+        0.0, description="share of the target's probability that is spread over all tokens, in training"
+    )
+    z_loss: Annotated[float, Ge(0), AllowInfNan(False)] = Field(
+        0.0, description="coefficient of logsumexp(logits)^2, added to each token's loss in training"
     )
     compile: bool = Field(False, description="torch.compile the trunk")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
@@ -351,6 +401,7 @@ def _apply(values: dict, key: str, text: str) -> str | None:
         value = _parse(text)
     except ValueError:
         return f"{key}: {text!r} is not a YAML value"
+    _give_way(values.get("model"), key)
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) is None:  # absent, or an empty `section:` in the file
@@ -360,6 +411,18 @@ def _apply(values: dict, key: str, text: str) -> str | None:
             return f"{key}: {parent} is a value, not a section"
     values[last] = value
     return None
+
+
+def _give_way(model: Any, key: str) -> None:
+    """A head named on the command line, in whichever way, replaces the file's, however that names it."""
+    if not isinstance(model, dict):
+        return
+    if key == "model.head":
+        model.pop("similarity", None), model.pop("normalization", None)
+    elif key in ("model.similarity", "model.normalization") and "head" in model:
+        head = model.pop("head")
+        pairs = [pair for pair, name in PAIRS.items() if name == head]
+        model |= dict(zip(("similarity", "normalization"), pairs[0], strict=True)) if pairs else {}
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -24,7 +24,7 @@ def test_shipped_configs_parse_and_dry_run(path, tmp_path, monkeypatch):
     config = load_run_config(path)
     text = dry_run(config)
     assert "parameters:" in text
-    assert ("harmonic" if "harmonic" in path.stem else "standard") in text.splitlines()[1]
+    assert config.model.head in text.splitlines()[1]
 
 
 @pytest.mark.parametrize("pair", ["quickstart_{}", "gpt2_small_{}", "gpt2_small_{}_paper", "babylm_small_{}"])
@@ -35,8 +35,7 @@ def test_harmonic_and_standard_differ_only_in_head_and_rates(pair):
     )
     allowed = {
         "run_dir",
-        "model.similarity",
-        "model.normalization",
+        "model.head",
         "model.exponent",
         "model.hidden_scale",
         "optim.lr",
@@ -44,7 +43,7 @@ def test_harmonic_and_standard_differ_only_in_head_and_rates(pair):
         "optim.warmup_steps",
     }
     differing = {path for path, _ in fields() if _get(harmonic, path) != _get(standard, path)}
-    assert {"model.similarity", "model.normalization"} <= differing <= allowed
+    assert {"model.head"} <= differing <= allowed
 
 
 def _get(values, path):
@@ -82,13 +81,13 @@ def test_yaml_round_trip(tmp_path):
 def test_all_problems_are_reported_together(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(
-        "model: {n_head: 7, similarty: dot}\noptim: {lr: -1}\ntrain: {precision: fp16, steps: many}\nseeds: 3\n"
+        "model: {n_head: 7, exponnt: 3}\noptim: {lr: -1}\ntrain: {precision: fp16, steps: many}\nseeds: 3\n"
     )
     with pytest.raises(InputError) as caught:
         load_run_config(path, ["--train.batchtokens=5", "--data.validation_share=1.5"])
     text = str(caught.value)
     for expected in (
-        "model.similarty: unknown key; did you mean model.similarity?",
+        "model.exponnt: unknown key; did you mean model.exponent?",
         "optim.lr: input should be greater than 0, got -1",
         "train.precision: fp16 is not supported",
         "train.steps: input should be a valid integer",

@@ -1,9 +1,10 @@
 """prepare, join, inspect."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from harmonic_gpt.cli.options import SHARE
 from harmonic_gpt.errors import InputError
 
 
@@ -17,12 +18,13 @@ def prepare(
     ],
     out: Annotated[str, typer.Option(help="token folder to create; a killed preparation of it is continued")],
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name; default: train a BPE")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257)] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257, max=2**20)] = None,
     validation: Annotated[
-        str, typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes")
+        Literal["content", "nanogpt"],
+        typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes"),
     ] = "content",
     validation_share: Annotated[
-        float | None, typer.Option(help="share of documents for validation (0.05)", min=0, max=1)
+        float | None, typer.Option(help="share of documents for validation (0.05)", **SHARE)
     ] = None,
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     keep_duplicates: Annotated[

@@ -1,18 +1,28 @@
-"""eval: perplexity, sample, geometry, probes, lens, compare, lm-eval."""
+"""eval: perplexity, sample, geometry, probes, lens, compare, explore, lm-eval."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from harmonic_gpt.cli.options import Data, Device, Model, Out, ProbeFiles, Verify, Words, quiet_transformers
+from harmonic_gpt.cli.options import (
+    FORWARD_TOKENS,
+    Data,
+    Device,
+    Model,
+    Out,
+    ProbeFiles,
+    Verify,
+    Words,
+    quiet_transformers,
+)
 from harmonic_gpt.errors import InputError
 
 
 def perplexity(
     model: Model,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="train or val")] = "val",
+    split: Annotated[Literal["train", "val"], typer.Option()] = "val",
     tokens: Annotated[int | None, typer.Option(help="score only this many leading tokens", min=2)] = None,
     window: Annotated[int | None, typer.Option(help="tokens of context; default: the model's", min=1)] = None,
     stride: Annotated[int | None, typer.Option(help="targets of a window; default: half of it", min=1)] = None,
@@ -72,9 +82,14 @@ def geometry(
     layers: Annotated[
         str | None, typer.Option(help="layers for word pairs, as in 0,6,12; default: first, middle, last")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both")] = "both",
+    protocol: Annotated[
+        Literal["paper", "strict", "both"],
+        typer.Option(help="parallelograms: paper (equation 3), strict (ours), or both"),
+    ] = "both",
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", min=0)] = 32768,
+    tokens: Annotated[
+        int, typer.Option(help="forward tokens in all; 0: the embedding matrices only", **FORWARD_TOKENS)
+    ] = 32768,
     words: Words = None,
     out: Out = None,
     device: Device = None,
@@ -147,7 +162,11 @@ def compare(
     tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
     reading_tokens: Annotated[
-        int, typer.Option(help="forward tokens of the interpretability suite, for each model", min=0)
+        int,
+        typer.Option(
+            help="forward tokens of the interpretability suite, for each model; 0: the embedding matrices only",
+            **FORWARD_TOKENS,
+        ),
     ] = 32768,
     probe_task: ProbeFiles = None,
     words: Words = None,
@@ -188,6 +207,55 @@ def compare(
     for line in verdict(results):
         print(line)
     print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")
+
+
+def explore(
+    models: Annotated[list[str], typer.Argument(help="two models")],
+    out: Annotated[str | None, typer.Option(help="folder for the page: open its index.html")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the page on this computer; texts typed in it are read")
+    ] = False,
+    data: Data = None,
+    text: Annotated[list[str] | None, typer.Option(help="text file to show; may be repeated")] = None,
+    texts: Annotated[int, typer.Option(help="validation passages to show", min=0, max=100)] = 12,
+    length: Annotated[int, typer.Option(help="tokens of a passage, at most the models' context", min=2)] = 256,
+    report: Annotated[str | None, typer.Option(help="folder of `eval.py compare`, for the verdict")] = None,
+    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
+    umap: Annotated[bool, typer.Option(help="also draw the map that keeps neighbors together")] = True,
+    host: Annotated[
+        str, typer.Option(help="address of --serve; other than this, it is seen from outside")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of --serve; 0: any free one", min=0, max=65535)] = 8765,
+    device: Device = None,
+) -> None:
+    """Two models side by side in the browser: their predictions, layers and class centers."""
+    import tempfile
+
+    from harmonic_gpt.explorer.build import PAGE, folder_bytes
+    from harmonic_gpt.explorer.build import explore as build
+    from harmonic_gpt.explorer.serve import is_loopback, make_server
+
+    if out is None and not serve:
+        raise InputError("expected --out FOLDER, --serve, or both")
+    quiet_transformers()
+    with tempfile.TemporaryDirectory(prefix="harmonic-gpt-") as temporary:
+        folder = Path(out).expanduser() if out else Path(temporary) / "explorer"
+        explored = build(
+            models, folder, data=data, texts=texts, length=length, files=text or (), report=report,
+            word_pairs=word_pairs, umap=umap, device=device,
+        )  # fmt: skip
+        for loaded in explored.models:
+            print(f"explored {loaded.describe()}")
+        for line in explored.left_out:
+            print(f"left out: {line}")
+        if out:
+            print(f"explorer: open {folder / PAGE} ({folder_bytes(folder) / 1e6:.1f} MB)")
+        if serve:
+            with make_server(folder, explored, host, port) as server:
+                if not is_loopback(host):
+                    print(f"anyone who reaches {host} can have texts read here")
+                print(f"serving http://{host}:{server.server_address[1]}/ until Ctrl-C")
+                server.serve_forever()
 
 
 def lm_eval(

@@ -1,6 +1,8 @@
 """Options that several verbs share, and the groups that hold the verbs."""
 
+import math
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -21,15 +23,44 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[^.][.])\s", paragraph)[0]
 
 
-def group(help_text: str) -> typer.Typer:
+def group(help_text: str, completion: bool = False) -> typer.Typer:
     return typer.Typer(
         cls=Group,
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+
+
+def as_typed(parameter: str) -> str:
+    """The option of a parameter."""
+    if parameter == "drop_duplicates":
+        return "without --keep-duplicates"
+    return f"--{parameter.replace('_', '-')}"
+
+
+def checked(kind: type, allowed: str, test: Callable[[Any], bool]) -> dict[str, Any]:
+    """Settings of an option with values that are no closed range, which is all that click can describe: `allowed` says
+    in its help and in its error what `test` accepts."""
+
+    def parse(text: Any) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not test(value):
+            raise typer.BadParameter(f"expected {allowed}, got {text!r}")
+        return value
+
+    return {"parser": parse, "metavar": allowed.replace(" ", "")}
+
+
+SHARE = checked(float, "0 < x < 1", lambda x: 0 < x < 1)
+POSITIVE = checked(float, "x > 0", lambda x: 0 < x < math.inf)
+# Fewer tokens are not one block of text and the words' hidden states
+FORWARD_TOKENS = checked(int, "0 or x >= 512", lambda x: x == 0 or x >= 512)
 
 
 def quiet_transformers() -> None:

@@ -3,13 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, TokenFolder, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.progress import show_progress
 
 WINDOW = 2**20  # tokens read at a time
 SAMPLE_TOKENS = 60
@@ -52,7 +53,7 @@ def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = N
     end_of_text = folder.manifest["end_of_text"] if folder.manifest else NANOGPT_VOCAB_SIZE - 1
     inspection = Inspection(folder)
     total = sum(len(tokens) * tokens.dtype.itemsize for tokens in folder.splits.values())
-    with tqdm(desc="verifying", total=total, unit="B", unit_scale=True, disable=None) as bar:
+    with show_progress(desc="verifying", total=total, unit=" bytes") as bar:
         for name, tokens in folder.splits.items():
             inspection.splits[name] = _scan(tokens, name, end_of_text, inspection, bar)
             if folder.manifest and not folder.has_checksums:
@@ -66,7 +67,7 @@ def inspect_folder(path: str | Path, samples: int = 3, tokenizer: str | None = N
     return inspection
 
 
-def _scan(tokens: Tokens, split: str, end_of_text: int, inspection: Inspection, bar: tqdm) -> SplitReport:
+def _scan(tokens: Tokens, split: str, end_of_text: int, inspection: Inspection, bar: Any) -> SplitReport:
     """Count a split; what is wrong with it goes to the inspection's problems."""
     said = inspection.folder.manifest["splits"][split] if inspection.folder.manifest else None
     begin = place = 0  # of the current document, of the window; counted from the start of the split

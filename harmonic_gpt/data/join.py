@@ -5,14 +5,15 @@ import shutil
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION, SPLITS
 from harmonic_gpt.data.tokens import CHECK_TOKENS, TokenFolder, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import file_sha256, sync, write_json
+from harmonic_gpt.progress import show_progress
 
 SAME = ("dtype", "vocab_size", "end_of_text", "tokenizer")  # or an id in one folder is another token in the next
 
@@ -130,7 +131,7 @@ def _shared_documents(folders: list[TokenFolder], end_of_text: int) -> dict[str,
     keys: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     each = 0
     total = sum(len(tokens) for folder in folders for tokens in folder.splits.values())
-    with tqdm(desc="comparing documents", total=total, unit=" tokens", unit_scale=True, disable=None) as bar:
+    with show_progress(desc="comparing documents", total=total, unit=" tokens") as bar:
         for folder in folders:
             mine = {split: _document_keys(tokens, end_of_text, bar) for split, tokens in folder.splits.items()}
             each += len(np.unique(np.concatenate(list(mine.values()))))
@@ -144,13 +145,13 @@ def _shared_documents(folders: list[TokenFolder], end_of_text: int) -> dict[str,
     return {"documents_of_an_earlier_folder": each - different, "validation_documents_in_training": in_both}
 
 
-def _document_keys(tokens: Tokens, end_of_text: int, bar: tqdm) -> np.ndarray:
+def _document_keys(tokens: Tokens, end_of_text: int, bar: Any) -> np.ndarray:
     """8 bytes that a document is known by, for each that ends: (documents,) uint64."""
     keys: list[bytes] = []
     begun = blake2b(digest_size=8)  # the document that the last window ended in
     for start in range(0, len(tokens), CHECK_TOKENS):
         for window in tokens.windows(start, CHECK_TOKENS):
-            data, size = memoryview(np.ascontiguousarray(window)).cast("B"), window.itemsize
+            data, size = window.data.cast("B"), window.itemsize
             place = 0
             for end in ((np.flatnonzero(window == end_of_text) + 1) * size).tolist():
                 begun.update(data[place:end])

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from harmonic_gpt.data.encoding import Encoded, EncoderSpec, encoder_spec
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
@@ -30,8 +29,9 @@ from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
 from harmonic_gpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from harmonic_gpt.data.workers import PROCESSES_FROM, Encoders
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import sync, write_json
+from harmonic_gpt.progress import show_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,12 +80,14 @@ def prepare(
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it to prepare it anew")
     if tokenizer is not None and vocab_size is not None:
-        raise InputError("vocab_size is for a tokenizer to be trained; give either a tokenizer or a vocab_size")
+        chosen, trained = option("tokenizer"), option("vocab_size")
+        raise InputError(f"{trained} is for a tokenizer to be trained; give either {chosen} or {trained}")
     if vocab_size is not None and vocab_size < MIN_VOCAB_SIZE:
         least = f"{MIN_VOCAB_SIZE} (256 bytes and end-of-text)"
-        raise InputError(f"a byte-level BPE has a vocab_size of at least {least}, got {vocab_size}")
-    if shard_tokens < 1 or (num_workers is not None and num_workers < 1):
-        raise InputError(f"shard_tokens and num_workers must be positive, got {shard_tokens} and {num_workers}")
+        raise InputError(f"{option('vocab_size')}: expected at least {least}, got {vocab_size}")
+    for name, value in ("shard_tokens", shard_tokens), ("num_workers", num_workers):
+        if value is not None and value < 1:
+            raise InputError(f"{option(name)}: expected at least 1, got {value}")
     places = [source] if isinstance(source, str) else list(source)
     if not places:
         raise InputError("no source is given")
@@ -119,13 +121,15 @@ def prepare(
 
 def _validation_share(validation: str, share: float | None) -> float:
     if validation not in ("content", "nanogpt"):
-        raise InputError(f"validation is content or nanogpt, got {validation!r}")
+        raise InputError(f"{option('validation')}: expected content or nanogpt, got {validation!r}")
     if validation == "nanogpt" and share not in (None, NANOGPT_SHARE):
-        raise InputError(f"nanoGPT's validation share is {NANOGPT_SHARE}, got {share}; leave it out")
+        raise InputError(f"{option('validation_share')}: nanoGPT's is {NANOGPT_SHARE}, got {share}; leave it out")
     if share is None:
         return NANOGPT_SHARE if validation == "nanogpt" else VALIDATION_SHARE
     if not 0 < share < 1:
-        raise InputError(f"validation_share must be between 0 and 1, got {share}; a run needs both splits")
+        raise InputError(
+            f"{option('validation_share')}: expected more than 0 and less than 1, got {share}; a run needs both splits"
+        )
     return share
 
 
@@ -171,7 +175,9 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
             twice = max(names, key=names.count)
-            raise InputError(f"two sources are called {twice!r}; give one another name: --source 'PLACE,name=...'")
+            raise InputError(
+                f"two sources are called {twice!r}; give one another name: {option('source')} 'PLACE,name=...'"
+            )
         header["sources"] = [{"name": s.name, "provenance": s.provenance, "parts": s.parts} for s in sources]
         if stored is not None:
             _same_files(stored, header, partial)
@@ -202,7 +208,7 @@ def _same_request(partial: Path, there: dict, asked: dict) -> None:
     """Raises InputError unless a preparation that was begun is the one that is asked for now."""
     for section, values in asked.items():
         begun = there[section]
-        differing = [f"{k}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
+        differing = [f"{option(k)}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
         if differing:
             raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
 
@@ -251,7 +257,7 @@ def _tokenize(reader: Reader, spec: EncoderSpec, progress: Progress, num_workers
     pending: deque[tuple[Batch, Future[Encoded]]] = deque()
     rows = [source.rows for source in reader.sources]
     total = None if None in rows else sum(filter(None, rows))
-    bar = tqdm(desc="tokenizing", unit=" documents", disable=None, total=total)
+    bar = show_progress(desc="tokenizing", unit=" documents", total=total)
     bar.update(sum(counts["read"] for counts in progress.counts))
 
     def write_one() -> None:
@@ -273,13 +279,9 @@ def _finish(progress: Progress, tokenizer: "PreTrainedTokenizerBase", library: s
     for split, writer in progress.writers.items():
         if not writer.counts.tokens and not writer.finished:
             total = sum(counts["read"] - counts["duplicates"] - counts["empty"] for counts in progress.counts)
-            hint = (
-                ""
-                if total == 0
-                else "; a run needs two documents at least, one for each split"
-                if total == 1
-                else ("; change validation_share or add text")
-            )
+            hint = f"; change {option('validation_share')} or add text" if total > 1 else ""
+            if total == 1:
+                hint = "; a run needs two documents at least, one for each split"
             raise InputError(f"{progress.header['request']['source']}: no {split} documents among {total}{hint}")
     progress.finish_shards()
     splits = {

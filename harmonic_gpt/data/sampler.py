@@ -53,7 +53,7 @@ class Sampler:
         if len(tokens) < block_size + 1:
             raise InputError(
                 f"{tokens.files[0].parent}: {len(tokens)} training tokens are less than one block of {block_size} and "
-                "its last target; use a smaller n_positions, or more text"
+                "its last target; use a smaller model.n_positions, or more text"
             )
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
         self.blocks_per_epoch = max(1, (len(tokens) - block_size) // block_size)

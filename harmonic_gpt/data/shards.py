@@ -15,6 +15,10 @@ from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import write_json
 
 PROGRESS = "progress.json"
+RECORD = {  # what is in it
+    "request": dict, "versions": dict, "sources": list, "position": list, "source": int, "counts": list, "seen": int,
+    "writers": dict,
+}  # fmt: skip
 SEEN = "seen.bin"
 UNFINISHED = ".tmp"
 
@@ -187,9 +191,15 @@ class Progress:
 
 
 def read_progress(folder: Path) -> dict | None:
-    """The record of a preparation, or None. Raises InputError for one that cannot be read."""
+    """The record of a preparation, or None. Raises InputError for one that cannot be read, or that is none."""
     try:
-        return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        stored = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        wrong = [
+            key for key, kind in RECORD.items() if not isinstance(stored, dict) or type(stored.get(key)) is not kind
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not what this program writes")
+        return stored
     except FileNotFoundError:
         return None
     except ValueError as error:

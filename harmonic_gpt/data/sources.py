@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from harmonic_gpt.data.pydocs import pydocs
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 
 HUB_ALIASES = {"openwebtext": "Skylion007/openwebtext"}
 # The Hub's automatic parquet copy of a dataset whose main branch still is a loading script
@@ -275,7 +275,7 @@ def _open_text(path: Path) -> TextIO:
     return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig")
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
+def _open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
     """A file's contents, unpacked."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
@@ -355,7 +355,7 @@ def _hub_source(
             raise
         raise InputError(
             f"cannot read {repository!r} from the Hugging Face Hub: {_innermost_reason(error)}. "
-            f"Offline, give local {FORMATS}, or the embedded corpus: --source pydocs"
+            f"Offline, give local {FORMATS}, or the embedded corpus: {option('source')} pydocs"
         ) from error
     urls = [str(url) for url in (builder.config.data_files or {}).get(split, [])]
     # The commit that the branch pointed to: a preparation that continues reads the same one
@@ -389,7 +389,8 @@ def _column(tables: Iterator, column: str, place: str) -> Iterator[str]:
         if column not in table.column_names:
             columns = ", ".join(map(repr, table.column_names))
             raise InputError(
-                f"{place}: no column {column!r}; it has {columns}. Set --text-column, or column= in the source"
+                f"{place}: no column {column!r}; it has {columns}. Set {option('text_column')}, or column= in the "
+                "source"
             )
         for text in table[column].to_pylist():
             if not isinstance(text, str):

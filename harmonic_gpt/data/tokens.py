@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from harmonic_gpt.data.datatrove import document_ends, read_datatrove, token_files
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
 from harmonic_gpt.data.tokenizer import tokenizer_hash
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import write_json
+from harmonic_gpt.progress import show_progress
 
 CHECK_TOKENS = 2**22
 VERIFIED = ".verified.json"  # file name: [bytes, mtime in ns, vocabulary, SHA-256] of what was found right
@@ -76,8 +76,7 @@ class Tokens:
         if self.vocab_size > np.iinfo(self.dtype).max and not sha256 and ends is None:
             return  # every id is in the vocabulary
         hashes, place = [hashlib.sha256() for _ in sha256], 0
-        quiet = None if len(self) > 10**9 else True  # None: a bar where there is a terminal
-        with tqdm(desc="checking tokens", total=len(self), unit=" tokens", unit_scale=True, disable=quiet) as bar:
+        with show_progress(desc="checking tokens", total=len(self), unit=" tokens", quiet=len(self) <= 10**9) as bar:
             for start in range(0, len(self), CHECK_TOKENS):
                 for window in self.windows(start, CHECK_TOKENS):
                     if hashes:
@@ -139,7 +138,8 @@ class TokenFolder:
         """
         tokens = self.splits[split]
         files = self.manifest["splits"][split]["files"] if self.manifest else []
-        identities = [_identity(file) for file in files] or [None] * len(tokens.files)
+        identities: list[str | None] = [_identity(file) for file in files]
+        identities = identities or [None] * len(tokens.files)
         note = {}
         for file, identity in zip(tokens.files, identities, strict=True):
             status = file.stat()
@@ -173,8 +173,8 @@ class TokenFolder:
         """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no
         manifest."""
         if self.manifest is None:
-            files = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
-            return {"vocab_size": self.vocab_size, "tokenizer": None, "files": files}
+            sizes = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
+            return {"vocab_size": self.vocab_size, "tokenizer": None, "files": sizes}
         files = {name: [_identity(file) for file in split["files"]] for name, split in self.manifest["splits"].items()}
         return {"vocab_size": self.vocab_size, "tokenizer": self.manifest["tokenizer"]["sha256"], "files": files}
 
@@ -185,7 +185,7 @@ class TokenFolder:
         made = self.manifest["request"]
         differing = [key for key, value in request.items() if made.get(key) != value]
         if differing:
-            told = "; ".join(f"{key}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
+            told = "; ".join(f"{option(key)}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
             raise InputError(
                 f"{self.path} was prepared from something else ({told}); choose another data.dir, or remove that folder"
             )
@@ -218,9 +218,7 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"no token folder at {path}; make one with: python -m harmonic_gpt prepare --source ... --out {path}"
-        )
+        raise InputError(f"no token folder at {path}; make one with: harmonic-gpt prepare --source ... --out {path}")
     if (path / MANIFEST).exists() or token_files(path):
         manifest = read_manifest(path) if (path / MANIFEST).exists() else read_datatrove(path)
         splits = {name: Tokens(files, manifest.dtype, manifest.vocab_size) for name, files in manifest.files.items()}

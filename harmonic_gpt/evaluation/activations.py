@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.model.harmonic_logits import HeadSpec
+from harmonic_gpt.model.heads import HeadSpec
+from harmonic_gpt.progress import show_progress
 
 # The last layer norm of the families that transformers knows; a hidden state of any layer goes through it before the
 # head
@@ -32,9 +32,10 @@ def spec_of(model: PreTrainedModel) -> HeadSpec | None:
 
 
 def is_euclidean(model: PreTrainedModel) -> bool:
-    """Whether the head compares by distance, not by dot products."""
+    """Whether the head compares by the distance between hidden states and centers, not by dot products, angles or
+    another metric."""
     spec = spec_of(model)
-    return spec is not None and spec.similarity == "euclidean"
+    return spec is not None and spec.euclidean
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:
@@ -96,7 +97,7 @@ def text_states(model: PreTrainedModel, ids: np.ndarray, block: int, batch: int 
     stream = torch.from_numpy(ids[: blocks * block + 1].astype(np.int64))
     inputs, labels = stream[:-1].view(blocks, block), stream[1:]
     layers: list[Tensor] = []  # filled in place: a list of parts would need the memory twice
-    with tqdm(total=len(labels), unit=" tokens", desc="hidden states", disable=None, leave=False) as bar:
+    with show_progress(desc="hidden states", total=len(labels), unit=" tokens") as bar:
         for start in range(0, blocks, batch):
             states = hidden_states(model, inputs[start : start + batch])
             layers = layers or [torch.empty(len(labels), h.shape[-1]) for h in states]

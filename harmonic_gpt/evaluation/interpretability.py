@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import (
@@ -37,6 +36,7 @@ from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, TokenPairs, token_pairs
 from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.extras import require
+from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel
 
 SPACES = (2, 10, WITHOUT_FIRST, None)  # principal components; None: all of space
@@ -131,7 +131,7 @@ def parallelograms(
 ) -> list[tuple[str, ParallelogramTest]]:
     """(task, test) in each space and protocol. matrix: (V, D), which the ids of `pairs` index."""
     tests = []
-    for task in tqdm(pairs["strict"], desc="word pairs", disable=None, leave=False):
+    for task in show_progress(pairs["strict"], desc="word pairs"):
         if protocol in ("paper", "both"):
             tests.append((task, paper_test(matrix, principal, pairs["paper"][task], SEED)))
         if protocol in ("strict", "both"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.evaluation.activations import centers_of, final_norm, head_input, hidden_states, is_euclidean
 from harmonic_gpt.evaluation.measures.geometry import nearest_rows
 from harmonic_gpt.evaluation.text import tokenizer_of
@@ -37,7 +37,7 @@ def lens(loaded: LoadedModel, prompt: str, top: int = 3) -> Lens:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     limit = getattr(model.config, "max_position_embeddings", None)
     if not ids.numel() or (limit and ids.shape[1] > limit):
-        raise InputError(f"expected a prompt of 1 to {limit} tokens, got {ids.numel()}")
+        raise InputError(f"{option('prompt')}: expected 1 to {limit} tokens, got {ids.numel()}")
     norm, centers = final_norm(model), centers_of(model)
     by = "distance" if is_euclidean(model) else "dot"
     *inner, last = hidden_states(model, ids)

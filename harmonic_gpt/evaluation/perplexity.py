@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.likelihood import block_nats
+from harmonic_gpt.progress import show_progress
 
 
 @dataclass
@@ -62,9 +62,9 @@ def perplexity(
     window = window or limit or 1024
     stride = stride or max(1, window // 2)
     if limit is not None and window > limit:
-        raise InputError(f"window {window} is longer than the model's {limit} positions")
+        raise InputError(f"{option('window')} {window}: longer than the model's {limit} positions")
     if not 1 <= stride <= window:
-        raise InputError(f"expected a stride from 1 to the window of {window}, got {stride}")
+        raise InputError(f"{option('stride')}: expected 1 to the window of {window}, got {stride}")
     if len(ids) < 2:
         raise InputError(f"perplexity needs at least 2 tokens, got {len(ids)}")
     if ids.max() >= model.config.vocab_size:
@@ -77,7 +77,7 @@ def perplexity(
     ends = [*list(range(min(window, len(ids) - 1), len(ids) - 1, stride)), len(ids) - 1]
     nats, done = 0.0, 0
     full = list(ends[1:-1])  # equal shape and equal count of new targets: can be batched
-    bar = tqdm(total=len(ids) - 1, unit=" tokens", desc="perplexity", disable=None, leave=False)
+    bar = show_progress(desc="perplexity", total=len(ids) - 1, unit=" tokens")
 
     def score(batch_ends: list[int], new: int) -> None:
         nonlocal nats, done

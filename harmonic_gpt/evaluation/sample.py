@@ -2,9 +2,11 @@
 
 import torch
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.runs.load import LoadedModel
+
+GREEDY_BELOW = 1e-6  # logits divided by much less leave float32
 
 
 def sample(
@@ -21,7 +23,7 @@ def sample(
 
     Args:
         prompt: empty: the start of a document.
-        temperature: 0 is greedy. top_k: tokens to choose from at each place.
+        temperature: at most 1e-6 is greedy. top_k: tokens to choose from at each place.
         seed: of torch's global generator, which is set.
     Raises InputError without a tokenizer, or if prompt and new tokens exceed the model's positions.
     """
@@ -30,11 +32,12 @@ def sample(
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and ids.shape[1] + max_new_tokens > limit:
         raise InputError(
-            f"{ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the model's {limit} positions"
+            f"{option('prompt')} has {ids.shape[1]} tokens; with {option('max_new_tokens')} {max_new_tokens} "
+            f"they exceed the model's {limit} positions"
         )
     torch.manual_seed(seed)
-    choice: dict = {"do_sample": temperature > 0}
-    if temperature > 0:
+    choice: dict = {"do_sample": temperature > GREEDY_BELOW}
+    if temperature > GREEDY_BELOW:
         choice |= {"temperature": temperature, "top_k": top_k}
     ids = ids.to(model.device).expand(count, -1)
     outputs = model.generate(  # type: ignore[operator]  # transformers annotates it away

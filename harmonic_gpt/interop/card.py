@@ -7,26 +7,13 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
+from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.runs.load import LoadedModel
 
 PAPER = "2502.01628"
-HEADS = {
-    ("euclidean", "harmax"): (
-        "**harmonic** head: each row w_j of the unembedding is a class center, and the probability of token j is "
-        "proportional to the distance from the hidden state x to its center, to the power -n: p_j ∝ ‖x − w_j‖⁻ⁿ, "
-        "n = {n:.6g}, x = {s:.6g} · (output of the final layer norm). `logits` are log-probabilities"
-    ),
-    ("dot", "softmax"): (
-        "**standard** head: softmax of dot products of the hidden state with each row of the unembedding, as in GPT-2"
-    ),
-    ("euclidean", "softmax"): (
-        "softmax of negative distances to the class centers (an ablation). `logits` are log-probabilities"
-    ),
-    ("dot", "harmax"): (
-        "harmax of dot products: p_j ∝ |x·w_j|ⁿ, n = {n:.6g} (an ablation). `logits` are log-probabilities"
-    ),
-}
 NOT_A_GPT2 = """
 **Load it as above, with `trust_remote_code=True`, or with `AutoModelForCausalLM`. `GPT2LMHeadModel.from_pretrained`
 loads these weights with no more than a warning, and then computes dot products: its probabilities are wrong. So are
@@ -142,6 +129,30 @@ def _training(loaded: LoadedModel) -> str:
 </details>"""
 
 
+def _head(model: PreTrainedModel) -> tuple[str, bool]:
+    """(what the head does, in a sentence, whether GPT2LMHeadModel computes the same from these weights)."""
+    head = model.get_output_embeddings()
+    ours = isinstance(head, HarmonicHead)
+    if not ours or (head.name == "standard" and head.log_prior is None):
+        factor = head.hidden_scale / head.spec.constants["temperature"] if ours else 1.0
+        times = "" if factor == 1.0 else f", times {factor:.6g}"
+        sentence = "softmax of dot products of the hidden state with each row of the unembedding"
+        return f"**standard** head: {sentence}{times}, as in GPT-2", factor == 1.0
+    symbols = {"exponent": "n"}
+    numbers = [f"{symbols.get(name, name)} = {value:.6g}" for name, value in head.spec.constants.items()]
+    scale = f"x = {head.hidden_scale:.6g} · (output of the final layer norm)"
+    prior = " and to its prior (`lm_head.log_prior`)" if head.log_prior is not None else ""
+    learned = f" Learned: {', '.join(head.learn)}." if head.learn else ""
+    shape = (
+        "log-probabilities" if head.name != "standard" else "logarithms of what the probabilities are proportional to"
+    )
+    return (
+        f"**{head.name}** head: each row w_j of the unembedding is the center of a class, and the probability of token "
+        f"j is proportional to {head.definition.meaning}{prior}, {', '.join([*numbers, scale])}.{learned} `logits` are "
+        f"{shape}"
+    ), False
+
+
 def _results(measured: Measurements) -> str:
     rows = [f"| {task} | {metric} | {value:.5g} |" for task, metric, value in measured.values]
     figures = [f"![{caption}](figures/{file})" for file, caption in measured.figures.items()]
@@ -159,7 +170,7 @@ def _limitations(loaded: LoadedModel, own_code: bool) -> list[str]:
         "It has no instruction tuning and no safety training: it continues text, repeats what its data says, and makes "
         "things up."
     )
-    if own_code and loaded.model.config.similarity == "euclidean":
+    if own_code and find_head(loaded.head).form != ("dot", "linear"):
         lines.append("Distances are formed in float32, whatever the weights are in. Training in float16 is refused.")
     return lines
 
@@ -176,10 +187,7 @@ def model_card(
     """
     config = loaded.model.config
     own_code = getattr(config, "model_type", None) == "harmonic_gpt2"
-    pair = (getattr(config, "similarity", "dot"), getattr(config, "normalization", "softmax"))
-    scale = getattr(config, "hidden_scale", 1.0)
-    head = HEADS[pair].format(n=getattr(config, "head_exponent", 0.0), s=scale)
-    plain = pair == ("dot", "softmax") and scale == 1.0  # what GPT2LMHeadModel computes from these weights
+    head, plain = _head(loaded.model)
     trust = ", trust_remote_code=True" if own_code else ""
     parameters = sum(p.numel() for p in loaded.model.parameters())
     sizes = f"{config.n_layer} layers x {config.n_embd}, {config.n_head} heads, vocabulary {config.vocab_size:,}"

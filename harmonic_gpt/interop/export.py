@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.evaluation.comparison.results import RESULTS, read_results
 from harmonic_gpt.interop.card import Measurements, model_card
-from harmonic_gpt.runs.hub import MAIN, upload_checkpoint
+from harmonic_gpt.runs.hub import MAIN, check_repository_name, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
 from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.swap_head import STORED
@@ -44,6 +44,8 @@ def export(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
+    if repo is not None:
+        check_repository_name(repo)
     loaded = load_model(name)
     if hasattr(loaded.model.config, STORED):
         raise InputError(

@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, read_results
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.extras import require
@@ -38,6 +38,8 @@ def evaluate(
     Returns: the model; {task: {metric: value}}. Raises InputError: no harness installed, no such task, `out` is
         something else.
     """
+    if not tasks:
+        raise InputError(f"{option('tasks')}: expected at least one, such as validation_text")
     require("lm-eval", "lm_eval")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -55,7 +57,10 @@ def evaluate(
     known = set(manager.all_tasks)
     if unknown := [task for task in tasks if task not in known]:
         ours = ", ".join(sorted(path.stem for path in TASKS.glob("*.yaml")))
-        raise InputError(f"no such task: {', '.join(unknown)}; ours are {ours}; `lm_eval ls tasks` lists the harness's")
+        raise InputError(
+            f"{option('tasks')}: no such task: {', '.join(unknown)}; ours are {ours}; `lm_eval ls tasks` lists the "
+            "harness's"
+        )
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
     # The harness has no switch for its bars
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):

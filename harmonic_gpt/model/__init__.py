@@ -9,10 +9,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from .configuration_harmonic_gpt2 import HarmonicGPT2Config
 from .harmonic_head import HarmonicHead
 from .harmonic_logits import head_logits
-from .harmonic_loss import harmonic_cross_entropy
+from .harmonic_loss import harmonic_cross_entropy, head_cross_entropy
 from .modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM, HarmonicGPT2Model
 
-__all__ = ["HarmonicGPT2Config", "HarmonicGPT2ForCausalLM", "HarmonicHead", "harmonic_cross_entropy", "head_logits"]
+__all__ = [
+    "HarmonicGPT2Config",
+    "HarmonicGPT2ForCausalLM",
+    "HarmonicHead",
+    "harmonic_cross_entropy",
+    "head_cross_entropy",
+    "head_logits",
+]
 
 AutoConfig.register(HarmonicGPT2Config.model_type, HarmonicGPT2Config)
 AutoModel.register(HarmonicGPT2Config, HarmonicGPT2Model)

@@ -1,21 +1,16 @@
-"""What a head is: its logits, in one definition. Everything else (loss, kernels, generation) is tested against it.
+"""The logits of a head, materialised: those of inference, and what the loss and the kernels are tested against.
 
-Symbols of the shape comments: N tokens, D hidden size, V classes.
-
-    harmonic (euclidean + harmax):  z_j = -n log ||x - w_j||,  p = softmax(z),  loss = -log p_y
-
-Baek et al., "Harmonic Loss Trains Interpretable AI Models", arXiv 2502.01628, section 2. n acts on the distance, not
-its square.
+Symbols of the shape comments: N tokens, D hidden size, V classes. What a head is: heads.py.
 """
 
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .heads import Head, Values, find_head, find_pair
 
 # Distances are formed as ||x||^2 + ||w||^2 - 2 x.w in float32, whose rounding error is about this share of ||x||^2 +
 # ||w||^2. Below it a distance is noise; it is raised to the floor, and its gradient is zero.
@@ -26,33 +21,8 @@ TINY = torch.finfo(torch.float32).tiny
 # so many rows of hidden states; with more, the product takes the time, not the reading.
 INFERENCE_BLOCK_BYTES = 2**20
 FEW_ROWS = 16
-
-
-SIMILARITIES = ("euclidean", "dot")
-NORMALIZATIONS = ("harmax", "softmax")
-
-
-class HeadSpec(NamedTuple):
-    """Which of the four heads: the two choices of the paper's ablation (section 6) and the exponent."""
-
-    exponent: float
-    similarity: str = "euclidean"
-    normalization: str = "harmax"
-
-    def check(self) -> "HeadSpec":
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity: expected one of {SIMILARITIES}, got {self.similarity!r}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization: expected one of {NORMALIZATIONS}, got {self.normalization!r}")
-        if not (math.isfinite(self.exponent) and self.exponent > 0):
-            raise ValueError(f"exponent: expected a positive number, got {self.exponent!r}")
-        return self
-
-    @property
-    def name(self) -> str:
-        """harmonic, standard, or the two choices of an ablation."""
-        names = {("euclidean", "harmax"): "harmonic", ("dot", "softmax"): "standard"}
-        return names.get((self.similarity, self.normalization), f"{self.similarity} + {self.normalization}")
+# Bytes of the largest intermediate of a head without a product: a block of tokens, (block, V, D)
+PAIRS_BYTES = 64 * 2**20
 
 
 def operand_dtype(hidden_states: Tensor, centers: Tensor) -> torch.dtype:
@@ -127,59 +97,129 @@ def head_logits(
     hidden_states: Tensor,
     centers: Tensor,
     *,
-    exponent: float,
+    exponent: float | Tensor | None = None,
     similarity: str = "euclidean",
     normalization: str = "harmax",
+    head: str | None = None,
+    log_prior: Tensor | None = None,
+    **constants: float | Tensor,
 ) -> Tensor:
     """Unnormalised logits z, of which softmax(z) are the class probabilities. Differentiable; builds all of (N, V).
 
     Args:
         hidden_states: (..., N, D), already multiplied by hidden_scale.
         centers: (V, D), or (..., V, D) with the same leading dimensions (one head per batch entry).
-        exponent: harmonic exponent n on the distance; ignored by softmax.
-        similarity, normalization: "euclidean" | "dot" and "harmax" | "softmax".
+        head: name of one of `heads.HEADS`; None: the one of the paper's ablation that similarity ("euclidean" | "dot")
+            and normalization ("harmax" | "softmax") name.
+        exponent: harmonic exponent n on the distance; ignored by softmax. constants: the head's others.
+        log_prior: (V,), added to the logits.
 
     Returns:
         (..., N, V) in float32 (float64 for float64 inputs), from float32 products (except under torch.compile, which
-        follows the process's TF32 setting, and in the backward pass):
-        euclidean + harmax  -(n/2) log d^2      euclidean + softmax  -d
-        dot + harmax        n log |s|           dot + softmax        s
-        with d^2 and |s| floored where float32 cannot resolve them (zero gradient there).
+        follows the process's TF32 setting, and in the backward pass). Distances and the |s| of logarithms are floored
+        where float32 cannot resolve them (zero gradient there).
+    Raises ValueError: as `head_cross_entropy`.
     """
-    spec = HeadSpec(exponent, similarity, normalization).check()
+    if head is None:
+        if exponent is None:
+            raise ValueError("exponent: expected a number (or name a head, whose default it is)")
+        head, pair = find_pair(similarity, normalization, float(exponent))
+        constants = {**constants, **pair}
+    elif exponent is not None:
+        constants = {**constants, "exponent": exponent}
+    definition = find_head(head)
+    values = definition.values(centers.shape[-1], constants)
     dtype = operand_dtype(hidden_states, centers)
+    if definition.float32:
+        dtype = torch.promote_types(dtype, torch.float32)
     eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if eager:
         refuse_dtensors(hidden_states, centers)
     with no_autocast(hidden_states), full_float32() if eager else nullcontext():
-        x = widened(hidden_states.to(dtype))
-        s, w2 = _products(x, centers.to(dtype), eager, norms=spec.name != "standard")
-        if w2 is None:
-            return s
-        x2 = squared_norms(x).unsqueeze(-1)  # (..., N, 1)
-        w2 = w2.unsqueeze(-2)  # (..., 1, V)
-        if similarity == "dot":
-            return exponent * torch.log(_floored(s.abs(), (x2 * w2).sqrt()))
-        d2 = _floored(x2 + w2 - 2 * s, x2 + w2)
-        return -(exponent / 2) * torch.log(d2) if normalization == "harmax" else -d2.sqrt()
+        if definition.form is None:
+            return pair_logits(definition, hidden_states.to(dtype), centers.to(dtype), values, log_prior)
+        z = _product_logits(definition, hidden_states, centers, values, dtype, eager)
+        return z if log_prior is None else z + widened(log_prior)
 
 
-def _products(x: Tensor, w: Tensor, eager: bool, norms: bool) -> tuple[Tensor, Tensor | None]:
-    """x w^T (..., N, V) and, if asked for, the squared norms of w's rows (..., V), all in x's dtype."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    rows = INFERENCE_BLOCK_BYTES // (w.shape[-1] * x.itemsize or 1)
-    once = norms or w.dtype != x.dtype
+def pair_logits(head: Head, x: Tensor, w: Tensor, values: Values, log_prior: Tensor | None = None) -> Tensor:
+    """(..., N, V): the formula of a head for every pair of a row of x (..., N, D) and one of w (..., V, D).
+
+    Builds (..., rows, V, D): all N rows where gradients are asked for, else PAIRS_BYTES at a time.
+    """
+    x, w = widened(x), widened(w)
+    rows = max(1, PAIRS_BYTES // (x.shape[:-2].numel() * w.shape[-2:].numel() * x.itemsize or 1))
+    rows = max(1, x.shape[-2]) if torch.is_grad_enabled() else rows
+    z = torch.cat([head.logit(part.unsqueeze(-2), w.unsqueeze(-3), values) for part in x.split(rows, -2)], -2)
+    return z if log_prior is None else z + widened(log_prior)
+
+
+def _product_logits(head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool) -> Tensor:
+    """Logits (..., N, V) of a head that has a form."""
+    assert head.form is not None
+    quantity, curve = head.form
+    s, x2, w2, x_term, w_term = _products(head, x, w, values, dtype, eager)
+    if x2 is None or w2 is None or x_term is None or w_term is None:
+        return _per_temperature(s, values)
+    if quantity == "dot":
+        return values["exponent"] * torch.log(_floored(s.abs(), (x2 * w2).sqrt()))
+    u = _floored(x_term + w_term - 2 * s, x2 + w2)
+    if curve == "root":
+        return _per_temperature(-u.sqrt(), values)
+    if curve == "linear":
+        return _per_temperature(-u, values)
+    if curve == "log":
+        return -(values["exponent"] / 2) * torch.log(u)
+    half = u / 2
+    return -values["exponent"] * torch.log(torch.log1p(half + (half * (half + 2)).sqrt()))
+
+
+def _per_temperature(z: Tensor, values: Values) -> Tensor:
+    temperature = values["temperature"]
+    return z if isinstance(temperature, float) and temperature == 1.0 else z / temperature
+
+
+def _sides(rows: Tensor, head: Head, sign: int) -> tuple[Tensor | None, Tensor | None]:
+    """(squared norms, terms of u) of the rows of one side, (...,); None where the head's form needs none."""
+    assert head.form is not None
+    if head.form == ("dot", "linear"):
+        return None, None
+    squared = squared_norms(rows)
+    return squared, rows[..., -1] * (2 * sign) if head.form.quantity == "lorentz" else squared
+
+
+def _products(
+    head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """x'.w' (..., N, V) of the prepared operands, rounded to `dtype`, and `_sides` of both, (..., N, 1) and
+    (..., 1, V), in at least float32."""
+
+    def rounded(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        if head.prepare is not None:
+            x, w = head.prepare(widened(x), widened(w), values)
+        return widened(x.to(dtype)), widened(w.to(dtype))
+
+    rows = INFERENCE_BLOCK_BYTES // (w.shape[-1] * max(4, x.itemsize) or 1)
+    once = head.form != ("dot", "linear") or head.prepare is not None or w.dtype != widened(w[:0]).dtype
     few = eager and w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
+    learned = [value for value in values.values() if isinstance(value, Tensor)]
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, *learned))
     if not (once and few and x.device.type == "cpu") or differentiated:
-        w = widened(w)
-        return x @ w.mT, squared_norms(w) if norms else None
-    products, w2 = [], []
-    for block in w.split(rows):
-        block = widened(block)
-        products.append(x @ block.mT)
-        if norms:
-            w2.append(squared_norms(block))
-    return torch.cat(products, -1), torch.cat(w2) if norms else None
+        x, w = rounded(x, w)
+        products, (w2, w_term) = x @ w.mT, _sides(w, head, -1)
+    else:
+        pairs = (rounded(x, block) for block in w.split(rows))
+        parts = [(x, x @ block.mT, *_sides(block, head, -1)) for x, block in pairs]
+        x = parts[0][0]
+        products = torch.cat([part for _, part, _, _ in parts], -1)
+        w2, w_term = (
+            torch.cat([side for side in sides if side is not None]) if sides[0] is not None else None
+            for sides in ([norms for *_, norms, _ in parts], [terms for *_, terms in parts])
+        )
+    x2, x_term = _sides(x, head, 1)
+    if x2 is None or x_term is None or w2 is None or w_term is None:
+        return products, None, None, None, None
+    return products, x2.unsqueeze(-1), w2.unsqueeze(-2), x_term.unsqueeze(-1), w_term.unsqueeze(-2)
 
 
 def _floored(value: Tensor, scale: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""GPT-2 with a harmonic (or standard) unembedding head: transformers' own trunk, our head."""
+"""GPT-2 with a harmonic (or another) unembedding head: transformers' own trunk, our head."""
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, GPT2Model, GPT2PreTrainedModel
 from transformers import initialization as init
@@ -16,9 +17,9 @@ class HarmonicGPT2Model(GPT2Model):
 
 
 class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
-    """Causal language model whose logits are those of `config.similarity` x `config.normalization`.
+    """Causal language model whose logits are those of `config.head`.
 
-    dot + softmax has exactly GPT2LMHeadModel's logits and loss. Module names are GPT-2's (`transformer.wte`,
+    The standard head has exactly GPT2LMHeadModel's logits and loss. Module names are GPT-2's (`transformer.wte`,
     `transformer.h.N`, `transformer.ln_f`, `lm_head.weight`), so that tools that address modules by name work unchanged.
     """
 
@@ -32,17 +33,24 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _new_head(self, vocab_size: int) -> HarmonicHead:
+        config = self.config
         return HarmonicHead(
-            self.config.n_embd,
+            config.n_embd,
             vocab_size,
-            **self.config.head_spec._asdict(),
-            hidden_scale=self.config.hidden_scale,
+            head=config.head,
+            constants=config.head_spec.constants,
+            hidden_scale=config.hidden_scale,
+            learn=config.learn,
+            prior=config.prior,
+            allow_slow=config.allow_slow,
         )
 
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, HarmonicHead):
             init.normal_(module.weight, mean=0.0, std=self.config.center_std)
+            for name, start in module.starts():
+                init.copy_(getattr(module, name), start)
             if self.config.tie_word_embeddings:
                 # The tie keeps wte's values, and the head comes after the trunk: this wins over GPT2Model's 0.02.
                 # `init` leaves weights alone that were loaded from a checkpoint.
@@ -59,6 +67,9 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         head = self._new_head(linear.weight.shape[0])
         assert isinstance(linear.weight, nn.Parameter)
         head.weight = linear.weight
+        for name, _ in old_lm_head.starts():
+            old = getattr(old_lm_head, name).data
+            getattr(head, name).data = _resized(old, len(head.weight)) if name == "log_prior" else old
         return head
 
     def save_pretrained(self, *args, **kwargs):
@@ -141,6 +152,13 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _resized(log_prior: Tensor, n_classes: int) -> Tensor:
+    """A log prior (V,) for another number of classes: new ones are as rare as the rarest."""
+    if n_classes <= len(log_prior):
+        return log_prior[:n_classes].clone()
+    return torch.cat([log_prior, log_prior.min().expand(n_classes - len(log_prior))])
 
 
 # save_pretrained copies these files beside the weights, so that `trust_remote_code=True` loads them without our package

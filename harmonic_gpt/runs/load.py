@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harmonic_gpt.data.tokenizer import load_tokenizer
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 from harmonic_gpt.files import file_sha256
 from harmonic_gpt.runs.checkpoint import CHECKSUMS, LATEST, checkpoints, find_corruption, read_state
 from harmonic_gpt.swap_head import STORED, swap_head
@@ -35,7 +35,7 @@ class LoadedModel:
 
     @property
     def head(self) -> str:
-        """harmonic, standard, or the two choices of an ablation."""
+        """Name of the head (docs/heads.md)."""
         spec = getattr(self.model.get_output_embeddings(), "spec", None)
         return "standard" if spec is None else spec.name
 
@@ -97,7 +97,7 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         if is_out_of_memory(error):
             raise
-        raise InputError(f"device {device!r}: {reason_of(error)}") from error
+        raise InputError(f"{option('device')} {str(device)!r}: {reason_of(error)}") from error
     _check_causal(model, path)
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) or not folder.is_dir()
     return LoadedModel(

@@ -11,6 +11,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -151,7 +152,7 @@ def study(
         estimate = f"{_estimate(missing, workers)}; {workers} processes, one thread each"
         print(f"{estimate}. Ctrl-C is safe: finished cells are kept.", flush=True)
         _run_all(folder, missing, workers)
-    print(f"report: python -m harmonic_gpt study report {out}")
+    print(f"report: harmonic-gpt study report {out}")
 
 
 def path_of(folder: Path, cell: Cell) -> Path:
@@ -194,7 +195,7 @@ def _run_all(folder: Path, missing: list[Cell], workers: int) -> None:
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not Console().is_terminal) as progress:
         bar = progress.add_task("", total=len(missing), last="")
         try:
             futures = {pool.submit(_run_and_save, folder, cell): cell for cell in missing}

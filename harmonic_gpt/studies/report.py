@@ -38,9 +38,7 @@ def report(out: str) -> Path:
     folder = Path(out)
     paths = sorted((folder / "cells").glob("*.safetensors"))
     if not paths:
-        raise InputError(
-            f"{folder}/cells holds no finished cell: run python -m harmonic_gpt study algorithmic --out {out} first"
-        )
+        raise InputError(f"{folder}/cells holds no finished cell: run harmonic-gpt study algorithmic --out {out} first")
     loaded = [load(path) for path in paths]
     trained = [model for cell, result, _ in loaded for model in measure(cell, result)]
     rows = [model.row for model in trained]

@@ -106,6 +106,6 @@ def check_ranks_agree(facts: dict[str, object]) -> None:
 def model_facts(model: HarmonicGPT2ForCausalLM) -> dict[str, object]:
     """What every rank's model must share before it is wrapped: the configuration and each bit of the weights."""
     digest = hashlib.sha256()
-    for parameter in model.parameters():
+    for parameter in (*model.parameters(), *model.buffers()):
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {"model's configuration": model.config.to_json_string(), "initial weights": digest.hexdigest()}

@@ -30,6 +30,7 @@ from harmonic_gpt.run_config import RunConfig
 from harmonic_gpt.runs.load import load_model
 
 FIT_TOKENS = 4096
+FITTED = ("harmonic", "euclidean_softmax")
 CHUNK = 512  # tokens whose logits are in memory at once
 
 GPT2: TypeAlias = GPT2LMHeadModel | HarmonicGPT2ForCausalLM
@@ -62,22 +63,20 @@ def start_from(
     if loaded.tokenizer is not None:
         folder.check_tokenizer(loaded.tokenizer)
     _adopt(source.config, target, name)
-    head = (target.similarity, target.normalization)
-    if head == (getattr(source.config, "similarity", "dot"), getattr(source.config, "normalization", "softmax")):
-        # Fine-tuning: the head's constants belong to the weights
-        if config.model.exponent not in ("sqrt", "fit", getattr(source.config, "head_exponent", None)):
-            raise InputError(
-                f"model.exponent: {name} goes on with the exponent {source.config.head_exponent:g} of its weights; "
-                "leave it out"
-            )
-        target.exponent = getattr(source.config, "head_exponent", target.exponent)
-        target.hidden_scale = getattr(source.config, "hidden_scale", 1.0)
-        done = f"{name}, going on with its {' + '.join(head)} head, exponent {target.head_exponent:g}"
-        return _with_weights(source, target), done
-    if target.similarity == "dot":
-        raise InputError(
-            "model.init_from: only a Euclidean head can be fitted to other weights; a dot product has nothing to fit"
-        )
+    own = source.lm_head if isinstance(source, HarmonicGPT2ForCausalLM) else None
+    if target.head == ("standard" if own is None else own.name):
+        # Fine-tuning: the head's constants belong to the weights, as they are after training
+        numbers = {"temperature": 1.0} if own is None else dict(own.spec.constants)
+        n = numbers.pop("exponent", None)
+        if n is not None and config.model.exponent not in ("sqrt", "fit", n):
+            raise InputError(f"model.exponent: {name} goes on with the exponent {n:g} of its weights; leave it out")
+        target.exponent = target.exponent if n is None else n
+        target.head_constants = numbers
+        target.hidden_scale = 1.0 if own is None else own.hidden_scale
+        constants = "".join(f", {key} {value:g}" for key, value in target.head_spec.constants.items())
+        return _with_weights(source, target), f"{name}, going on with its {target.head} head{constants}"
+    if target.head not in FITTED:
+        raise InputError(f"model.init_from: only {' and '.join(FITTED)} can be fitted to other weights")
     start = None
     if accelerator.is_main_process:
         blocks = math.ceil(FIT_TOKENS / target.n_positions)
@@ -127,7 +126,8 @@ def _with_weights(source: GPT2, target: HarmonicGPT2Config) -> HarmonicGPT2ForCa
     """`source` may have more positions, and may tie weights that `target` keeps apart."""
     model, weights = HarmonicGPT2ForCausalLM(target), source.state_dict()
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name][: len(parameter)])
+        if name in weights or not name.startswith("lm_head."):  # numbers that are learned from now on start as asked
+            parameter.copy_(weights[name][: len(parameter)])
     return model
 
 
@@ -144,7 +144,7 @@ def fit_head(source: GPT2, ids: Tensor, target: HarmonicGPT2Config, *, fit_expon
         hidden = torch.cat([source.transformer(row[None, :-1]).last_hidden_state[0].float() for row in ids])  # (N, D)
         own = [F.cross_entropy(source(row[None, :-1]).logits[0].float(), row[1:]).item() for row in ids]
     n_max = 2 * target.n_embd
-    softmax = target.normalization == "softmax"
+    softmax = target.head == "euclidean_softmax"
 
     def loss(log_s: Tensor, log_n: Tensor, shift: Tensor, tokens: int = len(labels)) -> float:
         """Mean over the leading tokens; gradients are added up where the arguments want them."""
@@ -152,7 +152,7 @@ def fit_head(source: GPT2, ids: Tensor, target: HarmonicGPT2Config, *, fit_expon
         for i in range(0, tokens, CHUNK):
             y = labels[i : i + CHUNK]
             x = (hidden[i : i + CHUNK] + shift) * log_s.clamp(max=log_s_max).exp()
-            z = head_logits(x, centers, exponent=1.0, normalization=target.normalization)
+            z = head_logits(x, centers, exponent=1.0, normalization="softmax" if softmax else "harmax")
             if not softmax:
                 z = z * log_n.clamp(max=math.log(n_max)).exp()  # exponent 1 gives -log d
             part = F.cross_entropy(z, y, reduction="sum") / tokens

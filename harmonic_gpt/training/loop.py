@@ -31,19 +31,21 @@ STOP_CHECK_BATCHES = 8  # of an evaluation on several ranks, which can only stop
 
 class Step(NamedTuple):
     """What a step reports, the same on every rank. loss: nats per token. stop: some rank was told to stop. skipped: no
-    update."""
+    update. learned: the head's learned numbers after it."""
 
     loss: float
     grad_norm: float
     stop: bool
     skipped: bool
+    learned: dict[str, float]
 
 
 def train_step(run: Run) -> Step:
     """One optimizer update, of all ranks together.
 
     If loss or gradient norm is not finite on any rank, no rank's optimizer moves and the step is skipped; after more
-    than `train.max_skipped_steps` of these in a row it raises FloatingPointError. The device decides that by itself:
+    than `train.max_skipped_steps` of these in a row it raises FloatingPointError, and at once if one of the head's
+    learned numbers has left its range. The device decides that by itself:
     the host reads what has become of the step once, when all of its work is queued.
     """
     config, accelerator = run.config, run.accelerator
@@ -76,7 +78,8 @@ def train_step(run: Run) -> Step:
     run.optimizer.zero_grad(set_to_none=True)
 
     run.batches.begin(run.step + 1)
-    loss_value, norm_value, stop = totals.tolist()
+    loss_value, norm_value, stop, *logarithms = torch.cat([totals, _learned_logarithms(run).to(totals)]).tolist()
+    learned = _learned(run, logarithms)
     run.skipped_in_a_row = 0 if math.isfinite(loss_value) and math.isfinite(norm_value) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row > config.train.max_skipped_steps:
         raise FloatingPointError(
@@ -84,7 +87,31 @@ def train_step(run: Run) -> Step:
         )
     run.skipped_steps += run.skipped_in_a_row > 0
     run.step += 1
-    return Step(loss_value, norm_value, stop > 0, run.skipped_in_a_row > 0)
+    return Step(loss_value, norm_value, stop > 0, run.skipped_in_a_row > 0, learned)
+
+
+@torch.no_grad()
+def _learned_logarithms(run: Run) -> torch.Tensor:
+    """(K,) logarithms of the head's learned numbers, on the device. Collective where weights are sharded."""
+    head = run.bare_model.lm_head
+    parameters = [getattr(head, f"log_{name}") for name in head.learned_numbers()]
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
+    return torch.cat(whole) if whole else torch.empty(0, device=run.accelerator.device)
+
+
+def _learned(run: Run, logarithms: list[float]) -> dict[str, float]:
+    """The learned numbers by name. Raises FloatingPointError for one that has left its range."""
+    numbers = {}
+    for (name, (constant, _)), logarithm in zip(
+        run.bare_model.lm_head.learned_numbers().items(), logarithms, strict=True
+    ):
+        numbers[name] = math.exp(min(logarithm, 700.0))
+        if not constant.low < numbers[name] < constant.high:
+            raise FloatingPointError(
+                f"step {run.step + 1}: the head's {name} is {numbers[name]:g}; it must stay between {constant.low:g} "
+                f"and {constant.high:g}"
+            )
+    return numbers
 
 
 @torch.no_grad()
@@ -217,6 +244,7 @@ def _log_step(run: Run, step: Step, window: _Window) -> None:
     lr = learning_rate(run.step - 1, config.train.steps, config.optim)
     row = {"tokens": run.step * config.train.batch_tokens, "loss": step.loss, "lr": lr, "grad_norm": step.grad_norm}
     row["tokens_per_second"] = speed
+    row |= {f"head_{name}": value for name, value in step.learned.items()}
     shown = {"loss": f"{step.loss:.3f}", "lr": f"{lr:.2e}", "|g|": f"{step.grad_norm:.2f}", "tok/s": f"{speed:,.0f}"}
     if peak := peak_flops(run.accelerator.device, config.train.precision):
         flops = training_flops_per_token(run.model_config)

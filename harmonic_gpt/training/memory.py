@@ -12,13 +12,10 @@ import torch
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
-from harmonic_gpt.model.harmonic_loss import (
-    BLOCK_BYTES,
-    CHUNK_BYTES,
-    CUDA_ALIGNMENT,
-    CUDA_CHUNK_BYTES,
-    CUDA_CHUNK_ROWS,
-)
+from harmonic_gpt.model.harmonic_elements import BLOCK_BYTES
+from harmonic_gpt.model.harmonic_logits import PAIRS_BYTES
+from harmonic_gpt.model.harmonic_loss_cpu import CHUNK_BYTES
+from harmonic_gpt.model.harmonic_loss_cuda import CUDA_ALIGNMENT, CUDA_CHUNK_BYTES, CUDA_CHUNK_ROWS
 from harmonic_gpt.run_config import RunConfig
 
 GIB = 2**30
@@ -113,7 +110,13 @@ def step_bytes(model: HarmonicGPT2Config, config: RunConfig, micro_batch: int, d
     if width < FLOAT32:  # what autocast has rounded of the blocks' matrices, until they are no more needed
         kept += width * matrices
     # In the head: besides, ln_f's output and its scaled copy, and what the loss holds
-    loss = _loss_bytes(n_tokens, v, d, width, model.similarity == "euclidean", device.cuda)
+    definition = model.definition
+    distances = definition.form is not None and definition.form.quantity != "dot"
+    loss = _loss_bytes(n_tokens, v, d, width, distances, device.cuda)
+    if definition.prepare is not None:  # the prepared operands, and their gradients beside the operands' own
+        loss += 2 * FLOAT32 * (n_tokens + v) * d
+    if definition.form is None:  # a block of pairs, several times over in its formula and its gradients
+        loss = 6 * max(PAIRS_BYTES, FLOAT32 * v * d) + FLOAT32 * (2 * n_tokens + 2 * v) * d
     accumulates = train.batch_tokens // device.ranks > n_tokens
     head = kept + 2 * stream + loss + (gradients if accumulates else 0)
     # In the last block's backward pass: what is computed again, and the gradients of its hidden layer and of the stream

@@ -82,8 +82,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], **adamw: Any):
         muon = BatchedMuon(muon_groups, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(adamw_groups, **adamw))
+        self._made = False
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._made = True
         self._share()
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Refused: the parts would not see it. Raises NotImplementedError."""
+        if self._made:
+            raise NotImplementedError(
+                "MuonAndAdamW takes all groups when it is made: give parameters that come later to a new one "
+                "(build_optimizer), or freeze them and unfreeze them in place"
+            )
+        super().add_param_group(param_group)
 
     def _share(self) -> None:
         """The parts work on this optimizer's groups and state, which loading a state dict replaces."""
@@ -124,17 +135,19 @@ def step_unless(skip: Tensor, optimizer: AcceleratedOptimizer) -> None:
 
 
 def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
-    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms. A tied weight
-    comes once.
+    """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms, and nothing of
+    the head but its centers: decay would pull a metric to 0. A tied weight comes once.
 
     With another `head_lr_scale` than 1 the head's centers are a third group, whose `lr_scale` it is.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     centers = [model.lm_head.weight] if head_lr_scale != 1.0 else []
     rest = [p for p in parameters if not any(p is c for c in centers)]
+    of_head = {id(p) for p in model.lm_head.parameters() if p is not model.lm_head.weight}
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in of_head]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2 or id(p) in of_head], "weight_decay": 0.0},
     ]
     if centers:
         groups.append({"params": centers, "weight_decay": weight_decay, "lr_scale": head_lr_scale})
@@ -142,7 +155,7 @@ def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_l
 
 
 def build_optimizer(model: HarmonicGPT2ForCausalLM, config: OptimSection) -> torch.optim.Optimizer:
-    """The optimizer of a run. Muon is for the blocks' matrices; embeddings, centers and vectors stay with AdamW."""
+    """The optimizer of a run. Muon is for the blocks' matrices; embeddings, the head and vectors stay with AdamW."""
     groups = parameter_groups(model, config.weight_decay, config.head_lr_scale)
     adamw: dict = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.optimizer == "adamw":

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, open_token_folder
+from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
@@ -28,17 +30,21 @@ PEAK_BF16_FLOPS = {
 
 
 def model_config(config: RunConfig, vocab_size: int, end_of_text: int | None) -> HarmonicGPT2Config:
+    """The model of a run. Raises InputError for a head that does not exist, or that has not these constants."""
     model = config.model
-    return HarmonicGPT2Config(
-        vocab_size=vocab_size,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-        resid_pdrop=model.dropout,
-        embd_pdrop=model.dropout,
-        attn_pdrop=model.dropout,
-        **model.model_dump(exclude={"dropout", "init_from"})
-        | ({"exponent": "sqrt"} if model.exponent == "fit" else {}),
-    )
+    try:
+        return HarmonicGPT2Config(
+            vocab_size=vocab_size,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
+            resid_pdrop=model.dropout,
+            embd_pdrop=model.dropout,
+            attn_pdrop=model.dropout,
+            **model.model_dump(exclude={"dropout", "init_from"})
+            | {"exponent": "sqrt" if model.exponent == "fit" else model.exponent, "prior": model.prior is not None},
+        )
+    except (ValueError, StrictDataclassError) as error:
+        raise InputError(f"model: {reason_of(error)}") from error
 
 
 def training_flops_per_token(config: HarmonicGPT2Config) -> float:
@@ -79,13 +85,17 @@ def plan(
     all_tokens = t.steps * t.batch_tokens
     needed, largest = need(hf_config, config, device)
     fits = f"micro-batches of up to {largest} sequences fit" if largest else "not even one sequence fits"
-    n = "to be fitted" if m.exponent == "fit" else f"{hf_config.head_exponent:.4g}"
-    exponent = f", exponent {n}" if m.normalization == "harmax" else ""
+    numbers = {name: f"{value:.4g}" for name, value in hf_config.head_spec.constants.items()}
+    if m.exponent == "fit":
+        numbers["exponent"] = "to be fitted"
+    constants = ", ".join(f"{name} {value}" for name, value in numbers.items())
+    learned = f", learned: {', '.join(hf_config.learn)}" if hf_config.learn else ""
+    prior = f", prior {m.prior}" if m.prior else ""
     head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
     epochs = f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""
     rows = {
         "run": config.run_dir,
-        "head": f"{hf_config.head_spec.name} ({m.similarity} + {m.normalization}{exponent}), "
+        "head": f"{hf_config.head} ({constants}){learned}{prior}, "
         f"hidden_scale {hf_config.hidden_scale:.4g}, center_std {hf_config.center_std:.4g}, "
         f"{'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "

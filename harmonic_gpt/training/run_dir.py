@@ -43,7 +43,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"run_dir {run_dir} is a file")
+        raise InputError(f"--run_dir {run_dir}: is a file")
     made = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_FILE, blocking=False)
@@ -99,11 +99,11 @@ def flat(values: dict, prefix: str = "") -> dict:
 def _check_same_run(stored: RunConfig, config: RunConfig) -> None:
     before, now = flat(stored.model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = [
-        f"{key}: {before[key]} -> {now[key]}"
-        for key in before
-        if before[key] != now[key] and not key.startswith(FREE_ON_RESUME)
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in before | now
+        if before.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
     ]
     if changed:
         raise InputError(
-            "the resumed run had another configuration; start a new run_dir, or undo:\n  " + "\n  ".join(changed)
+            "the resumed run had another configuration; choose another --run_dir, or undo:\n  " + "\n  ".join(changed)
         )

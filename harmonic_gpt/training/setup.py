@@ -4,10 +4,12 @@ written."""
 
 import ctypes
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,9 +19,9 @@ from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Sampler, training_sampler
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import TokenFolder, open_token_folder
-from harmonic_gpt.errors import InputError, is_out_of_memory, reason_of
+from harmonic_gpt.errors import InputError, is_out_of_memory, options_spelled, reason_of
 from harmonic_gpt.files import file_sha256, write_text
-from harmonic_gpt.likelihood import unigram_nats
+from harmonic_gpt.likelihood import token_counts, unigram_nats
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import DataSection, RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
@@ -44,9 +46,11 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     Raises InputError; nothing has been written then.
     """
     run_dir = Path(config.run_dir).expanduser()
+    model_config(config, 1, None)  # a head that does not exist is known before the data are
     start = find_start(config, resume)
     accelerator = start_ranks(config, trackers(config, run_dir, start.step, start.state.get("wandb_id")))
-    data, tokenizer = _open_data(config.data, accelerator, verify)
+    with options_spelled("data.{}".format):
+        data, tokenizer = _open_data(config.data, accelerator, verify)
     sampler = _batches(config, data, accelerator.num_processes)
     check_ranks_agree(_facts(config, start, data))
     device = rank_device(accelerator.device, accelerator.num_processes, accelerator.is_fsdp2)
@@ -54,6 +58,7 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
 
     set_seed(config.seed)  # every rank draws the same initial weights
     model = _model(config, start, data, tokenizer, accelerator)
+    model.lm_head.label_smoothing, model.lm_head.z_loss = config.train.label_smoothing, config.train.z_loss
     if accelerator.num_processes > 1:
         check_ranks_agree(model_facts(model))
     if accelerator.is_main_process:
@@ -94,10 +99,8 @@ def _open_data(
     }
     if section.source is not None and not path.is_dir():
         if ranks > 1:  # the other ranks would time out waiting
-            sources = [section.source] if isinstance(section.source, str) else section.source
             raise InputError(
-                f"{path} is not there yet; before starting {ranks} processes run: "
-                f"python -m harmonic_gpt prepare {' '.join(f'--source {s}' for s in sources)} --out {path}"
+                f"{path} is not there yet; before starting {ranks} processes run: {_preparation(path, request)}"
             )
         print(f"preparing {path} from {section.source}", file=sys.stderr)
         prepare(out=path, **request)
@@ -111,6 +114,16 @@ def _open_data(
         folder.check_tokenizer(tokenizer)
     _verify(folder, accelerator, verify)
     return folder, tokenizer
+
+
+def _preparation(path: Path, request: dict[str, Any]) -> str:
+    """The command that prepares just this."""
+    words = ["harmonic-gpt", "prepare", "--out", str(path)]
+    for name, value in request.items():
+        if value is not None:
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(one)]
+    return shlex.join(words)
 
 
 def _verify(folder: TokenFolder, accelerator: Accelerator, anew: bool) -> None:
@@ -167,12 +180,44 @@ def _model(
     if start.checkpoint is not None:
         return _saved_model(start.checkpoint)
     target = model_config(config, data.vocab_size, None if tokenizer is None else tokenizer.eos_token_id)
+    log_prior = _log_prior(config.model.prior, data)
     if config.model.init_from is None:
-        return HarmonicGPT2ForCausalLM(target)
-    model, done = start_from(config, target, data, accelerator)
-    if accelerator.is_main_process:
-        print(f"{'init_from:':<12}{done}", file=sys.stderr)
+        model = HarmonicGPT2ForCausalLM(target)
+    else:
+        model, done = start_from(config, target, data, accelerator)
+        if accelerator.is_main_process:
+            print(f"{'init_from:':<12}{done}", file=sys.stderr)
+    if log_prior is not None:
+        model.lm_head.log_prior.data.copy_(log_prior)
     return model
+
+
+def _log_prior(prior: str | None, data: TokenFolder) -> torch.Tensor | None:
+    """(V,) log of the prior that `model.prior` names; frequencies with one added to every count.
+
+    Raises InputError for a file that does not hold one positive number a token.
+    """
+    if prior is None:
+        return None
+    if prior == "uniform":
+        return torch.zeros(data.vocab_size)
+    if prior == "unigram":
+        shares = token_counts(data.tokens("train")) + 1.0
+    else:
+        try:
+            shares = np.load(Path(prior).expanduser(), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f'model.prior: expected "unigram", "uniform" or a .npy file, got {prior!r} ({reason_of(error)})'
+            ) from error
+        if shares.shape != (data.vocab_size,):
+            raise InputError(
+                f"model.prior: {prior} holds an array of shape {shares.shape}, the data has {data.vocab_size} tokens"
+            )
+        shares = shares.astype(np.float64)
+        if not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise InputError(f"model.prior: {prior} holds numbers that are not positive")
+    return torch.from_numpy(np.log(shares / shares.sum())).float()
 
 
 def _saved_model(path: Path) -> HarmonicGPT2ForCausalLM:

@@ -2,13 +2,13 @@
 configuration asks for it."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.extras import require
 from harmonic_gpt.run_config import RunConfig, load_run_config
 from harmonic_gpt.runs.checkpoint import checkpoints, read_state
 
@@ -24,8 +24,10 @@ def trackers(config: RunConfig, run_dir: Path, step: int = 0, wandb_id: str | No
     chosen = config.tracking
     wanted = {"wandb": chosen.wandb != "disabled", "tensorboard": chosen.tensorboard, "trackio": chosen.trackio}
     for name in (name for name, on in wanted.items() if on):
-        if find_spec(name) is None:
-            raise InputError(f"tracking.{name} needs the {name} library: pip install 'harmonic-gpt[{name}]'")
+        try:
+            require(name, name)
+        except InputError as error:
+            raise InputError(f"tracking.{name}: {error}") from error
     found: list[GeneralTracker] = []
     if wanted["wandb"]:
         identity = {"id": wandb_id, "resume": "allow", "name": run_dir.name}

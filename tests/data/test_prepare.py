@@ -86,8 +86,8 @@ def test_large_vocabularies_take_uint32(corpus, token_folder, tmp_path):
         ('{"text": "only one document"}\n', {}, "no val documents among 1; a run needs two"),
         ('{"text": \n', {}, "cannot be read"),
         ('{"text": "a"}\n', {"tokenizer": "/nowhere/tokenizer"}, "no tokenizer at"),
-        ('{"text": "a"}\n', {"vocab_size": 256}, "a vocab_size of at least 257"),
-        ('{"text": "a"}\n', {"tokenizer": "x", "vocab_size": 300}, "either a tokenizer or a vocab_size"),
+        ('{"text": "a"}\n', {"vocab_size": 256}, "vocab_size: expected at least 257"),
+        ('{"text": "a"}\n', {"tokenizer": "x", "vocab_size": 300}, "either tokenizer or vocab_size"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, content, options, message):
@@ -179,7 +179,7 @@ def test_nanogpts_validation_membership_goes_by_place(tmp_path):
     texts = tokenizer.decode(folder.tokens("val").read(0, 10**6)).split("<|endoftext|>")
     assert texts == [f"text {i % 5000}" for i in np.flatnonzero(nanogpt_validation(9000))] + [""]
     assert folder.manifest["splits"]["train"]["documents"] == 9000 - 5
-    with pytest.raises(InputError, match=r"nanoGPT's validation share is 0\.0005"):
+    with pytest.raises(InputError, match=r"validation_share: nanoGPT's is 0\.0005"):
         prepare(str(path), tmp_path / "other", validation="nanogpt", validation_share=0.1)
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from harmonic_gpt.data.prepare import prepare
+from harmonic_gpt.errors import InputError
+
 PROGRAM = r'''
 import datasets, json, os, resource, shutil, signal, sys, traceback
 from pathlib import Path
@@ -128,12 +131,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_anywhere_it_ends_with_the_same_bytes(run, folder, every):
-    """Killed before each write that reaches the disk, then continued; and killed again and again in one preparation."""
+@pytest.mark.parametrize(
+    ("every", "processes_from"),
+    [(11, 10**9), pytest.param(1, 10**9, marks=pytest.mark.slow), pytest.param(13, 0, marks=pytest.mark.slow)],
+)
+def test_killed_anywhere_it_ends_with_the_same_bytes(run, folder, every, processes_from):
+    """Killed before each write that reaches the disk, then continued; and killed again and again in one preparation;
+    tokenizing in threads, and in processes."""
     result = run(
         folder,
-        f"every = {every}"
+        f"every, sys.modules['harmonic_gpt.data.prepare'].PROCESSES_FROM = {every}, {processes_from}"
         r"""
 status, writes, text = attempt(fresh("whole"))
 assert status == 0, text
@@ -281,3 +288,13 @@ result["goes_on"] = attempt(folder / "out")[0]
     assert result["untouched"]
     assert result["thesis"]
     assert result["goes_on"] == 0
+
+
+@pytest.mark.parametrize("record", [{"steps": 3}, [], {"request": [], "seen": "many"}, 7])
+def test_a_record_of_another_shape_is_named(tmp_path, record):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "progress.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"progress\.json is damaged; remove .*out\.partial to begin anew"):
+        prepare("pydocs", tmp_path / "out")
+    assert json.loads((partial / "progress.json").read_text()) == record

@@ -105,7 +105,7 @@ def test_ignored_leading_targets_are_context_only(model):
         (np.arange(1), {}, "at least 2 tokens"),
         (np.arange(200), {}, "token id 199 is beyond the model's vocabulary of 101"),
         (np.arange(50), {"window": 25}, "longer than the model's 24 positions"),
-        (np.arange(50), {"stride": 30}, "expected a stride from 1 to the window"),
+        (np.arange(50), {"stride": 30}, "stride: expected 1 to the window"),
     ],
 )
 def test_bad_input_is_named(model, ids, options, message):

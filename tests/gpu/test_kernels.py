@@ -119,12 +119,12 @@ def test_nan_stays_nan():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_chunks_and_the_same_bits_each_time(monkeypatch, dtype):
     """Races show as other bits."""
-    from harmonic_gpt.model import harmonic_loss
+    from harmonic_gpt.model import harmonic_loss_cuda
 
     x, w, y = inputs(torch.float32, n=700, v=5000, d=64)
     x, w = x.to(dtype), w.to(dtype)
     whole = run(on_device(HEADS[0], 28), x, w, y)
-    monkeypatch.setattr(harmonic_loss, "CUDA_CHUNK_BYTES", 128 * 5056 * 4)
+    monkeypatch.setattr(harmonic_loss_cuda, "CUDA_CHUNK_BYTES", 128 * 5056 * 4)
     first = run(on_device(HEADS[0], 28), x, w, y)
     for _ in range(5):
         for a, b in zip(first, run(on_device(HEADS[0], 28), x, w, y), strict=True):

@@ -70,7 +70,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTConfig, SFTTrainer
 
-from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.interop.trl import with_own_head
 
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
@@ -105,11 +105,12 @@ def statistics(trainer, ids, mask, temperature):
     return out
 
 
+config = HarmonicGPT2Config.from_pretrained("exported")
+names = ["vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "bos_token_id", "eos_token_id", "pad_token_id"]
+sizes = {name: getattr(config, name) for name in names}
 for similarity, normalization in HEADS:
-    config = HarmonicGPT2ForCausalLM.config_class.from_pretrained("exported")
-    fields = {**config.to_dict(), "similarity": similarity, "normalization": normalization, "center_std": None}
-    model = HarmonicGPT2ForCausalLM(type(config)(**{**fields, "hidden_scale": 0.5}))
-    model.save_pretrained("model")
+    head = {"similarity": similarity, "normalization": normalization, "hidden_scale": 0.5}
+    HarmonicGPT2ForCausalLM(HarmonicGPT2Config(**sizes, **head)).save_pretrained("model")
     ids = torch.randint(config.vocab_size - 1, (3, 20))
     mask = torch.rand(3, 20) < 0.7
 
@@ -154,8 +155,7 @@ for similarity, normalization in HEADS:
         raise AssertionError("TRL multiplied by lm_head.weight")
 
 # The standard head as it is: TRL's own product, and the same numbers
-model = HarmonicGPT2ForCausalLM(type(config)(**{**fields, "hidden_scale": 1.0}))
-model.save_pretrained("model")
+HarmonicGPT2ForCausalLM(HarmonicGPT2Config(**sizes, head="standard")).save_pretrained("model")
 losses = [
     sft(make, HarmonicGPT2ForCausalLM.from_pretrained("model")).evaluate()["eval_loss"]
     for make in (SFTTrainer, with_own_head(SFTTrainer))

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import harmonic_gpt
 from harmonic_gpt.__main__ import main
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.comparison.compare import compare
@@ -50,8 +51,8 @@ def run(*arguments) -> int:
 
 def test_export_holds_everything_but_the_training_state(exported):
     names = {path.name for path in exported.iterdir()}
-    own = ("configuration_harmonic_gpt2", "modeling_harmonic_gpt2", "harmonic_head", "harmonic_loss")
-    code = {f"{name}.py" for name in (*own, "harmonic_logits", "harmonic_kernels")}
+    own = {path.name for path in (Path(harmonic_gpt.__file__).parent / "model").glob("*.py")}
+    code = own - {"__init__.py"}
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == code | weights | {"tokenizer.json", "tokenizer_config.json", "README.md", "figures"}
 
@@ -108,7 +109,7 @@ def test_card_says_in_bold_what_a_plain_gpt2_makes_of_the_weights(exported, stan
     assert "GPT2LMHeadModel" not in model_card(standard, "tiny", UNMEASURED).content
     standard_ids = GPT2LMHeadModel.from_pretrained(standard.path)(ids).logits
     torch.testing.assert_close(standard_ids, standard.model(ids).logits)
-    standard.model.config.hidden_scale = 0.5
+    standard.model.lm_head._fixed_scale = 0.5
     assert "GPT2LMHeadModel" in model_card(standard, "tiny", UNMEASURED).content
 
 

@@ -23,8 +23,10 @@ PAGES = [
     "docs/data.md",
     "docs/evaluate.md",
     "docs/publish.md",
+    "docs/explorer.md",
     "docs/notebook.md",
     "docs/extend.md",
+    "docs/heads.md",
     "docs/tools.md",
 ]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
@@ -45,7 +47,7 @@ def place(token_folder, tmp_path_factory):
     (folder / "report").mkdir()
     state = test_nanogpt.weights()
     torch.save({"model": state, "model_args": test_nanogpt.ARGS, "iter_num": 7}, folder / "ckpt.pt")
-    for head in ("harmonic", "standard"):
+    for head in ("harmonic", "standard", "heads"):
         name = f"quickstart_{head}.yaml"
         values = yaml.safe_load((ROOT / "configs" / name).read_text())
         for section, changes in TINY.items():
@@ -84,10 +86,9 @@ def _example(text: str, is_command: bool, folder: Path, output: Path, hub_url: s
 def arguments(line: str) -> list[str]:
     """What follows the program's name in a command of ours."""
     start, *words = shlex.split(line, comments=True)
-    assert start == "python", f"only our own program is run here, got {line!r}; mark the block `not run`"
-    if words[0] == "-m":
-        assert words[1] == "harmonic_gpt", line
-        return words[2:]
+    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
+    if start == "harmonic-gpt":
+        return words
     return [{"train.py": "train", "eval.py": "eval"}[words[0]], *words[1:]]
 
 

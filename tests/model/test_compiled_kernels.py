@@ -13,9 +13,11 @@ pytest.importorskip("triton", reason="the triton extra is not installed")
 
 COMPILER = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 KERNELS = Path(__file__).parents[2] / "harmonic_gpt" / "model" / "harmonic_kernels.py"
-MAX_REGISTERS = 128  # a thread: two programs of 256 threads fit on a multiprocessor
+# a thread: two programs of 256 threads fit on a multiprocessor; of the Lorentz distance one
+MAX_REGISTERS = {"plain": 128, "flags": 128, "lorentz": 192}
 MAX_STACK_BYTES = 32  # ptxas may keep a few numbers of a row there, outside the loops
-MAX_INSTRUCTIONS = 26  # an element, in each pass over whole blocks
+# an element, in each pass over whole blocks: of the four heads, with options, of arcosh and its derivative
+MAX_INSTRUCTIONS = {"plain": 26, "flags": 36, "lorentz": 112}
 
 
 def compiled(grid: str, out: Path, source: Path = KERNELS) -> list[dict]:
@@ -31,8 +33,9 @@ def faults(row: dict) -> list[str]:
     if "error" in row:
         return [row["error"]]
     passes = 1 if row["kind"] == "loss" else 2
+    kind = "lorentz" if "lorentz" in row["flags"] else "flags" if row["flags"] else "plain"
     found = []
-    if row["registers"] > MAX_REGISTERS:
+    if row["registers"] > MAX_REGISTERS[kind]:
         found.append(f"{row['registers']} registers")
     if row["stack_bytes"] > MAX_STACK_BYTES:
         found.append(f"{row['stack_bytes']} B of stack")
@@ -48,7 +51,7 @@ def faults(row: dict) -> list[str]:
         found += [
             f"{loop['instructions_per_element']} instructions an element"
             for loop in whole
-            if loop["instructions_per_element"] > MAX_INSTRUCTIONS
+            if loop["instructions_per_element"] > MAX_INSTRUCTIONS[kind]
         ]
     return found
 
@@ -56,9 +59,10 @@ def faults(row: dict) -> list[str]:
 @pytest.mark.parametrize("grid", ["fast", pytest.param("rest", marks=pytest.mark.slow)])
 def test_compiles_without_spills(tmp_path, grid):
     rows = compiled(grid, tmp_path / "rows.jsonl")
-    assert len(rows) == {"fast": 20, "rest": 124}[grid]
+    assert len(rows) == {"fast": 22, "rest": 144}[grid]
     bad = {
-        tuple(row[key] for key in ("similarity", "normalization", "kind", "architecture", "classes")): faults(row)
+        tuple(row[key] for key in ("similarity", "normalization", "kind", "architecture", "classes"))
+        + tuple(row["flags"]): faults(row)
         for row in rows
     }
     assert not {name: found for name, found in bad.items() if found}

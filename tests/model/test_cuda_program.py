@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harmonic_gpt.model import harmonic_kernels
+from harmonic_gpt.model import harmonic_kernels, harmonic_loss_cuda
 from harmonic_gpt.model import harmonic_loss as module
+from harmonic_gpt.model.harmonic_elements import Formula, Needs
+from harmonic_gpt.model.heads import find_head, find_pair
 from tests.conftest import HEADS
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
@@ -116,14 +118,16 @@ class Trace:
         kernel = _Kernel()
         monkeypatch.setattr(harmonic_kernels, "_element_kernel", kernel)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(module, "_triton_failed", False)
+        monkeypatch.setattr(harmonic_loss_cuda, "_triton_failed", False)
         with torch.no_grad(), FakeTensorMode(), _Indexing():
             x, w = (torch.empty(k, D, device="cuda:0", dtype=t) for k, t in ((n, dtype), (V, torch.float32)))
             y, weight = torch.empty(n, dtype=torch.long, device="cuda:0"), torch.empty(n, device="cuda:0")
-            spec = module.HeadSpec(28.0, *head)
+            name, constants = find_pair(*head, 28.0)
+            form = find_head(name).form
+            formula = Formula(*form, form.rate(find_head(name).values(D, constants)))
             with _Watch() as watch:
-                self.losses, self.grad_x, self.grad_w = module._losses_and_gradients(
-                    x, w, y, weight, spec, dtype, needs, impl
+                self.losses, self.grad_x, self.grad_w, *_ = module.losses_and_gradients(
+                    x, w, y, weight, formula, dtype, Needs(*needs), impl
                 )
         self.launches, self.products, self.operators = kernel.launches, watch.products, watch.operators
         self.other_bytes, self.peak_bytes = watch.other_bytes, watch.peak_bytes

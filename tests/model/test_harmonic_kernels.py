@@ -6,11 +6,15 @@ import warnings
 import pytest
 import torch
 
-from harmonic_gpt.model import harmonic_kernels
-from harmonic_gpt.model import harmonic_loss as module
+from harmonic_gpt.model import harmonic_elements, harmonic_kernels
+from harmonic_gpt.model import harmonic_loss_cuda as module
+from harmonic_gpt.model.harmonic_elements import Formula, Needs
 from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
+from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
 from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.test_heads import constants_of, graded
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
 pytestmark = [
@@ -34,7 +38,7 @@ def cuda_program(request, monkeypatch):
     monkeypatch.setattr(module, "_triton_element_pass", element_pass)
     monkeypatch.setattr(module, "CUDA_CHUNK_BYTES", 16 * 64 * 4)
     monkeypatch.setattr(module, "CUDA_CHUNK_ROWS", 16)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 6 * V * 4)
+    monkeypatch.setattr(harmonic_elements, "BLOCK_BYTES", 6 * V * 4)
     monkeypatch.setattr(harmonic_kernels, "MAX_BLOCK", 64)
     yield calls
     assert calls, "the program of CUDA did not run"
@@ -43,7 +47,7 @@ def cuda_program(request, monkeypatch):
 def cuda(head, n, reduction="mean"):
     """`ours`, by way of the fixture above."""
     similarity, normalization = head
-    return lambda x, w, y: module.harmonic_cross_entropy(
+    return lambda x, w, y: harmonic_cross_entropy(
         x, w, y, exponent=n, similarity=similarity, normalization=normalization, reduction=reduction, impl="triton"
     )
 
@@ -73,7 +77,7 @@ def test_no_worse_than_naive_float32(cuda_program, head, n):
 def test_full_blocks_and_what_is_left_over(cuda_program, head, v):
     x, w, y = inputs(torch.float32, n=20, v=v)
     close_to_truth(run(cuda(head, 28), x, w, y), x, w, y, head, 28)
-    for u, g, _x2, w2, *_ in cuda_program:
+    for u, g, (_x2, w2, *_), *_ in cuda_program:
         assert u.shape[1] % 64 == 0 and len(w2) == v  # noqa: PT018
         assert g.data_ptr() != u.data_ptr()
         assert (g[:, v:] == 0).all()
@@ -170,6 +174,48 @@ def test_nan_stays_nan():
             assert run(cuda(head, 28), x, w, y)[0].isnan()
 
 
+OPTIONS = {"log_prior": torch.linspace(-2, 1, V), "label_smoothing": 0.1, "z_loss": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, OPTIONS) for name in HEADS_BY_NAME if HEADS_BY_NAME[name].form]
+    + [("harmonic", {name: value}) for name, value in OPTIONS.items()]
+    + [("lorentz_harmonic", {})],
+)
+def test_every_head_and_option(cuda_program, name, options):
+    """Learned rates and weights, a prior, smoothing and z-loss: float32 against the CPU's program in float64."""
+    x, w, y = inputs(torch.float32, n=11)
+    y[::5] = -100
+    values = constants_of(name, torch.float32)
+
+    def loss_of(impl):
+        return lambda x, w, *tensors: head_cross_entropy(
+            x, w, y, head=name, impl=impl, **options, **dict(zip(values, tensors, strict=True))
+        )
+
+    leaves = (x, w, *values.values())
+    truth = graded(loss_of("auto"), *(leaf.double() for leaf in leaves))
+    for got, expected in zip(graded(loss_of("triton"), *leaves), truth, strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert all(isinstance(call[5].rate, torch.Tensor) for call in cuda_program)
+
+
+def test_the_gradient_of_a_prior_goes_through_torch(monkeypatch):
+    def element_pass(*_args, **_options):
+        raise AssertionError("the kernel has no gradient of a bias")
+
+    monkeypatch.setattr(harmonic_kernels, "element_pass", element_pass)
+    x, w, y = inputs(torch.float32)
+    prior = torch.zeros(V)
+    got, expected = (
+        graded(lambda x, w, p, impl=impl: head_cross_entropy(x, w, y, log_prior=p, impl=impl), x, w, prior)
+        for impl in ("triton", "auto")
+    )
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """The kernel fails when it is launched, as without a C compiler. Returns a list with an entry per launch."""
@@ -187,8 +233,8 @@ def broken(monkeypatch):
 
 def through_auto(x, w, y):
     """Losses and gradients as impl="auto" computes them for CUDA tensors."""
-    weight, spec = torch.ones(len(y)), module.HeadSpec(28.0)
-    return module._chunked_cuda(x, w, y, weight, spec, (True, True), module._auto_element_pass)
+    weight, formula = torch.ones(len(y)), Formula("squared_distance", "log", -14.0)
+    return module.chunked_cuda(x, w, y, weight, formula, Needs(True, True), module._auto_element_pass)[:3]
 
 
 def test_auto_goes_on_without_the_kernel_and_says_so_once(broken):

@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM, HarmonicHead
 from tests.conftest import HEADS
 
 STANDARD = {"similarity": "dot", "normalization": "softmax"}
@@ -311,6 +311,12 @@ def test_who_looks_for_a_bias_is_told(tiny_config, head, hidden_scale):
         assert getattr(lm_head, "bias", None) is None
         with pytest.raises(AttributeError, match=r"would train dot products\. Use transformers' Trainer"):
             lm_head.bias  # noqa: B018
+
+
+@pytest.mark.parametrize("fields", [{"constants": {"temperature": 2.0}}, {"prior": True}, {"learn": ["hidden_scale"]}])
+def test_a_standard_head_that_is_no_plain_product_has_no_bias_of_none(fields):
+    assert HarmonicHead(8, 20, head="standard").bias is None
+    assert not hasattr(HarmonicHead(8, 20, head="standard", **fields), "bias")
 
 
 @pytest.mark.parametrize("head", [("euclidean", "harmax"), ("dot", "softmax")])

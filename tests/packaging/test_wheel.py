@@ -74,7 +74,7 @@ def test_contents(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = [name for name in archive.namelist() if name.endswith(("/METADATA", "/licenses/LICENSE"))]
-    assert names == set(tracked("harmonic_gpt"))
+    assert names == {*tracked("harmonic_gpt"), *(f"harmonic_gpt/{name}" for name in tracked("configs"))}
     assert len(metadata) == 2
     assert wheel.name.split("-")[1] == harmonic_gpt.__version__
 
@@ -103,6 +103,8 @@ def test_trains_and_evaluates_with_its_core_dependencies_and_compares_with_eval(
     ):
         code, text = core(*arguments)
         assert code == 0, text
+    code, text = core("train", "--config", "quickstart_harmonic", "--dry-run")
+    assert code == 0, text
     assert json.loads((run / "latest" / "state.json").read_text())["step"] == 6
 
     code, text = installed("eval")("eval", "compare", run, "--tokens", "500", "--out", tmp_path / "report")

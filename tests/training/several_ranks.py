@@ -25,12 +25,12 @@ from torch.distributed.tensor import DTensor
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.model.heads import PAIRS
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training import distributed, init_from, loop, saving, setup
 from harmonic_gpt.training.attention import compile_blocks
 
 RANK = int(os.environ["RANK"])
-HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
 
 
 def config(folder: Path, name: str, *overrides: str):
@@ -238,15 +238,16 @@ def sharded(folder: Path) -> dict:
     distributed.Accelerator = Accelerator
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0
-    for head in HEADS:
+    learning = {"learn": ["exponent", "hidden_scale", "prior"], "prior": True}
+    heads = [{"head": name} for name in PAIRS.values()]
+    for head in (*heads, {"head": "mahalanobis_low_rank", **learning}, {"head": "lorentz_harmonic", "prior": True}):
         for tied in (True, False):
-            assert_sharding_changes_nothing(head, tied)
+            assert_sharding_changes_nothing({**head, "tie_word_embeddings": tied})
     return {}
 
 
-def assert_sharding_changes_nothing(head: tuple[str, str], tied: bool) -> None:
+def assert_sharding_changes_nothing(fields: dict) -> None:
     """Loss, logits, gradients and clipped gradients of float64 models; 101 classes do not divide by 2."""
-    fields = {"similarity": head[0], "normalization": head[1], "tie_word_embeddings": tied}
     settings = HarmonicGPT2Config(
         vocab_size=101, n_embd=32, n_layer=2, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **fields,

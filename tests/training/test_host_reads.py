@@ -44,7 +44,7 @@ def _plain_loss(monkeypatch):
     def cross_entropy(hidden_states, centers, labels, *, reduction, **_):
         return F.cross_entropy((hidden_states @ centers.mT).flatten(0, 1), labels.flatten(), reduction=reduction)
 
-    monkeypatch.setattr(harmonic_head, "harmonic_cross_entropy", cross_entropy)
+    monkeypatch.setattr(harmonic_head, "head_cross_entropy", cross_entropy)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

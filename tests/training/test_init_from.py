@@ -122,7 +122,10 @@ def test_a_run_goes_on_with_a_harmonic_model_and_resumes(gpt2, run_config, token
     [
         ({"model__n_embd": 64}, "--model.n_embd=32"),
         ({"model__n_positions": 64, "train__batch_tokens": 256}, "--model.n_positions=48"),
-        ({"model__similarity": "dot", "model__normalization": "harmax"}, "only a Euclidean head"),
+        (
+            {"model__similarity": "dot", "model__normalization": "harmax"},
+            "only harmonic and euclidean_softmax can be fitted",
+        ),
     ],
 )
 def test_settings_that_contradict_the_weights(gpt2, run_config, token_folder, overrides, message):

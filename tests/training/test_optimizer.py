@@ -121,6 +121,12 @@ def test_muon_goes_on_from_a_loaded_state(tiny_config):
     assert sum(len(g["params"]) for g in second.param_groups) == len(second.state) == len(list(parts.parameters()))
 
 
+def test_muon_refuses_groups_that_its_parts_would_not_see(tiny_config):
+    optimizer = build_optimizer(fresh(tiny_config), OptimSection(optimizer="muon"))
+    with pytest.raises(NotImplementedError, match="takes all groups when it is made"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+
+
 def test_a_rate_of_the_head_moves_the_centers_only(tiny_config):
     plain, fast = fresh(tiny_config), fresh(tiny_config)
     start = plain.lm_head.weight.detach().clone()

@@ -22,6 +22,7 @@ from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.files import write_json
 from harmonic_gpt.likelihood import unigram_nats
+from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.provenance import provenance
 
@@ -83,8 +84,8 @@ def compare(
         measured.row["device"] = str(loaded.model.device)
         return measured
 
-    bar = tqdm(zip(names, labels, strict=True), desc="models", total=len(names), disable=None, leave=False)
-    measured = [measured_of(name, label) for name, label in bar]
+    pairs = list(zip(names, labels, strict=True))
+    measured = [measured_of(name, label) for name, label in show_progress(pairs, desc="models")]
     members = _members(arms, labels)
     for arm, indices in members.items():
         for i in indices:

@@ -49,7 +49,7 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
         "step": loaded.step,
         "weights_sha256": loaded.weights_sha256,
         "head": loaded.head,
-        "exponent": spec.exponent if spec is not None and spec.normalization == "harmax" else None,
+        "exponent": spec.exponent if spec is not None else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "embedding_parameters": embedding_of(model).numel(),
         "trained_tokens": loaded.state["tokens"] if loaded.state else None,

@@ -4,12 +4,12 @@ import warnings
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from harmonic_gpt.evaluation.activations import mean_states
 from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
 from harmonic_gpt.evaluation.text import tokenizer_of
 from harmonic_gpt.extras import require
+from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel
 
 FOLDS = 5
@@ -63,7 +63,7 @@ def run_probes(loaded: LoadedModel, tasks: list[ProbeTask], layers: list[int], s
     require("eval", "sklearn")  # before the work
     rows = []
     start = tokenizer_of(loaded).eos_token_id
-    for task in tqdm(tasks, desc="probes", disable=None, leave=False):
+    for task in show_progress(tasks, desc="probes"):
         classes, counts = np.unique(task.labels, return_counts=True)
         about = {
             "task": task.name,
