@@ -81,7 +81,8 @@ def scores(model: PreTrainedModel, states: Tensor, ids: Tensor, logits: Tensor) 
     if name == "dot product":
         return (rows * states[:, None]).sum(-1)
     head, spec = model.get_output_embeddings(), spec_of(model)
-    assert head is not None and spec is not None
+    assert head is not None
+    assert spec is not None
     assert spec.exponent is not None
     z = head.definition.logit(states[:, None], rows, head.values())  # -n log of the distance
     return (-z / spec.exponent).exp()
