@@ -6,12 +6,13 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint r
 # A process for each core; the tests of one file share its fixtures, and go to the same process
 WORKERS ?= --numprocesses auto --dist loadfile
 
-.PHONY: quickstart check docs test test-slow test-versions gpu lock clean
+.PHONY: quickstart check docs docs-images test test-slow test-versions gpu lock clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart_harmonic.yaml --resume
 	$(BIN)/python train.py --config configs/quickstart_standard.yaml --resume
 	$(BIN)/python eval.py compare runs/quickstart-harmonic runs/quickstart-standard --out report/quickstart
+	$(BIN)/python eval.py explore runs/quickstart-harmonic runs/quickstart-standard --report report/quickstart --out report/explorer
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check --quiet .
@@ -39,6 +40,10 @@ test-versions: | $(BIN)/pip
 	  .versions/$$set/bin/python -m pytest $(WORKERS) || exit 1; \
 	done
 
+# Screenshots of the quickstart's explorer, with the Chromium that is installed (apt-get install chromium)
+docs-images: $(VENV)/installed-dev
+	$(BIN)/python -m tests.explorer.screenshots report/explorer docs/images
+
 # On a machine with a CUDA device: all that is to be measured there. GPU='head step' for some stages, PYTHON for its own
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.run $(GPU)
@@ -53,7 +58,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/pip
-	$(INSTALL) --editable '.[eval]'
+	$(INSTALL) --editable '.[eval,explore]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml requirements.lock | $(BIN)/pip

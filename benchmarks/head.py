@@ -3,12 +3,15 @@
     python benchmarks/head.py                                   # 2,048 tokens x 768 x 50,257, float32
     python benchmarks/head.py --tokens 1024,4096 --classes 8192,50257 --dim 256 --rounds 7 --out docs/results/head.jsonl
     python benchmarks/head.py --split --tokens 512              # products and element passes apart (CPU)
+    python benchmarks/head.py --heads                           # every head and option beside harmonic
     python benchmarks/head.py --device cuda --dtype bfloat16 --tokens 65536
 
 (a) three bare matrix products, on CUDA with the classes padded to a multiple of 64 (an odd number slows them down);
 (b) F.linear + F.cross_entropy; (c) F.linear_cross_entropy, on the CPU in chunks of 512 tokens (its automatic choice was
 1.5 to 10 times slower there), on CUDA in those of CHUNKS that are fastest; (d) harmonic through materialised logits and
 autograd; (d') the same as the authors' code computes it; (e) ours, harmonic; (e') ours, standard.
+
+--heads: ratios to harmonic in the same round, of wall time and of the process's CPU time; medians with quartiles.
 
 Every round runs each contender once, in a shuffled order; a time is the median of the rounds, its spread the quartiles.
 Memory is the peak beyond the inputs, beyond grad_x and grad_w too in the last column; on the CPU each contender's is
@@ -28,8 +31,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonic_gpt.model.harmonic_logits import HeadSpec, head_logits, squared_norms
-from harmonic_gpt.model.harmonic_loss import _element_pass, harmonic_cross_entropy
+from harmonic_gpt.model.harmonic_elements import Formula, Sides, element_pass
+from harmonic_gpt.model.harmonic_logits import head_logits, squared_norms
+from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
+from harmonic_gpt.model.heads import HEADS, LOG2_E
 
 # Tokens of a chunk of F.linear_cross_entropy on CUDA; None: its own heuristic
 CHUNKS = (None, 1024, 2048, 4096, 8192, 16384)
@@ -103,6 +108,74 @@ def ours_harmonic(x, w, y, n):
 
 def ours_standard(x, w, y, n):
     harmonic_cross_entropy(x, w, y, exponent=n, similarity="dot", normalization="softmax").backward()
+
+
+def head_of_the_family(name: str, learn: tuple[str, ...] = (), **options):
+    """A contender: a head with its weights learned, numbers of `learn` too ("prior" and "hidden_scale" among them)."""
+
+    def contender(x, w, y, n):
+        def leaf(value: Tensor) -> Tensor:
+            return value.to(x.device).requires_grad_()
+
+        width = x.shape[1]
+        starts = {key: constant.default(width) for key, constant in HEADS[name].constants.items()}
+        values = {key: leaf(weight.start(width, starts)) for key, weight in HEADS[name].weights.items()}
+        if "exponent" in starts:
+            values["exponent"] = leaf(torch.tensor([n])) if "exponent" in learn else n
+        if "temperature" in learn:
+            values["temperature"] = leaf(torch.tensor([starts["temperature"]]))
+        if "hidden_scale" in learn:
+            x = x * leaf(torch.ones(1))
+        if "prior" in learn or "prior" in options:
+            prior = torch.linspace(-9, 0, len(w), device=x.device).roll(7)
+            values["log_prior"] = leaf(prior) if "prior" in learn else prior
+        given = {key: value for key, value in options.items() if key != "prior"}
+        head_cross_entropy(x, w, y, head=name, **values, **given).backward()
+
+    return contender
+
+
+FAMILY = {
+    "harmonic": head_of_the_family("harmonic"),
+    "harmonic, again": head_of_the_family("harmonic"),  # how much is noise
+    **{name: head_of_the_family(name) for name, head in HEADS.items() if head.form and name != "harmonic"},
+    "harmonic, learned exponent": head_of_the_family("harmonic", ("exponent",)),
+    "harmonic, learned exponent and scale": head_of_the_family("harmonic", ("exponent", "hidden_scale")),
+    "harmonic, prior": head_of_the_family("harmonic", prior=True),
+    "harmonic, learned prior": head_of_the_family("harmonic", ("prior",)),
+    "harmonic, label smoothing": head_of_the_family("harmonic", label_smoothing=0.1),
+    "harmonic, z-loss": head_of_the_family("harmonic", z_loss=1e-4),
+}
+
+
+def compare_family(shape: tuple[int, int, int], dtype: str, device: str, rounds: int, only: list[str]) -> list[dict]:
+    """Rows with the ratio of each head's time to harmonic's in the same round."""
+    x, w, y = inputs(*shape, getattr(torch, dtype), device)
+    names = [name for name in FAMILY if not only or name in ("harmonic", *only)]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for i in range(rounds + 1):
+        order = list(names)
+        random.Random(i).shuffle(order)
+        for name in order:
+            x.grad = w.grad = None
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            started = time.perf_counter(), time.process_time()
+            FAMILY[name](x, w, y, x.shape[1] ** 0.5)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            if i:  # the first round warms up
+                times[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    rows = []
+    for name in names:
+        row: dict = {"head": name, "tokens": shape[0], "dim": shape[1], "classes": shape[2], "dtype": dtype}
+        row |= {"device": device, "seconds": median(wall for wall, _ in times[name])}
+        for k, kind in enumerate(("wall", "cpu")):
+            ratios = [a[k] / b[k] for a, b in zip(times[name], times["harmonic"], strict=True)]
+            low, middle, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+            row |= {f"{kind}_ratio": middle, f"{kind}_quartiles": [low, high]}
+        rows.append(row)
+    return rows
 
 
 CONTENDERS = {
@@ -203,20 +276,21 @@ def split(shape: tuple[int, int, int], rounds: int) -> None:
     x, w, y = inputs(*shape, torch.float32, "cpu")
     x, w = x.detach(), w.detach()
     x2, w2, weight = squared_norms(x), squared_norms(w), torch.full((shape[0],), 1 / shape[0])
-    dots = x @ w.T
+    dots, sides = x @ w.T, Sides(x2, w2, x2, w2)
     start_of = {"harmonic": w2 - 2 * dots, "standard": dots}
-    specs = {"harmonic": HeadSpec(24.0), "standard": HeadSpec(1.0, "dot", "softmax")}
-    buffer, times = torch.empty_like(dots), {"three products": [], **{f"element passes, {name}": [] for name in specs}}
+    formulas = {"harmonic": Formula("squared_distance", "log", -12.0), "standard": Formula("dot", "linear", LOG2_E)}
+    buffer, times = torch.empty_like(dots), {"three products": []}
+    times |= {f"element passes, {name}": [] for name in formulas}
     for _ in range(rounds + 1):
         start = time.perf_counter()
         torch.mm(x, w.T, out=buffer)
         buffer @ w, buffer.T @ x
         times["three products"].append(time.perf_counter() - start)
-        for name, spec in specs.items():
+        for name, formula in formulas.items():
             buffer.copy_(start_of[name])
             start = time.perf_counter()
-            _, g, row_factor, _ = _element_pass(buffer, x2, w2, y, weight, spec, torch.float32)
-            if spec.similarity == "euclidean":
+            _, g, row_factor, *_ = element_pass(buffer, sides, y, weight, formula, torch.float32)
+            if formula.euclidean:
                 g.mT @ row_factor  # the column sums
             times[f"element passes, {name}"].append(time.perf_counter() - start)
     for name, seconds in times.items():
@@ -267,16 +341,34 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contenders by first letters, as in a,b,e")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="append JSON lines")
+    parser.add_argument(
+        "--heads", action="store_true", help="heads and options beside harmonic; --only takes names with ; between"
+    )
     parser.add_argument("--split", action="store_true", help="time products and element passes apart, and nothing else")
     parser.add_argument("--plot", type=Path, metavar="IMAGE", help="draw what --out holds, and measure nothing")
     args = parser.parse_args()
     if args.plot:
         plot(args.out, args.plot)
         return
+    wanted = args.only.split(";") if args.only else []  # names of --heads hold commas
     names = [name for name in CONTENDERS if not args.only or name.split()[0] in args.only.split(",")]
     for dim in map(int, args.dim.split(",")):
         for classes in map(int, args.classes.split(",")):
             for tokens in map(int, args.tokens.split(",")):
+                if args.heads:
+                    rows = compare_family((tokens, dim, classes), args.dtype, args.device, args.rounds, wanted)
+                    print(f"{tokens:,} tokens x {dim} x {classes:,} classes, {torch.get_num_threads()} threads")
+                    print(f"{'':<38}{'seconds':>9}{'wall':>8}{'quartiles':>15}{'CPU':>8}{'quartiles':>15}")
+                    for row in rows:
+                        print(f"{row['head']:<38}{row['seconds']:>9.3f}", end="")
+                        for kind in ("wall", "cpu"):
+                            low, high = row[f"{kind}_quartiles"]
+                            print(f"{row[f'{kind}_ratio']:>8.3f}{f'{low:.3f}-{high:.3f}':>15}", end="")
+                        print(flush=True)
+                    if args.out:
+                        with args.out.open("a") as out:
+                            out.writelines(json.dumps(row) + "\n" for row in rows)
+                    continue
                 if args.split:
                     split((tokens, dim, classes), args.rounds)
                     continue

@@ -19,8 +19,6 @@ from datatrove.pipeline.readers import JsonlReader, ParquetReader
 from datatrove.pipeline.tokens import DocumentTokenizer
 from transformers import AutoTokenizer
 
-from harmonic_gpt.data.split import content_hash, is_validation
-
 
 class OrdinaryTokenizer(DocumentTokenizer):
     """A literal <|endoftext|> inside a document stays ordinary text, so that the token ends documents alone."""
@@ -33,7 +31,9 @@ class OrdinaryTokenizer(DocumentTokenizer):
 
 
 def belongs(split: str, share: float, document) -> bool:
-    """The split that `prepare` gives the document; empty ones have none."""
+    """Whether `prepare` gives the document this split; empty ones have none."""
+    from harmonic_gpt.data.split import content_hash, is_validation  # here: Slurm's tasks get this function alone
+
     return bool(document.text) and is_validation(content_hash(document.text), share) == (split == "val")
 
 

@@ -57,6 +57,7 @@ evaluation.command()(evaluate.geometry)
 evaluation.command()(evaluate.probes)
 evaluation.command()(evaluate.lens)
 evaluation.command(context_settings={"ignore_unknown_options": True})(evaluate.compare)
+evaluation.command()(evaluate.explore)
 evaluation.command("lm-eval")(evaluate.lm_eval)
 app.add_typer(evaluation, name="eval")
 

@@ -146,7 +146,7 @@ class ModelSection(Section):
 
 class DataSection(Section):
     dir: str = Field(
-        "data/pydocs", description="token folder: written by `prepare`, or nanoGPT's train.bin and val.bin"
+        "data/pydocs", description="token folder: of `prepare`, `join` or datatrove, or nanoGPT's train.bin and val.bin"
     )
     source: str | list[str] | None = Field(
         None,

@@ -99,7 +99,8 @@ def _saved_tensors(model: PreTrainedModel, old: nn.Module) -> dict[str, torch.Te
     parameters: transformers has left it out, as unknown to a linear layer."""
     prefix = next((f"{name}." for name, module in model.named_modules() if module is old), "lm_head.")
     tensors = {}
-    for path in sorted(Path(model.name_or_path).glob("*.safetensors")):
+    folder = Path(model.name_or_path or "/nowhere")  # a model that was not loaded has no name
+    for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118  it is no dict

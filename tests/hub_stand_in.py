@@ -19,6 +19,7 @@ class HubStandIn:
     def __init__(self):
         self.files: dict[str, dict[str, dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
+        self.spaces: dict[str, str] = {}  # kind of pages of the repositories that are Spaces
         self.large: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.requests: list[str] = []
         self.failures: dict[str, int] = {}
@@ -74,6 +75,8 @@ class HubStandIn:
                             409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"}
                         )
                     hub.files[name], hub.private[name] = {"main": {}}, request.get("visibility") == "private"
+                    if request.get("type") == "space":
+                        hub.spaces[name] = request["sdk"]
                     return self.answer(200, {"url": f"{hub.url}/{name}", "name": name})
                 if path == "/api/validate-yaml":
                     return self.answer(200, {"warnings": [], "errors": []})
@@ -89,9 +92,9 @@ class HubStandIn:
                     return self.answer(200, {"result": 1})
                 if path.endswith(".git/info/lfs/objects/batch"):
                     return self.answer(200, {"objects": [self.batch(o) for o in json.loads(body)["objects"]]})
-                user, name, *rest = path.removeprefix("/api/models/").split("/")
+                kind, user, name, *rest = path.removeprefix("/api/").split("/")
                 repo = f"{user}/{name}"
-                if repo not in hub.files:
+                if repo not in hub.files or (kind == "spaces") != (repo in hub.spaces):
                     return self.answer(404, {"error": "Repository not found"})
                 match rest:
                     case []:

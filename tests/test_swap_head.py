@@ -82,6 +82,28 @@ def test_trains_generates_saves_and_loads(make, tmp_path):
         assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
 
 
+@pytest.mark.parametrize("name", ["cosine_harmonic", "mahalanobis_low_rank", "standard", "lorentz_harmonic"])
+def test_any_head_is_saved_and_loaded_with_what_it_learned(name, tmp_path):
+    model = llama()
+    plain = model(IDS).logits
+    learn = ["prior", "temperature" if name == "standard" else "exponent"]
+    head = swap_head(model, head=name, learn=learn, prior=True)
+    if name == "standard":
+        torch.testing.assert_close(model(IDS).logits, plain)
+    else:
+        assert (model(IDS).logits.logsumexp(-1).abs() < 1e-4).all()
+    model(IDS, labels=IDS).loss.backward()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None, key
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path))
+    assert again.head == name
+    assert torch.equal(again.model(IDS).logits, model(IDS).logits)
+    assert swap_head(model, head="harmonic").name == "harmonic"  # back, with nothing of the other head
+    assert model.config.harmonic_head["learn"] == []
+
+
 def test_models_that_do_more_after_the_head_are_refused_and_left_alone():
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZE, final_logit_softcapping=30.0))
     before = capped.lm_head
@@ -101,6 +123,16 @@ def test_constants_must_be_positive(constant):
     with pytest.raises(InputError, match=f"{next(iter(constant))}: expected a number between"):
         swap_head(model, **constant)
     assert model.lm_head is before
+
+
+def test_heads_and_constants_that_do_not_exist_are_named():
+    for options, message in (
+        ({"head": "cosine"}, "did you mean cosine_harmonic"),
+        ({"head": "cosine_harmonic", "rank": 3}, "cosine_harmonic has no constant rank"),
+        ({"learn": ["prior"]}, "without a prior"),
+    ):
+        with pytest.raises(InputError, match=message):
+            swap_head(llama(), **options)
 
 
 def test_modes_of_the_parts_stay_as_they_were():

@@ -1,4 +1,4 @@
-"""eval: perplexity, sample, geometry, probes, lens, compare, lm-eval."""
+"""eval: perplexity, sample, geometry, probes, lens, compare, explore, lm-eval."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -207,6 +207,55 @@ def compare(
     for line in verdict(results):
         print(line)
     print(f"report: {out}/report.html and .md, figures: {out}/*.png and .svg, numbers: {out}/results.json")
+
+
+def explore(
+    models: Annotated[list[str], typer.Argument(help="two models")],
+    out: Annotated[str | None, typer.Option(help="folder for the page: open its index.html")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the page on this computer; texts typed in it are read")
+    ] = False,
+    data: Data = None,
+    text: Annotated[list[str] | None, typer.Option(help="text file to show; may be repeated")] = None,
+    texts: Annotated[int, typer.Option(help="validation passages to show", min=0, max=100)] = 12,
+    length: Annotated[int, typer.Option(help="tokens of a passage, at most the models' context", min=2)] = 256,
+    report: Annotated[str | None, typer.Option(help="folder of `eval.py compare`, for the verdict")] = None,
+    word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
+    umap: Annotated[bool, typer.Option(help="also draw the map that keeps neighbors together")] = True,
+    host: Annotated[
+        str, typer.Option(help="address of --serve; other than this, it is seen from outside")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of --serve; 0: any free one", min=0, max=65535)] = 8765,
+    device: Device = None,
+) -> None:
+    """Two models side by side in the browser: their predictions, layers and class centers."""
+    import tempfile
+
+    from harmonic_gpt.explorer.build import PAGE, folder_bytes
+    from harmonic_gpt.explorer.build import explore as build
+    from harmonic_gpt.explorer.serve import is_loopback, make_server
+
+    if out is None and not serve:
+        raise InputError("expected --out FOLDER, --serve, or both")
+    quiet_transformers()
+    with tempfile.TemporaryDirectory(prefix="harmonic-gpt-") as temporary:
+        folder = Path(out).expanduser() if out else Path(temporary) / "explorer"
+        explored = build(
+            models, folder, data=data, texts=texts, length=length, files=text or (), report=report,
+            word_pairs=word_pairs, umap=umap, device=device,
+        )  # fmt: skip
+        for loaded in explored.models:
+            print(f"explored {loaded.describe()}")
+        for line in explored.left_out:
+            print(f"left out: {line}")
+        if out:
+            print(f"explorer: open {folder / PAGE} ({folder_bytes(folder) / 1e6:.1f} MB)")
+        if serve:
+            with make_server(folder, explored, host, port) as server:
+                if not is_loopback(host):
+                    print(f"anyone who reaches {host} can have texts read here")
+                print(f"serving http://{host}:{server.server_address[1]}/ until Ctrl-C")
+                server.serve_forever()
 
 
 def lm_eval(

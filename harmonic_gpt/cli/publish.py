@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from harmonic_gpt.cli.options import POSITIVE, License, Model, Report
+from harmonic_gpt.errors import InputError
 
 
 def export(
@@ -22,15 +23,29 @@ def export(
 
 
 def push(
-    model: Model,
-    repo: Annotated[str, typer.Option(help="USER/NAME on the Hugging Face Hub")],
+    model: Annotated[str, typer.Argument(help="run folder, Hugging Face folder, or hub name; or an explorer's folder")],
+    repo: Annotated[str | None, typer.Option(help="USER/NAME of a model on the Hugging Face Hub")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="USER/NAME of a static Space, for a folder of `eval.py explore`")
+    ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="create a private repository; refuse an existing public one")
     ] = False,
     report: Report = None,
     license: License = None,
 ) -> None:
-    """Publish a model on the Hugging Face Hub, in one commit. The token is `hf auth login`'s, or HF_TOKEN."""
+    """Publish a model or an explorer on the Hugging Face Hub, in one commit. The token is `hf auth login`'s, or
+    HF_TOKEN."""
+    if (repo is None) == (space is None):
+        raise InputError("expected one of --repo USER/NAME (a model) and --space USER/NAME (an explorer)")
+    if space is not None:
+        if report or license:
+            raise InputError("--report and --license belong to a model's card; an explorer has none")
+        from harmonic_gpt.explorer.publish import push_space
+
+        print(f"published: {push_space(model, space, private=private)}")
+        return
+    assert repo is not None
     from harmonic_gpt.interop import export as module
 
     print(f"published: {module.push(model, repo, private=private, report=report, license=license)}")

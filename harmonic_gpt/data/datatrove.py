@@ -43,11 +43,14 @@ def read_datatrove(folder: Path) -> Manifest:
     names: set[str] = set()
     splits, files = {}, {}
     for split, paths in token_files(folder).items():
-        entries = [_entry(file, dtype, names) for file in paths]
-        files[split] = [file for file, entry in zip(paths, entries, strict=True) if entry["tokens"]]
-        entries = [entry for entry in entries if entry["tokens"]]
-        totals = {key: sum(entry[key] for entry in entries) for key in ("tokens", "documents")}
-        splits[split] = totals | {"text_bytes": None, "files": entries}
+        entries = [(file, _entry(file, dtype, names)) for file in paths]
+        entries = [(file, entry) for file, entry in entries if entry["tokens"]]  # a task may have had no document
+        if entries:
+            files[split] = [file for file, _ in entries]
+            totals = {key: sum(entry[key] for _, entry in entries) for key in ("tokens", "documents")}
+            splits[split] = totals | {"text_bytes": None, "files": [entry for _, entry in entries]}
+    if not splits:
+        raise InputError(f"{folder}: datatrove's files hold no document")
     if len(names) > 1:
         raise InputError(f"{folder}: its files were made with several tokenizers: {', '.join(sorted(names))}")
     of_source = {split: {**values, "files": len(values["files"])} for split, values in splits.items()}

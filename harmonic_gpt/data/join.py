@@ -151,7 +151,7 @@ def _document_keys(tokens: Tokens, end_of_text: int, bar: Any) -> np.ndarray:
     begun = blake2b(digest_size=8)  # the document that the last window ended in
     for start in range(0, len(tokens), CHECK_TOKENS):
         for window in tokens.windows(start, CHECK_TOKENS):
-            data, size = memoryview(np.ascontiguousarray(window)).cast("B"), window.itemsize
+            data, size = window.data.cast("B"), window.itemsize
             place = 0
             for end in ((np.flatnonzero(window == end_of_text) + 1) * size).tolist():
                 begun.update(data[place:end])

@@ -275,7 +275,7 @@ def _open_text(path: Path) -> TextIO:
     return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig")
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
+def _open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
     """A file's contents, unpacked."""
     suffix = path.suffix.lower()
     if suffix == ".gz":

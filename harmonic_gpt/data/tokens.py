@@ -138,7 +138,8 @@ class TokenFolder:
         """
         tokens = self.splits[split]
         files = self.manifest["splits"][split]["files"] if self.manifest else []
-        identities = [_identity(file) for file in files] or [None] * len(tokens.files)
+        identities: list[str | None] = [_identity(file) for file in files]
+        identities = identities or [None] * len(tokens.files)
         note = {}
         for file, identity in zip(tokens.files, identities, strict=True):
             status = file.stat()
@@ -172,8 +173,8 @@ class TokenFolder:
         """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no
         manifest."""
         if self.manifest is None:
-            files = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
-            return {"vocab_size": self.vocab_size, "tokenizer": None, "files": files}
+            sizes = {name: [path.stat().st_size for path in tokens.files] for name, tokens in self.splits.items()}
+            return {"vocab_size": self.vocab_size, "tokenizer": None, "files": sizes}
         files = {name: [_identity(file) for file in split["files"]] for name, split in self.manifest["splits"].items()}
         return {"vocab_size": self.vocab_size, "tokenizer": self.manifest["tokenizer"]["sha256"], "files": files}
 

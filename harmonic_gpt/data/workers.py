@@ -23,14 +23,12 @@ class EncoderProcess:
     """A process that tokenizes one batch at a time. It ends when its pipe does, whatever this process ends by."""
 
     def __init__(self, spec: EncoderSpec, dtype: np.dtype):
-        # Ctrl-C is for this process alone, which then closes the pipes
-        own_group = {} if os.name == "nt" else {"process_group": 0}
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            **own_group,
+            process_group=0,  # Ctrl-C is for the parent alone, which then closes the pipes; Windows has no groups
         )
         self._start: tuple | None = (spec, dtype)
 

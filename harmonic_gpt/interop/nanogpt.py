@@ -1,5 +1,6 @@
 """Checkpoints of nanoGPT, and of the paper authors' code that grew from it, into our format."""
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
 from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
+from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
 # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
@@ -73,14 +75,19 @@ def import_nanogpt(
         vocab_size: keep this many rows of the embedding. Default: the tokenizer's size; or 50257 of nanoGPT's 50304; or
             all.
         tokenizer: folder or hub name of the tokenizer to put beside the model.
-    Raises InputError: not such a checkpoint, head not known or with a distance other than the Euclidean, weights that
-        GPT-2 does not have.
+    A checkpoint of the follow-up (arXiv 2603.10225) says which of its distances it has, and needs none of the three.
+    Raises InputError: not such a checkpoint, head not known or in a form that none here has, weights that GPT-2 does
+        not have.
     """
     out, notes = Path(out).expanduser(), list[str]()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; name a new folder")
     state, arguments = _read(Path(checkpoint).expanduser())
-    n = _exponent(arguments, standard, exponent, squared_distance_exponent, notes)
+    chosen = standard or exponent is not None or squared_distance_exponent is not None
+    head, tensors = _follow_up_head(arguments, state, chosen, notes)
+    if not head:
+        n = _exponent(arguments, standard, exponent, squared_distance_exponent, notes)
+        head = {"head": "standard"} if n is None else {"head": "harmonic", "exponent": n}
     if ignored := {key: value for key, value in arguments.items() if key not in UNDERSTOOD}:
         notes.append(f"warning: model_args that GPT-2 does not know were ignored: {ignored}")
 
@@ -102,10 +109,10 @@ def import_nanogpt(
     if text is not None:
         end_of_text = text.eos_token_id
     try:
-        model = HarmonicGPT2ForCausalLM(_config(arguments, n, vocab_size, end_of_text, _is_tied(state), notes))
+        model = HarmonicGPT2ForCausalLM(_config(arguments, head, vocab_size, end_of_text, _is_tied(state), notes))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{checkpoint}: no GPT-2 is like that: {' '.join(str(error).split())}") from error
-    _load(model, state, vocab_size, str(checkpoint))
+    _load(model, state, tensors, vocab_size, str(checkpoint))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / out.name
@@ -119,7 +126,7 @@ def import_nanogpt(
 
 
 def _config(
-    arguments: dict, n: float | None, vocab_size: int, end_of_text: int | None, tied: bool, notes: list[str]
+    arguments: dict, head: dict, vocab_size: int, end_of_text: int | None, tied: bool, notes: list[str]
 ) -> HarmonicGPT2Config:
     papers = PAPERS_ARGUMENT in arguments
     program, form = ("the paper's code", "the tanh form of GELU") if papers else ("nanoGPT", "the exact GELU")
@@ -128,7 +135,6 @@ def _config(
         notes.append(
             "warning: the follow-up clamps embeddings to 10 and final hidden states to 20; this model does not"
         )
-    head = {"similarity": "dot", "normalization": "softmax"} if n is None else {"exponent": n}
     return HarmonicGPT2Config(
         vocab_size=vocab_size,
         n_layer=arguments["n_layer"],
@@ -143,6 +149,70 @@ def _config(
         eos_token_id=end_of_text,
         **head,
     )
+
+
+def _follow_up_head(
+    arguments: dict, state: dict[str, Tensor], chosen: bool, notes: list[str]
+) -> tuple[dict, dict[str, Tensor]]:
+    """Fields of the config and tensors of the head, of a checkpoint of the follow-up (arXiv 2603.10225) whose
+    model_args name one of its other distances; both empty where they do not.
+
+    Its code fixes the exponents: n_embd on the distance (on 1 - cos for cosines), 1 for Mahalanobis. What it adds to
+    distances and denominators against division by zero (1e-8; Mahalanobis 1e-4) is left out here.
+    """
+    distance, width = arguments.get("distance"), arguments["n_embd"]
+    if distance in (None, "baseline", "euclidean"):
+        return {}, {}
+    if chosen:
+        raise InputError(f"the checkpoint records distance = {distance} (model_args), and the options say otherwise")
+    tensors = {}
+    if distance == "cosine":
+        head = {"head": "cosine_harmonic", "exponent": 2.0 * width}
+    elif (match := re.fullmatch(r"cosine_temp_scale_(\d+)_(\d+)", distance)) is not None:
+        head = {"head": "normalized_dot", "head_constants": {"temperature": float(f"{match[1]}.{match[2]}")}}
+    elif distance in ("manhattan_long", "minkowski_l1", "optimized_minkowski_l1"):
+        head = {"head": "manhattan", "exponent": float(width)}
+    elif distance in ("minkowski_l2", "optimized_minkowski_l2"):
+        head = {"head": "harmonic", "exponent": float(width)}
+    elif (match := re.fullmatch(r"minkowski_l(\d+)(?:_(\d+))?", distance)) is not None:
+        order = float(f"{match[1]}.{match[2] or 0}")
+        head = {"head": "minkowski", "exponent": float(width), "head_constants": {"order": order}}
+    elif distance in METRICS:
+        key, name, weight, factor_of = METRICS[distance]
+        if key not in state:
+            raise InputError(f"the checkpoint records distance = {distance}, and has no weight {key}")
+        head, tensors = {"head": name, "exponent": 1.0}, {weight: factor_of(state[key])}
+    else:
+        raise InputError(
+            f"the checkpoint's head measures the distance {distance!r} (model_args), in a form that no head here has; "
+            "any other one would give other probabilities"
+        )
+    if find_head(head["head"]).form is None:
+        head["allow_slow"] = True
+        notes.append(f"warning: {head['head']} has no matrix product: evaluation is slow (docs/heads.md)")
+    notes.append(f"head: {head}, for the distance {distance} of the follow-up")
+    return head, tensors
+
+
+def _cholesky(metric: Tensor) -> Tensor:
+    """A of a metric A^T A, as the follow-up factors it, with what its code adds to the diagonal."""
+    return torch.linalg.cholesky(metric.double() + (1e-2 + 1e-4) * torch.eye(len(metric))).mT.to(metric.dtype)
+
+
+def _triangle(factor: Tensor) -> Tensor:
+    """A of the follow-up's triangular factor, whose diagonal it keeps positive."""
+    lower = factor.tril()
+    return (lower + torch.diag(lower.diagonal().clamp(min=1e-4) - lower.diagonal())).mT
+
+
+# Distance of the follow-up: (its weight, our head, our weight, ours from its)
+METRICS = {
+    "mahalanobis_diagonal": (
+        "lm_head.log_diag_cov_inv", "mahalanobis_diagonal", "factors", lambda t: (t.clamp(-10, 10).exp() + 1e-4).sqrt()
+    ),
+    "mahalanobis_cholesky": ("lm_head.chol_factor", "mahalanobis_full", "matrix", _triangle),
+    "mahalanobis_standard": ("lm_head.cov_inv", "mahalanobis_full", "matrix", _cholesky),
+}  # fmt: skip
 
 
 def _is_tied(state: dict[str, Tensor]) -> bool:
@@ -181,11 +251,6 @@ def _exponent(
 ) -> float | None:
     """n on the distance, or None for a standard head."""
     distance = arguments.get("distance")
-    if distance not in (None, "baseline", "euclidean"):
-        raise InputError(
-            f"the checkpoint's head measures the distance {distance!r} (model_args); heads here measure the Euclidean "
-            "distance or take dot products, and would give other probabilities"
-        )
     chosen = [standard, exponent is not None, squared is not None]
     if distance == "baseline" and not any(chosen[1:]):
         notes.append("standard head: the checkpoint records distance = baseline")
@@ -210,10 +275,16 @@ def _exponent(
 
 
 @torch.no_grad()
-def _load(model: HarmonicGPT2ForCausalLM, state: dict[str, Tensor], vocab_size: int, path: str) -> None:
-    """Copy the weights: linear layers transposed (GPT-2 has Conv1D), absent biases zero, padding rows left out."""
-    used = set()
+def _load(
+    model: HarmonicGPT2ForCausalLM, state: dict[str, Tensor], tensors: dict[str, Tensor], vocab_size: int, path: str
+) -> None:
+    """Copy the weights: linear layers transposed (GPT-2 has Conv1D), absent biases zero, padding rows left out.
+    tensors: of the head, beside its centers."""
+    used = {key for key, *_ in METRICS.values()} if tensors else set()
     for name, parameter in model.named_parameters():  # a tied head comes once, as wte
+        if (own := tensors.get(name.removeprefix("lm_head."))) is not None:
+            parameter.copy_(own)
+            continue
         source = state.get(name)
         if source is None:
             if not name.endswith(".bias"):

@@ -5,7 +5,7 @@ import math
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
 
-from .heads import HIDDEN_SCALE, PAIRS, HeadSpec, find_head, find_pair
+from .heads import HIDDEN_SCALE, PAIRS, Head, HeadSpec, find_head, find_pair
 
 
 @strict
@@ -57,7 +57,7 @@ class HarmonicGPT2Config(GPT2Config):
         if isinstance(self.exponent, str) and self.exponent != "sqrt":
             raise ValueError(f'exponent: expected a positive number or "sqrt", got {self.exponent!r}')
         self._name_the_head()
-        head = find_head(self.head)
+        head = self.definition
         if "exponent" in (self.head_constants or {}):
             raise ValueError("head_constants: the exponent has a field of its own")
         numbers = head.numbers(self.n_embd, {**(self.head_constants or {}), **self._exponent_of(head)})
@@ -81,8 +81,14 @@ class HarmonicGPT2Config(GPT2Config):
             raise ValueError(f"head {self.head!r} and similarity, normalization {given} are different heads")
         self.similarity, self.normalization = own
 
-    def _exponent_of(self, head) -> dict[str, float]:
+    def _exponent_of(self, head: Head) -> dict[str, float]:
         return {"exponent": self.head_exponent} if "exponent" in head.constants else {}
+
+    @property
+    def definition(self) -> Head:
+        """What the head is. Raises ValueError for one that does not exist."""
+        assert self.head is not None  # named at construction
+        return find_head(self.head)
 
     @property
     def head_exponent(self) -> float:
@@ -92,6 +98,6 @@ class HarmonicGPT2Config(GPT2Config):
     @property
     def head_spec(self) -> HeadSpec:
         """The head and the numbers that it starts with. Raises ValueError for one that does not exist."""
-        head = find_head(self.head)
+        head = self.definition
         numbers = {**(self.head_constants or {}), **self._exponent_of(head)}
         return HeadSpec(head.name, head.numbers(self.n_embd, numbers))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ class HarmonicHead(nn.Module):
         one sign.
         """
         hidden_states = hidden_states * self._scale()  # (..., D)
-        head = {"head": self.name, "log_prior": self.log_prior, **self.values()}
+        head: dict[str, Any] = {"head": self.name, "log_prior": self.log_prior, **self.values()}
         if labels is not None:
             options = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss} if self.training else {}
             return head_cross_entropy(

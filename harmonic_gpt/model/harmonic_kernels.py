@@ -317,9 +317,9 @@ def element_pass(
     losses, row_sums = torch.empty_like(x2), torch.empty_like(x2)
     if not formula.euclidean:
         x2, w2 = x2.sqrt(), w2.sqrt()
-    learned = isinstance(formula.rate, Tensor)
     # A learned rate is read by the kernel, and its slope is a multiple of it
-    rate, slope = (0.0, formula._replace(rate=1.0).slope) if learned else (formula.rate, formula.slope)
+    learned = formula.rate.float() if isinstance(formula.rate, Tensor) else None
+    rate, slope = (formula.rate, formula.slope) if learned is None else (0.0, formula._replace(rate=1.0).slope)
     rates = torch.empty_like(x2) if asked.rate else None
     bias = formula.bias
     unused = losses  # an address that nothing is read from
@@ -329,10 +329,11 @@ def element_pass(
             n_classes, u.stride(0), u.stride(0) if g is None else g.stride(0),
             rate, slope, relative_floor, tiny, math.log2(math.e),
             x_term if lorentz else unused, w_term if lorentz else unused, unused if bias is None else bias,
-            unused if bias is None else bias.mean(), formula.rate.float() if learned else unused,
+            unused if bias is None else bias.mean(), unused if learned is None else learned,
             unused if rates is None else rates, formula.label_smoothing, formula.z_loss,
             EUCLIDEAN=formula.euclidean, HARMAX=formula.curve in ("log", "log_arcosh"), LORENTZ=lorentz,
-            BIAS=bias is not None, SMOOTHING=formula.label_smoothing > 0, Z_LOSS=formula.z_loss > 0, LEARNED=learned,
-            GRADIENT=g is not None, BLOCK=block_size(n_classes), FAST=not INTERPRETED, num_warps=NUM_WARPS,
+            BIAS=bias is not None, SMOOTHING=formula.label_smoothing > 0, Z_LOSS=formula.z_loss > 0,
+            LEARNED=learned is not None, GRADIENT=g is not None, BLOCK=block_size(n_classes), FAST=not INTERPRETED,
+            num_warps=NUM_WARPS,
         )  # fmt: skip
     return losses, row_sums, rates

@@ -21,6 +21,8 @@ TINY = torch.finfo(torch.float32).tiny
 # so many rows of hidden states; with more, the product takes the time, not the reading.
 INFERENCE_BLOCK_BYTES = 2**20
 FEW_ROWS = 16
+# Bytes of the largest intermediate of a head without a product: a block of tokens, (block, V, D)
+PAIRS_BYTES = 64 * 2**20
 
 
 def operand_dtype(hidden_states: Tensor, centers: Tensor) -> torch.dtype:
@@ -141,9 +143,14 @@ def head_logits(
 
 
 def pair_logits(head: Head, x: Tensor, w: Tensor, values: Values, log_prior: Tensor | None = None) -> Tensor:
-    """(..., N, V): the formula of a head for every pair of a row of x (..., N, D) and one of w (..., V, D). Builds
-    (..., N, V, D)."""
-    z = head.logit(widened(x).unsqueeze(-2), widened(w).unsqueeze(-3), values)
+    """(..., N, V): the formula of a head for every pair of a row of x (..., N, D) and one of w (..., V, D).
+
+    Builds (..., rows, V, D): all N rows where gradients are asked for, else PAIRS_BYTES at a time.
+    """
+    x, w = widened(x), widened(w)
+    rows = max(1, PAIRS_BYTES // (x.shape[:-2].numel() * w.shape[-2:].numel() * x.itemsize or 1))
+    rows = max(1, x.shape[-2]) if torch.is_grad_enabled() else rows
+    z = torch.cat([head.logit(part.unsqueeze(-2), w.unsqueeze(-3), values) for part in x.split(rows, -2)], -2)
     return z if log_prior is None else z + widened(log_prior)
 
 
@@ -201,16 +208,14 @@ def _products(
         x, w = rounded(x, w)
         products, (w2, w_term) = x @ w.mT, _sides(w, head, -1)
     else:
-        parts, norms, terms = [], [], []
-        narrow, x_given = w, x
-        for block in narrow.split(rows):
-            x, w = rounded(x_given, block)
-            parts.append(x @ w.mT)
-            w2, w_term = _sides(w, head, -1)
-            norms.append(w2)
-            terms.append(w_term)
-        products = torch.cat(parts, -1)
-        w2, w_term = (None if side[0] is None else torch.cat(side) for side in (norms, terms))
+        pairs = (rounded(x, block) for block in w.split(rows))
+        parts = [(x, x @ block.mT, *_sides(block, head, -1)) for x, block in pairs]
+        x = parts[0][0]
+        products = torch.cat([part for _, part, _, _ in parts], -1)
+        w2, w_term = (
+            torch.cat([side for side in sides if side is not None]) if sides[0] is not None else None
+            for sides in ([norms for *_, norms, _ in parts], [terms for *_, terms in parts])
+        )
     x2, x_term = _sides(x, head, 1)
     if x2 is None or x_term is None or w2 is None or w_term is None:
         return products, None, None, None, None

@@ -10,14 +10,20 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .harmonic_elements import Formula, LossAndGradients, Needs
-from .harmonic_logits import full_float32, no_autocast, operand_dtype, pair_logits, refuse_dtensors, widened
+from .harmonic_logits import (
+    PAIRS_BYTES,
+    full_float32,
+    no_autocast,
+    operand_dtype,
+    pair_logits,
+    refuse_dtensors,
+    widened,
+)
 from .harmonic_loss_cpu import chunked
 from .harmonic_loss_cuda import chunked_cuda, element_pass_of
 from .heads import LOG2_E, Head, Values, find_head, find_pair
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
-# Bytes of the largest intermediate of a head without a product: a block of tokens, (block, V, D)
-PAIRS_BYTES = 64 * 2**20
 # A head without a product is refused for more classes than this, unless allow_slow is set
 MAX_SLOW_CLASSES = 10_000
 
@@ -237,7 +243,7 @@ def head_cross_entropy(
     else:
         rate = definition.form.rate(values)
         bias = None if log_prior is None else log_prior.to(wide) * LOG2_E
-        formula = Formula(*definition.form, 1.0, **options)
+        formula = Formula(*definition.form, 1.0, None, label_smoothing, z_loss)
         with no_autocast(x):
             x, w = definition.operands(*_wide_unless_plain(definition, x, centers), values)
         dtype = wide if definition.float32 else dtype

@@ -12,12 +12,12 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Values = Mapping[str, float | Tensor]  # of a head's constants and weights, by name
+Values = Mapping[str, Any]  # float | Tensor: a head's constants and weights, by name
 LOG2_E = math.log2(math.e)
 # Distances of 0 have no logarithm: formulas raise them to this
 SMALLEST_DISTANCE = math.sqrt(torch.finfo(torch.float32).tiny)
@@ -182,10 +182,31 @@ def harmonic(d: Tensor, values: Values) -> Tensor:
     return -values["exponent"] * torch.log(d.clamp_min(SMALLEST_DISTANCE))
 
 
+class _Unit(torch.autograd.Function):
+    """`unit` in two passes over the rows each way; autograd's own derivative takes six, and (V, D) is large."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        inverse = torch.where(norms > 0, norms, math.inf).reciprocal()
+        return rows * inverse, inverse
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # noqa: ARG004  torch names its arguments
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx, gradient, gradient_of_inverse):
+        units, inverse = ctx.saved_tensors
+        along = torch.linalg.vecdot(gradient, units).unsqueeze(-1) + gradient_of_inverse * inverse
+        return (gradient * inverse).addcmul_(units, along * inverse, value=-1)
+
+
 def unit(rows: Tensor) -> Tensor:
     """Rows of length 1. A row of zeros stays one, and gets no gradient."""
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows * torch.where(norms > 0, norms, math.inf).reciprocal()
+    return _Unit.apply(rows)[0]
 
 
 def lifted(rows: Tensor, curvature: float | Tensor, sign: int) -> Tensor:
@@ -332,7 +353,7 @@ _ALL = (
         "minkowski",
         "(sum of |x − w_j|ᵖ)^(−n/p), p the constant `order`",
         MILLER_GOLUB,
-        lambda x, w, c: harmonic(distance(x, w, c["order"]), c),  # type: ignore[arg-type]  # never learned: a float
+        lambda x, w, c: harmonic(distance(x, w, c["order"]), c),
         constants={"exponent": EXPONENT, "order": Constant(3.0, 0.1, 100.0, learnable=False)},
     ),
     Head(

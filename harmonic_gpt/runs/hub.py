@@ -23,7 +23,9 @@ def check_repository_name(repo: str) -> None:
         raise InputError(f"{option('repo')}: expected USER/NAME, got {repo!r}")
 
 
-def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool = True, progress: bool = False) -> str:
+def upload_checkpoint(
+    folder: Path, repo: str, *, revision: str, private: bool = True, progress: bool = False, space: bool = False
+) -> str:
     """Commit every file of `folder` to the branch `revision` of a model repository; creates either where it is missing.
 
     Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short,
@@ -34,6 +36,7 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
         repo: USER/NAME.
         private: a new repository is private. An existing public one is refused: nothing meant to be private is shown.
         progress: draw bars (not from the background of a training run, which has its own).
+        space: the repository is a Space of static pages instead.
     Returns: address of the commit.
     Raises:
         InputError: the Hub refuses the name, token or files, or the repository is public where a private one was asked
@@ -43,23 +46,25 @@ def upload_checkpoint(folder: Path, repo: str, *, revision: str, private: bool =
     """
     check_repository_name(repo)
     (enable_progress_bars if progress else disable_progress_bars)()
-    api = HfApi()
+    api, kind = HfApi(), "space" if space else "model"
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     outcome = "nothing was published"
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        if private and not api.repo_info(repo).private:
+        api.create_repo(repo, private=private, exist_ok=True, repo_type=kind, space_sdk="static" if space else None)
+        if private and not api.repo_info(repo, repo_type=kind).private:
             raise InputError(
                 f"{repo} is public on the Hub, and this upload is to be private; name another repository, or publish "
                 "openly"
             )
         if revision != MAIN:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        api.preupload_lfs_files(repo, operations, revision=revision)
-        commits = f"{api.endpoint}/{repo}/commits/{revision}"
+            api.create_branch(repo, branch=revision, exist_ok=True, repo_type=kind)
+        api.preupload_lfs_files(repo, operations, revision=revision, repo_type=kind)
+        commits = f"{api.endpoint}/{'spaces/' if space else ''}{repo}/commits/{revision}"
         outcome = f"whether it was published is not known: look at {commits}. Uploading again is safe"
-        return api.create_commit(repo, operations, commit_message=f"Upload {folder.name}", revision=revision).commit_url
+        message = f"Upload {folder.name}"
+        commit = api.create_commit(repo, operations, commit_message=message, revision=revision, repo_type=kind)
+        return commit.commit_url
     except InputError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the xet client raise many kinds

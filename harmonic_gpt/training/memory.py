@@ -13,10 +13,9 @@ import torch
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.harmonic_elements import BLOCK_BYTES
-from harmonic_gpt.model.harmonic_loss import PAIRS_BYTES
+from harmonic_gpt.model.harmonic_logits import PAIRS_BYTES
 from harmonic_gpt.model.harmonic_loss_cpu import CHUNK_BYTES
 from harmonic_gpt.model.harmonic_loss_cuda import CUDA_ALIGNMENT, CUDA_CHUNK_BYTES, CUDA_CHUNK_ROWS
-from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.run_config import RunConfig
 
 GIB = 2**30
@@ -111,7 +110,7 @@ def step_bytes(model: HarmonicGPT2Config, config: RunConfig, micro_batch: int, d
     if width < FLOAT32:  # what autocast has rounded of the blocks' matrices, until they are no more needed
         kept += width * matrices
     # In the head: besides, ln_f's output and its scaled copy, and what the loss holds
-    definition = find_head(model.head)
+    definition = model.definition
     distances = definition.form is not None and definition.form.quantity != "dot"
     loss = _loss_bytes(n_tokens, v, d, width, distances, device.cuda)
     if definition.prepare is not None:  # the prepared operands, and their gradients beside the operands' own

@@ -68,7 +68,16 @@ def rewrite(file, change):
     ids.tofile(file)
 
 
+def without_documents(folder):
+    for split in ("train", "val"):
+        for file in (folder / split).iterdir():
+            file.unlink()
+        write_ds(folder / split / "00000_unshuffled.ds", [])
+
+
 DAMAGE = {
+    "hold no document": without_documents,
+    "no train tokens; it has val": lambda f: shutil.rmtree(f / "train"),
     "no .index: its task has not finished": lambda f: (f / "train/00002_unshuffled.ds.index").unlink(),
     "its index says": lambda f: (f / "train/00002_unshuffled.ds").write_bytes(b"1234"),
     "the ends of its documents do not rise": lambda f: np.zeros(3, "<u8").tofile(f / "train/00002_unshuffled.ds.index"),

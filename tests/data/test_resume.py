@@ -131,12 +131,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_anywhere_it_ends_with_the_same_bytes(run, folder, every):
-    """Killed before each write that reaches the disk, then continued; and killed again and again in one preparation."""
+@pytest.mark.parametrize(
+    ("every", "processes_from"),
+    [(11, 10**9), pytest.param(1, 10**9, marks=pytest.mark.slow), pytest.param(13, 0, marks=pytest.mark.slow)],
+)
+def test_killed_anywhere_it_ends_with_the_same_bytes(run, folder, every, processes_from):
+    """Killed before each write that reaches the disk, then continued; and killed again and again in one preparation;
+    tokenizing in threads, and in processes."""
     result = run(
         folder,
-        f"every = {every}"
+        f"every, sys.modules['harmonic_gpt.data.prepare'].PROCESSES_FROM = {every}, {processes_from}"
         r"""
 status, writes, text = attempt(fresh("whole"))
 assert status == 0, text

@@ -142,7 +142,7 @@ def test_a_dataset_that_is_a_script_is_read_from_its_parquet_copy(monkeypatch):
 
 
 def test_an_unreachable_hub_names_the_offline_alternatives():
-    message = r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*--source pydocs"
+    message = r"cannot read 'Skylion007/openwebtext' from the Hugging Face Hub.*source pydocs"
     with pytest.raises(InputError, match=message) as caught:
         open_source("openwebtext")
     assert caught.value.__cause__ is not None

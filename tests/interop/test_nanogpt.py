@@ -160,13 +160,67 @@ def test_the_papers_standard_checkpoint(tmp_path):
     torch.testing.assert_close(logits(tmp_path / "out", IDS), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("distance", ["cosine", "cosine_temp_scale_0_1", "manhattan_long", "minkowski_l2", "chebyshev"])
-@pytest.mark.parametrize("options", [{}, {"standard": True}, {"squared_distance_exponent": 16.0}])
-def test_other_distances_of_the_follow_up_are_refused(tmp_path, distance, options):
+@pytest.mark.parametrize("distance", ["chebyshev", "manhattan_fast", "cosine_simple", "canberra_standard"])
+def test_distances_in_other_forms_are_refused(tmp_path, distance):
     path = write(tmp_path, weights(), scale_attn_by_inverse_layer_idx=False, distance=distance)
     with pytest.raises(InputError, match=f"measures the distance '{distance}'"):
-        import_nanogpt(path, tmp_path / "out", **options)
+        import_nanogpt(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def follow_up_probabilities(distance: str, x, w, state) -> torch.Tensor:
+    """Distances and powers as arXiv 2603.10225 and its code have them, written down from there: (T, V)."""
+    width = x.shape[-1]
+    cosines = (x / x.norm(dim=-1, keepdim=True)) @ (w / w.norm(dim=-1, keepdim=True)).T
+    if distance.startswith("cosine_temp_scale"):
+        return (cosines / 0.3).softmax(-1)
+    if distance.startswith("mahalanobis"):
+        metric = {
+            "mahalanobis_diagonal": lambda: torch.diag(state["lm_head.log_diag_cov_inv"].double().exp() + 1e-4),
+            "mahalanobis_cholesky": lambda: (
+                state["lm_head.chol_factor"].double().tril() @ state["lm_head.chol_factor"].double().tril().T
+            ),
+            "mahalanobis_standard": lambda: state["lm_head.cov_inv"].double() + 0.0101 * torch.eye(width),
+        }[distance]()
+        difference = x[:, None] - w
+        powers = torch.einsum("tvd,de,tve->tv", difference, metric, difference).sqrt() ** -1
+    elif distance == "cosine":
+        powers = ((1 - cosines) / (1 - cosines).min(-1, keepdim=True).values) ** -width
+    else:
+        order = {"manhattan_long": 1.0, "minkowski_l2": 2.0, "minkowski_l1_5": 1.5}[distance]
+        d = (x[:, None] - w).abs().pow(order).sum(-1).pow(1 / order)
+        powers = (d / d.min(-1, keepdim=True).values) ** -width
+    return powers / powers.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        "cosine",
+        "cosine_temp_scale_0_3",
+        "manhattan_long",
+        "minkowski_l2",
+        "minkowski_l1_5",
+        "mahalanobis_diagonal",
+        "mahalanobis_cholesky",
+        "mahalanobis_standard",
+    ],
+)
+def test_the_follow_ups_distances_give_its_probabilities(tmp_path, distance):
+    state, width = weights(), ARGS["n_embd"]
+    factor = torch.eye(width) + 0.1 * torch.rand(width, width)
+    state |= {
+        "mahalanobis_diagonal": {"lm_head.log_diag_cov_inv": torch.randn(width)},
+        "mahalanobis_cholesky": {"lm_head.chol_factor": factor},
+        "mahalanobis_standard": {"lm_head.cov_inv": factor @ factor.T},
+    }.get(distance, {})
+    path = write(tmp_path, state, scale_attn_by_inverse_layer_idx=False, distance=distance)
+    imported = import_nanogpt(path, tmp_path / "out")
+    hidden, centers = hidden_states(state, IDS, tanh_gelu), state["lm_head.weight"].double()
+    expected = follow_up_probabilities(distance, hidden, centers, state)
+    torch.testing.assert_close(logits(imported.out, IDS).log_softmax(-1), expected.log(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="options say otherwise"):
+        import_nanogpt(path, tmp_path / "other", squared_distance_exponent=16.0)
 
 
 def test_the_follow_ups_euclidean_head_and_its_baseline(tmp_path):

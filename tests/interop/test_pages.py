@@ -21,6 +21,7 @@ PAGES = [
     "docs/data.md",
     "docs/evaluate.md",
     "docs/publish.md",
+    "docs/explorer.md",
     "docs/notebook.md",
     "docs/extend.md",
     "docs/heads.md",

@@ -133,6 +133,27 @@ def test_lorentz_distance_is_the_textbooks():
         torch.testing.assert_close((-logits).exp(), torch.acosh(-product), rtol=1e-9, atol=1e-9)
 
 
+def test_short_hyperbolic_distances_keep_their_digits():
+    """At 1e-3 from the origin cosh d - 1 is 1e-6, and float32 keeps one digit of cosh d."""
+    x, w, y = inputs(torch.float32)
+    x, w = 1e-3 * x, 1e-3 * w
+    options = {"head": "lorentz_harmonic", "exponent": 28.0}
+    exact = head_logits(x.double(), w.double(), **options)
+    torch.testing.assert_close(head_logits(x, w, **options).double(), exact, rtol=1e-5, atol=2e-3)
+    loss = head_cross_entropy(x, w, y, **options).double()
+    torch.testing.assert_close(loss, F.cross_entropy(exact, y), rtol=1e-4, atol=0)
+
+
+def test_unit_rows_can_be_differentiated_twice():
+    rows = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(heads.unit, rows)
+    assert torch.autograd.gradgradcheck(heads.unit, rows)
+    torch.testing.assert_close(torch.func.vmap(heads.unit)(rows), F.normalize(rows))
+    zero = torch.zeros(1, 3, requires_grad=True)  # has no direction
+    heads.unit(zero).sum().backward()
+    assert (zero.grad == 0).all()
+
+
 def test_a_metric_starts_at_the_identity():
     x, w, _ = inputs()
     for name in ("mahalanobis_diagonal", "mahalanobis_low_rank", "mahalanobis_full"):

@@ -22,7 +22,7 @@ UNIX_ONLY = ["fcntl", "grp", "pwd", "resource", "termios"]
 # Import names that are not the distribution's
 DISTRIBUTIONS = {
     "PIL": "pillow", "markdown_it": "markdown-it-py", "pydantic_core": "pydantic", "sklearn": "scikit-learn",
-    "tiktoken_ext": "tiktoken", "yaml": "pyyaml",
+    "tiktoken_ext": "tiktoken", "umap": "umap-learn", "yaml": "pyyaml",
 }  # fmt: skip
 # Other libraries may import what is refused here, as they choose by the platform and by what is installed
 IMPORT_WITHOUT = """
@@ -61,7 +61,7 @@ def third_party(path: Path) -> set[str]:
     return {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in names}
 
 
-EXTRAS = ["eval", "studies", "data", "wandb", "tensorboard", "trackio", "lm-eval", "triton"]
+EXTRAS = ["eval", "explore", "studies", "data", "wandb", "tensorboard", "trackio", "lm-eval", "triton"]
 
 
 def test_every_import_is_of_a_declared_dependency():

@@ -2,8 +2,7 @@
 
 The tests are taken from the source distribution on the package registry, and nothing of them is kept. That distribution
 has the model tests but not those of generation (tests/generation) and export (tests/exporters), in no version that was
-looked at (4.57.6, 5.0.0, 5.23.0, 5.24.0): empty classes stand for these two, so what they would test is not tested
-here.
+looked at (4.57.6, 5.0.0, 5.23.0, 5.24.0): empty classes stand for these two, whose subject is not tested here.
 """
 
 import os

@@ -14,11 +14,33 @@ from harmonic_gpt.files import write_text
 if TYPE_CHECKING:
     from jinja2 import Template
 
-STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85em}td{white-space:nowrap}
-td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top}
-td:first-child,th:first-child{text-align:left;white-space:normal}img{max-width:100%;display:block}
-em{color:#666;font-size:.9em}code{font-size:.85em;overflow-wrap:anywhere}h2{margin-top:2.5rem}"""
+# The colors of the explorer's page, light and dark
+STYLE = """:root{color-scheme:light dark;--paper:#f7f6f2;--panel:#fff;--ink:#1a2028;--soft:#5c6672;--line:#dcdbd4;
+--accent:#14608f}
+@media(prefers-color-scheme:dark){:root{--paper:#0c1118;--panel:#131a24;--ink:#e8ecf1;--soft:#98a4b3;--line:#273140;
+--accent:#7cc2f5}}
+*{box-sizing:border-box}html{background:var(--paper);color:var(--ink);
+font:16px/1.55 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+body{max-width:84rem;margin:0 auto;padding:1.5rem 1.25rem 4rem}h1{font-size:1.6rem;margin:0 0 .5rem}
+a{color:var(--accent)}
+.first{display:grid;grid-template-columns:minmax(0,7fr) minmax(0,5fr);gap:1.5rem;align-items:start}
+.first p{margin:.55rem 0}.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem;
+margin:1.25rem 0}figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:14px;padding:.75rem}
+figure a{display:block}figcaption{color:#5c6672;font-size:.85rem;margin-top:.4rem}img{max-width:100%;display:block;
+margin:auto;background:#fff;border-radius:8px}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.86em;background:var(--panel);
+border:1px solid var(--line);border-radius:14px;padding:.4rem .9rem;margin:1rem 0;font-variant-numeric:tabular-nums}
+td{white-space:nowrap}
+td,th{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+tr:last-child td{border-bottom:0}td:first-child,th:first-child{text-align:left;white-space:normal}
+details{border-top:1px solid var(--line)}details:last-of-type{border-bottom:1px solid var(--line)}
+summary{cursor:pointer;padding:.8rem 0;list-style-position:inside}summary h2{display:inline;font-size:1.15rem}
+details[open]{padding-bottom:1rem}em,ul{color:var(--soft);font-size:.9em}code{font-size:.85em;overflow-wrap:anywhere}
+@media(max-width:50rem){.first{grid-template-columns:minmax(0,1fr)}html{font-size:15px}}
+@media print{details::details-content{content-visibility:visible;block-size:auto}}"""
+FIRST_SCREEN = ("parallelograms", "layers", "probes")  # pictures that stand beside the verdict and the loss curves
+# `eval.py explore --report` puts a link between these
+EXPLORER = "<!-- explorer -->"
 
 
 def write(results: dict, figures: list[tuple[str, str]], folder: Path) -> None:
@@ -30,7 +52,10 @@ def write(results: dict, figures: list[tuple[str, str]], folder: Path) -> None:
 
 def write_html(text: str, folder: Path, name: str = "report.html") -> None:
     """Markdown as one page: local PNG files become part of it, nothing else is loaded. Raw HTML in the text stays
-    text."""
+    text.
+
+    What stands before the first section is the first screen, with the pictures that matter; sections are folded.
+    """
     require("eval", "markdown_it")
     from markdown_it import MarkdownIt
 
@@ -40,11 +65,50 @@ def write_html(text: str, folder: Path, name: str = "report.html") -> None:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode()
         return f'<img src="data:image/png;base64,{data}"'
 
-    body = re.sub(r'<img src="([\w-]+\.png)"', embed, body)
+    body = re.sub(r'<img src="([\w-]+\.png)"', embed, _arranged(body))
     title = html.escape(text.splitlines()[0].lstrip("# "))
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f'<meta charset="utf-8">{view}<title>{title}</title><style>{STYLE}</style>'
     write_text(folder / name, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>')
+
+
+def _arranged(body: str) -> str:
+    """A rendered report as a first screen and folded sections. A figure that moves to the first screen leaves its
+    section."""
+    figures = {}
+
+    def taken(match: re.Match) -> str:
+        if match[1] not in ("loss_curves", *FIRST_SCREEN):
+            return match[0]
+        figures[match[1]] = f"<figure>{match[2]}<figcaption>{match[3]}</figcaption></figure>"
+        return ""
+
+    body = re.sub(r'<p>(?=<img src="([\w-]+)\.png")(<img[^>]*>)\s*<em>(.*?)</em></p>', taken, body, flags=re.DOTALL)
+    opening, *sections = re.split(r"(?=<h2>)", body)
+    lines, table, rest = opening.partition("<table>")
+    pictures = "".join(figures[key] for key in FIRST_SCREEN if key in figures)
+    folded = [
+        re.sub(r"^(<h2>.*?</h2>)", r"<details><summary>\1</summary>", section) + "</details>" for section in sections
+    ]
+    return "".join(
+        [
+            f'<div class="first"><div>{lines}{EXPLORER}{EXPLORER}</div>{figures.get("loss_curves", "")}</div>',
+            f'<div class="pictures">{pictures}</div>' if pictures else "",
+            table + rest,
+            *folded,
+        ]
+    )
+
+
+def link_explorer(folder: Path, page: str) -> None:
+    """Put a link to an explorer's page, relative to the folder, into report.html; nothing where there is none."""
+    path = folder / "report.html"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, mark, rest = text.partition(EXPLORER)
+    _, end, after = rest.partition(EXPLORER)
+    if mark and end:
+        link = f'<p><a href="{html.escape(page)}"><b>Open the explorer</b></a>: both models on one text.</p>'
+        write_text(path, f"{before}{EXPLORER}{link}{EXPLORER}{after}")
 
 
 def markdown(results: dict, figures: list[tuple[str, str]]) -> str:

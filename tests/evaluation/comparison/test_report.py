@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from harmonic_gpt.evaluation.comparison.arms import HEADLINES, compare_arms
-from harmonic_gpt.evaluation.comparison.report import code, markdown, model_table, plain, verdict, write_html
+from harmonic_gpt.evaluation.comparison.report import (
+    FIRST_SCREEN,
+    code,
+    link_explorer,
+    markdown,
+    model_table,
+    plain,
+    verdict,
+    write_html,
+)
 
 
 def measured(nats, ratio):
@@ -123,3 +132,26 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
     assert "<td>1</td>" in page
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "data:image/png;base64," in page
+
+
+def test_the_first_screen_and_what_is_folded(full):
+    page = (full.folder / "report.html").read_text()
+    first, *folded = page.split("<details>")
+    report = (full.folder / "report.md").read_text()
+    assert len(folded) == report.count("\n## ")
+    shown = [name for name in ("loss_curves", *FIRST_SCREEN) if f"]({name}.png)" in report]
+    assert len(shown) >= 2
+    assert first.count("<figure>") == len(shown)
+    assert page.count("<img") == report.count("![")
+    assert "<h2>" not in first
+    assert all(line.split(":")[0] in first for line in verdict(full.results)[:3])
+
+
+def test_the_link_to_an_explorer_is_there_once(tmp_path):
+    write_html("# A\n\nverdict\n\n## Section\n", tmp_path)
+    link_explorer(tmp_path, "../old/index.html")
+    link_explorer(tmp_path, "../a b&c/index.html")
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall('href="([^"]*)"', page) == ["../a b&amp;c/index.html"]
+    assert page.endswith("</html>")
+    link_explorer(tmp_path / "nowhere", "x")

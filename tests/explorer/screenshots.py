@@ -1,0 +1,41 @@
+"""Pictures of an explorer's views for the documentation: python -m tests.explorer.screenshots FOLDER OUT."""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tests.explorer.test_browser import BROWSER, SOFTWARE_WEBGL
+
+DESKTOP, PHONE = (1280, 800), (390, 844)
+PICTURES = {  # name -> (address, view, size, color scheme)
+    "explorer_read": ("text=1", "read", DESKTOP, "light"),
+    "explorer_map": ("view=map&color=part&task=present-past", "map", DESKTOP, "light"),
+    "explorer_walk": ("view=walk&text=1", "walk", DESKTOP, "dark"),
+    "explorer_phone": ("text=1", "read", PHONE, "light"),
+}
+
+
+def main(folder: str, out: str) -> None:
+    page_file = Path(folder).resolve() / "index.html"
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=SOFTWARE_WEBGL)
+        for name, (address, view, (width, height), scheme) in PICTURES.items():
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+            )
+            page = context.new_page()
+            page.goto(f"file://{page_file}#{address}")
+            page.wait_for_selector(f"html[data-ready={view}]", state="attached")
+            page.wait_for_timeout(1000)  # the frames that draw the maps
+            path = Path(out) / f"{name}.png"
+            page.screenshot(path=path)
+            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+            context.close()
+            print(f"{out}/{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
