@@ -4,13 +4,14 @@
     python experiments/report.py docs/results/recipe.jsonl --figures docs/recipe
     python experiments/report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
-First every setting, with its seeds side by side. Then the heads against each other, for every question that both have
-answered with several seeds. The figure shows validation loss against tokens, mean and range over seeds.
+First every setting, with its seeds side by side. Then every arm against the standard head, for every question that both
+have answered with several seeds. The figure shows validation loss against tokens, mean and range over seeds.
 """
 
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
@@ -95,39 +96,61 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def paired(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
-    """(question, size and corpus) -> (seed, harmonic's loss, standard's loss) for every seed that both heads have.
+def arm_of(row: dict) -> str:
+    """The arm of a row; older rows have a head alone."""
+    return row.get("arm", row["head"])
 
-    Of a head's settings it is the one with the most seeds, and the best of these.
+
+def loss_of(row: dict) -> float:
+    return row["val_loss"]
+
+
+Pairs = dict[tuple[str, str, str], list[tuple[int, float, float]]]
+
+
+def paired(rows: list[dict], value: Callable[[dict], float | None] = loss_of, baseline: str = "standard") -> Pairs:
+    """(question, size and corpus, arm) -> (seed, the arm's value, the baseline's) for every seed that both have.
+
+    Of an arm's settings it is the one with the most seeds, and the best of these by loss.
     """
-    heads: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    arms: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
         corpus = f" {Path(row['set']['data.dir']).name}" if "data.dir" in row["set"] else ""
-        groups.setdefault((row["question"], row["size"] + corpus, row["head"]), []).append(row)
-    for (question, size, head), found in groups.items():
-        runs = min(by_setting(found).values(), key=lambda runs: (-len(runs), mean(run["val_loss"] for run in runs)))
-        heads.setdefault((question, size), {})[head] = {run["seed"]: run["val_loss"] for run in runs}
-    pairs = {}
-    for key, losses in heads.items():
-        ours, theirs = (losses.get(head, {}) for head in ("harmonic", "standard"))
-        if seeds := sorted(ours.keys() & theirs.keys()):
-            pairs[key] = [(seed, ours[seed], theirs[seed]) for seed in seeds]
+        groups.setdefault((row["question"], row["size"] + corpus, arm_of(row)), []).append(row)
+    for (question, size, arm), found in groups.items():
+        runs = min(by_setting(found).values(), key=lambda runs: (-len(runs), mean(row["val_loss"] for row in runs)))
+        values = {run["seed"]: v for run in runs if (v := value(run)) is not None}
+        arms.setdefault((question, size), {})[arm] = values
+    pairs: Pairs = {}
+    for (question, size), values in arms.items():
+        theirs = values.pop(baseline, {})
+        for arm, ours in values.items():
+            if seeds := sorted(ours.keys() & theirs.keys()):
+                pairs[question, size, arm] = [(seed, ours[seed], theirs[seed]) for seed in seeds]
     return pairs
 
 
-def heads_compared(rows: list[dict]) -> str:
-    """Markdown: one line per question and size with two or more seeds of both heads. A pair has one order of the data.
+def interval(pairs: list[tuple[int, float, float]]) -> tuple[float, float] | None:
+    """95 % of the mean difference, by a paired t test over seeds; None with a single pair."""
+    if len(pairs) < 2:
+        return None
+    _, ours, theirs = zip(*pairs, strict=True)
+    if len(set(np.subtract(ours, theirs))) == 1:
+        return (ours[0] - theirs[0],) * 2
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval()
+    return float(low), float(high)
 
-    interval: 95 % of the mean difference, by a paired t test over seeds.
-    """
-    lines = ["| question | size | seeds | harmonic | standard | harmonic - standard | interval |", "|---" * 7 + "|"]
-    for (question, size), pairs in paired(rows).items():
+
+def arms_compared(rows: list[dict]) -> str:
+    """Markdown: one line per question, size and arm with two or more seeds of it and of the standard head. A pair has
+    one order of the data."""
+    lines = ["| question | size | seeds | arm | | standard | arm - standard | interval |", "|---" * 8 + "|"]
+    for (question, size, arm), pairs in paired(rows).items():
         seeds, ours, theirs = zip(*pairs, strict=True)
-        if len(seeds) > 1:
-            low, high = stats.ttest_rel(ours, theirs).confidence_interval()
-            cells = [question, size, ",".join(map(str, seeds)), spread(ours), spread(theirs)]
-            cells += [f"{mean(ours) - mean(theirs):+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+        if (limits := interval(pairs)) is not None:
+            cells = [question, size, ",".join(map(str, seeds)), arm, spread(ours), spread(theirs)]
+            cells += [f"{mean(ours) - mean(theirs):+.4f}", "[{:+.4f}, {:+.4f}]".format(*limits)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -149,14 +172,14 @@ def trend_over_width(rows: list[dict], width: int = 768) -> str:
     follow no scaling law.
     """
     lines = [f"| question | widths | | per doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
-    for question in dict.fromkeys(row["question"] for row in rows):
-        found = {size: pairs for (q, size), pairs in paired(rows).items() if q == question}
+    for question, arm in dict.fromkeys((q, arm) for q, _, arm in paired(rows)):
+        found = {size: pairs for (q, size, a), pairs in paired(rows).items() if (q, a) == (question, arm)}
         widths = {size: int(re.split("x|-| ", size)[1]) for size in found}
         if len(set(widths.values())) < 3:
             continue
         x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])
         ours, theirs = np.array([pair[1:] for pairs in found.values() for pair in pairs]).T
-        for name, y in (("harmonic", ours), ("standard", theirs), ("harmonic - standard", ours - theirs)):
+        for name, y in ((arm, ours), ("standard", theirs), (f"{arm} - standard", ours - theirs)):
             value, low, high = line_at(x, y, np.log2(width))
             named = ", ".join(map(str, sorted(set(widths.values()))))
             slope = stats.linregress(x, y).slope
@@ -200,7 +223,7 @@ def main() -> None:
     rows = [row for row in rows if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
-    print(f"### The heads against each other\n\n{heads_compared(rows)}\n")
+    print(f"### The arms against the standard head\n\n{arms_compared(rows)}\n")
     print(f"### Trend over width\n\n{trend_over_width(rows)}\n")
     if args.figures:
         args.figures.mkdir(parents=True, exist_ok=True)

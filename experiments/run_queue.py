@@ -18,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Condition
@@ -53,13 +55,22 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
 
     A run: question, size, arm, head, set (its settings beyond base, size and head), trial, seed, settings (overrides of
     RunConfig, all of them), config (file that they override, or None), keep (its folder stays when it is done), read
-    (its row gets the measures of reading.py), and key, which identifies what is trained, whatever the question that
-    asked for it: one run may answer several.
+    (its row gets the measures of reading.py and uses.py), and key, which identifies what is trained, whatever the
+    question that asked for it: one run may answer several.
 
     Args:
         losses: final loss of the runs that are done, by key. What a search asks for next depends on them, and so do
             blocks that are `tuned` by a search: while it goes on, these have no runs.
     """
+    return _read(path, losses or {})[0]
+
+
+def read_searches(path: Path, losses: dict[str, float]) -> list["ArmSearch"]:
+    """Where every search of a queue file stands, by question, size and arm. Raises InputError."""
+    return _read(path, losses)[1]
+
+
+def _read(path: Path, losses: dict[str, float]) -> tuple[list[dict], list["ArmSearch"]]:
     try:
         queue = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -68,11 +79,16 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
         raise InputError(f"{path}: expected a list `experiments:`")
     runs: dict[str, dict] = {}
     tuned: Tuned = {}
+    searches: list[ArmSearch] = []
     for block in queue["experiments"]:
         try:
             if unknown := block.keys() - BLOCK_KEYS:
                 raise InputError(f"unknown {sorted(unknown)}; expected some of {sorted(BLOCK_KEYS)}")
-            found = _searched(block, queue, losses or {}, tuned) if "search" in block else _runs_of(block, queue, tuned)
+            if "search" in block:
+                found, arms = _searched(block, queue, losses, tuned)
+                searches += arms
+            else:
+                found = _runs_of(block, queue, tuned)
             for run in found:
                 first = runs.setdefault(run["key"], run)
                 first |= {flag: first[flag] or run[flag] for flag in ("keep", "read")}
@@ -80,7 +96,29 @@ def read_queue(path: Path, losses: dict[str, float] | None = None) -> list[dict]
             raise InputError(f"{path}: experiment {block.get('question')!r}: {error} is missing") from error
         except InputError as error:
             raise InputError(f"{path}: experiment {block.get('question')!r}: {error}") from error
-    return list(runs.values())
+    return list(runs.values()), searches
+
+
+@dataclass(frozen=True)
+class ArmSearch:
+    """Where the search of one arm at one size stands."""
+
+    question: str
+    size: str
+    arm: str
+    state: Search
+    runs: list[dict]  # that it asked for, the last one perhaps not trained yet
+    ladders: dict[str, list]
+    loss: Callable[[Point, int], float | None]
+    seeds: list[int]
+
+    @property
+    def found(self) -> dict:
+        """The settings of its center."""
+        return self.settings(self.state.center)
+
+    def settings(self, point: Point) -> dict:
+        return {name: self.ladders[name][i] for name, i in zip(self.ladders, point, strict=True)}
 
 
 # question of a search -> arm -> size -> the settings that it found; None: it goes on
@@ -129,32 +167,31 @@ def _merged(chosen: dict, change: dict) -> dict:
     return merged
 
 
-def _searched(block: dict, queue: dict, losses: dict[str, float], tuned: Tuned) -> list[dict]:
+def _searched(block: dict, queue: dict, losses: dict[str, float], tuned: Tuned) -> tuple[list[dict], list[ArmSearch]]:
     """The runs that a search has asked for so far and what is next, of all arms; PROTOCOL.md has the rule.
 
     At each size an arm with fewer runs comes first. What was found is noted in `tuned`.
     """
-    runs = []
+    runs, arms = [], []
     for size in block["sizes"]:
         starts = {arm: _start_from_arm(queue, block, arm, size, tuned) for arm in block["arms"]}
         searches = {arm: _search_arm(block, start, losses) for arm, start in starts.items()}
-        asked = [len(mine) for _, mine, _ in searches.values()]
-        certified = [state.certified for state, _, _ in searches.values()]
-        full = [n > block["most"] or c == len(block["seeds"]) for n, c in zip(asked, certified, strict=True)]
+        certified = [one.state.certified for one in searches.values()]
+        full = [len(one.runs) > block["most"] or one.state.certified == len(one.seeds) for one in searches.values()]
         ended = min(certified) >= MIN_SEEDS or all(full)
         pending = []
-        for arm, (_, mine, found) in searches.items():
-            tuned.setdefault(block["question"], {}).setdefault(arm, {})[size] = found if ended else None
+        for arm, one in searches.items():
+            tuned.setdefault(block["question"], {}).setdefault(arm, {})[size] = one.found if ended else None
             if starts[arm]["ready"]:
-                runs += [run for run in mine if run["key"] in losses]
-                if not ended and len(mine) <= block["most"] and mine[-1]["key"] not in losses:
-                    pending.append((len(mine), mine[-1]))
+                arms.append(one)
+                runs += [run for run in one.runs if run["key"] in losses]
+                if not ended and len(one.runs) <= block["most"] and one.runs[-1]["key"] not in losses:
+                    pending.append((len(one.runs), one.runs[-1]))
         runs += [run for _, run in sorted(pending, key=lambda pair: pair[0])]
-    return runs
+    return runs, arms
 
 
-def _search_arm(block: dict, start: dict, losses: dict[str, float]) -> tuple[Search, list[dict], dict]:
-    """Search of one arm: where it stands, the runs that it asked for, and the settings of its center."""
+def _search_arm(block: dict, start: dict, losses: dict[str, float]) -> ArmSearch:
     ladders = block["search"] | block.get("search_of", {}).get(start["arm"], {})
     start = start | {"set": _merged(start["set"], block.get("set", {}))}
     try:
@@ -162,14 +199,15 @@ def _search_arm(block: dict, start: dict, losses: dict[str, float]) -> tuple[Sea
     except ValueError as error:
         raise InputError(f"the search starts beside a ladder: {error}, which {start['arm']} has") from error
 
-    def settings(point: Point) -> dict:
-        return {name: ladders[name][i] for name, i in zip(ladders, point, strict=True)}
-
     def run(point: Point, seed: int) -> dict:
-        return _run(block, start, [settings(point)], seed)
+        return _run(block, start, [{name: ladders[name][i] for name, i in zip(ladders, point, strict=True)}], seed)
 
-    state = search([*map(len, ladders.values())], tuple(first), block["seeds"], lambda *at: losses.get(run(*at)["key"]))
-    return state, [run(point, seed) for point, seed in state.asked], settings(state.center)
+    def loss(point: Point, seed: int) -> float | None:
+        return losses.get(run(point, seed)["key"])
+
+    state = search([*map(len, ladders.values())], tuple(first), block["seeds"], loss)
+    runs = [run(point, seed) for point, seed in state.asked]
+    return ArmSearch(block["question"], start["size"], start["arm"], state, runs, ladders, loss, block["seeds"])
 
 
 def _start_from_arm(queue: dict, block: dict, name: str, size: str, tuned: Tuned) -> dict:
@@ -226,6 +264,7 @@ def train_one(run: dict, folder: Path) -> dict:
     import torch  # slow to import, and the queue itself does without
     from reading import reading
     from trials import apply_trial
+    from uses import uses
 
     from harmonic_gpt.training import loop
 
@@ -236,6 +275,7 @@ def train_one(run: dict, folder: Path) -> dict:
     measured = apply_trial(state, run["trial"])
     if loop.fit(state) != 0:
         raise SystemExit("stopped by a signal: the run will be repeated")
+    trained = state.bare_model, state.data.tokens("val")
     rows = read_metrics(folder)
     validation = [row for row in rows if "val_loss" in row]
     training = [row for row in rows if "grad_norm" in row]
@@ -248,7 +288,7 @@ def train_one(run: dict, folder: Path) -> dict:
         "training": stability(training, config.optim.warmup_steps, config.optim.grad_clip),
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
-        **({"reading": reading(state.bare_model, state.data.tokens("val"))} if run["read"] else {}),
+        **({"reading": reading(*trained), "uses": uses(*trained)} if run["read"] else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),
@@ -343,7 +383,7 @@ def losses_of(rows: list[dict]) -> dict[str, float]:
 def not_done(runs: list[dict], rows: list[dict]) -> list[dict]:
     """Runs without a row; also those whose row lacks the measures of reading that are asked for: trained again."""
     done = {row["key"] for row in rows}
-    read = {row["key"] for row in rows if "reading" in row}
+    read = {row["key"] for row in rows if "reading" in row and "uses" in row}
     return [run for run in runs if run["key"] not in (read if run["read"] else done)]
 
 

@@ -48,9 +48,27 @@ def test_heads_are_compared_seed_by_seed():
     # A setting with fewer seeds, however good, is not what is compared; another corpus is another comparison
     rows += [row(head="standard", seed=seed, set={"optim.lr": 1.0}, val_loss=1.0) for seed in (1, 2)]
     rows += [row(head=head, seed=3, set={"data.dir": "a/corpus-4"}, val_loss=2.0) for head in losses]
-    line = report.heads_compared(rows).splitlines()[2:]
+    line = report.arms_compared(rows).splitlines()[2:]
     # differences 0.1, 0, 0.1: mean 0.0667, standard error 0.0333, t of 0.975 with 2 degrees of freedom 4.303
-    assert line == ["| q | 2x64 | 1,2,3 | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"]
+    assert line == [
+        "| q | 2x64 | 1,2,3 | harmonic | 5.2000 +- 0.1000 | 5.1333 +- 0.1528 | +0.0667 | [-0.0768, +0.2101] |"
+    ]
+
+
+def test_every_arm_is_compared_with_the_standard_head():
+    rows = [
+        row(arm=arm, seed=s, val_loss=v + s)
+        for arm, v in {"r1": 2.0, "r4": 1.0, "standard": 0.5}.items()
+        for s in (1, 2)
+    ]
+    rows += [row(arm="alone", seed=3), row(arm="r1", seed=4, val_loss=1.0)]
+    pairs = report.paired(rows)
+    assert pairs == {
+        ("q", "2x64", "r1"): [(1, 3.0, 1.5), (2, 4.0, 2.5)],
+        ("q", "2x64", "r4"): [(1, 2.0, 1.5), (2, 3.0, 2.5)],
+    }
+    assert report.interval(pairs["q", "2x64", "r1"]) == (1.5, 1.5)
+    assert report.interval([(1, 3.0, 1.5)]) is None
 
 
 def test_the_trend_over_width_is_a_line_with_its_interval():

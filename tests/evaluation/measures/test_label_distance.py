@@ -18,11 +18,18 @@ def test_states_at_their_labels_are_near_whatever_the_heads_scale_and_origin():
     assert near.row["label_over_shuffled"] < 0.2
     assert near.row["raw_label"] < 0.2
     assert near.row["nearest"] <= near.row["label"] < near.row["shuffled"]
+    assert near.headline[0] == pytest.approx(near.row["label"] / near.row["shuffled"])
     low, high = near.row["label_over_shuffled_interval"]
     assert low < near.headline[0] < high
     moved = label_distance(x, labels, 0.03 * centers + 2)
     assert moved.headline[0] == pytest.approx(near.headline[0], abs=0.02)
     assert moved.row["raw_label"] > 0.9
+
+
+def test_the_scale_is_the_one_that_serves_the_head_best():
+    x, labels, centers = planted(1.0)
+    # Noise as wide as the centers: own and other labels differ most at sqrt(2), own distances are least at 1
+    assert label_distance(x, labels, centers).row["scale"] == pytest.approx(2**0.5, rel=0.1)
 
 
 def test_unrelated_and_collapsed_centers_win_nothing():

@@ -1,0 +1,97 @@
+"""What else a head is good for: each part on planted hidden states and centers."""
+
+import numpy as np
+import pytest
+import torch
+import uses
+
+
+@pytest.fixture
+def planted():
+    """(states, labels) twice, centers, and dot products as logits: labels drawn from the logits' own probabilities."""
+    torch.manual_seed(0)
+    centers = torch.randn(12, 6)
+    x = torch.randn(4000, 6)
+    labels = torch.multinomial((x @ centers.T).softmax(-1), 1).squeeze(1)
+    return (x[:2000], labels[:2000]), (x[2000:], labels[2000:]), centers
+
+
+def test_a_temperature_mends_logits_that_are_too_sure(planted):
+    first, second, centers = planted
+    honest = uses.calibration(first, second, lambda x: x @ centers.T)
+    assert honest["temperature"] == pytest.approx(1, rel=0.1)
+    assert honest["error"] < 0.04
+    sure = uses.calibration(first, second, lambda x: 1.8 * x @ centers.T)
+    assert sure["temperature"] == pytest.approx(1.8, rel=0.1)
+    assert sure["error"] > 2 * sure["error_after"]
+    assert sure["nats_gained"] > 0
+    assert uses.calibration_error(np.array([0.9] * 10), np.array([True] * 4 + [False] * 6), bins=1) == pytest.approx(
+        0.5
+    )
+
+
+def test_rows_are_rounded_each_by_its_own_scale():
+    rows = torch.tensor([[7.0, -3.0, 1.0], [0.07, 0.034, 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[7.0, -3.0, 1.0], [0.07, 0.03, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(uses.quantized(rows, 4), expected)
+    wide = torch.randn(50, 40)
+    errors = [(uses.quantized(wide, bits) - wide).abs().max() for bits in (8, 4)]
+    assert errors[0] < errors[1] / 10
+
+
+def test_a_position_leaves_at_the_first_layer_that_is_sure_enough():
+    unsure, sure, wrong = [0.0, 0.0, 0.1], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]
+    last = torch.tensor([sure, sure, sure])
+    layers = [torch.tensor([sure, unsure, wrong]), torch.tensor([sure, sure, sure])]
+    found = uses.early_exit(layers, last, lambda x: x, 0.9)
+    assert found == {"confidence": 0.9, "left": 1.0, "agreement_of_those": 2 / 3, "blocks_saved": (2 + 1 + 2) / 9}
+    assert uses.early_exit(layers, last, lambda x: x, 0.9999)["agreement_of_those"] is None
+
+
+def test_a_new_token_is_the_mean_of_its_contexts_where_centers_are_that():
+    torch.manual_seed(0)
+    centers, labels = torch.randn(12, 6), torch.randint(0, 12, (2000,))
+    x = centers[labels] + 0.4 * torch.randn(2000, 6)
+
+    def logits(x, w=centers):
+        return -10 * torch.cdist(x, w).log()
+
+    first, second = (x[:1000], labels[:1000]), (x[1000:], labels[1000:])
+    one, many = (uses.new_tokens(first, second, centers, logits, k) for k in (1, 16))
+    plain = uses.mean_nats(*second, logits)
+    assert many["tokens"] == 12
+    assert many["trained"] == pytest.approx(plain, abs=0.02)
+    assert many["as_it_is"]["nats"] < many["trained"] + 0.05
+    assert many["as_it_is"]["nats"] < one["as_it_is"]["nats"]
+    assert many["best"]["scale"] == pytest.approx(1, rel=0.01)
+    # By hand, for one token: its center replaced, and nothing else
+    token, moved = int(torch.bincount(first[1]).argmax()), centers.clone()
+    moved[token] = x[:1000][labels[:1000] == token][:16].mean(0)
+    own = second[1] == token
+    sides = uses._normalizers(*second, logits, torch.tensor([token]))
+    nats, cost = uses._replaced(*sides, logits(second[0], moved[[token]]), torch.tensor([token]))
+    assert nats == pytest.approx(uses.mean_nats(second[0][own], second[1][own], lambda x: logits(x, moved)), abs=1e-4)
+    change = uses.mean_nats(*second, lambda x: logits(x, moved)) - plain
+    assert cost == pytest.approx(change * len(own) / int(own.sum()), abs=1e-3)
+
+
+def test_a_center_near_everything_wins_its_own_tokens_and_costs_the_others():
+    torch.manual_seed(0)
+    centers, labels = 0.25 * torch.randn(12, 6), torch.randint(0, 12, (2000,))
+    x = 4 * centers[labels] + 0.4 * torch.randn(2000, 6)  # states four times as long as centers
+
+    def logits(x, w=centers):
+        return -20 * torch.cdist(x, w).log()
+
+    found = uses.new_tokens((x[:1000], labels[:1000]), (x[1000:], labels[1000:]), centers, logits, 16)
+    assert found["as_it_is"]["nats"] < found["best"]["nats"]
+    assert found["as_it_is"]["cost"] > found["best"]["cost"]
+    assert found["best"]["scale"] < 0.5
+
+
+def test_all_of_it_on_a_trained_model(train):
+    _, state = train({"question": "q"})
+    found = uses.uses(state.bare_model, state.data.tokens("val"), 600)
+    assert set(found) == {"calibration", "quantized", "early_exit", "new_token"}
+    assert abs(found["quantized"]["int8"]) < 0.01
+    assert [row["contexts"] for row in found["new_token"]] == [1, 4, 16]
