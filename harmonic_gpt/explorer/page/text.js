@@ -146,6 +146,11 @@ explorer.views.read = (() => {
       token.style.background = i < data.ids.length ? tint(i) : "transparent";
       token.classList.toggle("chosen", i === at);
     }
+  }
+
+  // Bring the chosen token into view, once for each choice
+  function reveal() {
+    const at = chosen();
     const current = passage.querySelector(".chosen");
     if (current && !root.hidden) {
       const [box, view] = [current.getBoundingClientRect(), passage.getBoundingClientRect()];
@@ -260,6 +265,7 @@ explorer.views.read = (() => {
     paintPassage();
     drawSkyline();
     renderPanel();
+    reveal();
     if (changed?.has("theme")) renderList();
   }
 
