@@ -53,6 +53,7 @@ class Model(nn.Module):
     def __init__(self, clock: Clock, seconds: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
+        self.lm_head = SimpleNamespace(learned_numbers=dict)  # none
         self.clock, self.seconds = clock, seconds
         self.weight.register_hook(lambda _: clock.queue(2 / 3 * seconds))
 

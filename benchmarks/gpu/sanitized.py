@@ -1,23 +1,28 @@
-"""The float32 loss of all four heads, small: a program for compute-sanitizer to watch."""
+"""The float32 loss of all heads with a product, plain and with every option, small: for compute-sanitizer to watch."""
 
 import torch
 
-from harmonic_gpt.model.harmonic_logits import NORMALIZATIONS, SIMILARITIES
-from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
+from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.model.heads import HEADS
 
 
 def losses(device: str) -> None:
     """Forward and backward at an odd and at an aligned number of classes, more than one block of the kernel's each."""
     for classes in (4099, 4160):
-        for similarity in SIMILARITIES:
-            for normalization in NORMALIZATIONS:
-                x, w = (torch.randn(n, 64, device=device, requires_grad=True) for n in (65, classes))
-                y = torch.randint(classes, (65,), device=device)
-                harmonic_cross_entropy(
-                    x, w, y, exponent=8, similarity=similarity, normalization=normalization
-                ).backward()
-                if not (x.grad.isfinite().all() and w.grad.isfinite().all()):
-                    raise FloatingPointError(f"{similarity} + {normalization}, {classes} classes")
+        for name, definition in HEADS.items():
+            if definition.form is None:
+                continue
+            able = [key for key, constant in definition.constants.items() if constant.learnable]
+            for learn in ([], able):  # with options: a prior, learned numbers, smoothing and z-loss
+                head = HarmonicHead(64, classes, head=name, learn=learn, prior=bool(learn)).to(device)
+                torch.nn.init.normal_(head.weight)
+                if learn:
+                    head.label_smoothing, head.z_loss = 0.1, 1e-4
+                x = torch.randn(65, 64, device=device, requires_grad=True)
+                head(x, torch.randint(classes, (65,), device=device)).backward()
+                for tensor in (x, *head.parameters()):
+                    if not tensor.grad.isfinite().all():
+                        raise FloatingPointError(f"{name}, learning {learn}, {classes} classes")
 
 
 if __name__ == "__main__":

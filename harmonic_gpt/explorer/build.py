@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.data.tokens import TokenFolder
@@ -28,6 +27,7 @@ from harmonic_gpt.explorer.verdict import read_verdict
 from harmonic_gpt.explorer.vocabulary import describe_tokens
 from harmonic_gpt.extras import require
 from harmonic_gpt.likelihood import token_counts
+from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel, load_model
 from harmonic_gpt.runs.provenance import provenance
 
@@ -121,15 +121,13 @@ def explore(
 
     passages = candidates(folder.tokens("val"), texts, min(length, context)) if folder and shared else []
     scored = sum(len(passage.ids) for passage in passages)
-    work = 2 * scored + sum(len(centers_of(p.model)) for p in pair)
-    with tqdm(desc="explorer", total=work, unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
-        bar.set_description("choosing passages")
+    read = sum(len(passage.ids) for passage in [*own, *passages[:texts]])
+    work = 2 * scored + 2 * read + sum(len(centers_of(p.model)) for p in pair)
+    with show_progress(desc="explorer", unit=" tokens", total=work) as bar:
         chosen = by_difference(passages, [p.model for p in pair], texts, bar.update)
         shown = own + chosen
-        bar.total += 2 * sum(len(passage.ids) for passage in shown)
         maps: list[CenterMap] = []
         for loaded in pair:
-            bar.set_description(f"map of {loaded.name}")
             like = maps[0] if maps and shared else None
             maps.append(map_centers(loaded.model, like, bar.update))
             if umap:
@@ -145,7 +143,6 @@ def explore(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             new = Path(temporary) / "new"
             _copy_page(new)
-            bar.set_description("reading texts")
             listed = []
             for number, passage in enumerate(shown, 1):
                 value = explored.read(passage)

@@ -13,6 +13,7 @@ from harmonic_gpt.evaluation.measures.geometry import nearest_rows, spectrum
 
 NEAREST = 10  # centers listed of each token, and the neighbors whose keeping is counted
 UMAP_NEIGHBORS = 15
+SMALL = 20_000  # vocabulary up to which UMAP takes its full number of epochs
 CHECKED = 2000  # tokens whose neighbors are counted
 BLOCK = 1024  # tokens whose neighbors are looked up at a time
 SEED = 0
@@ -135,7 +136,7 @@ def add_umap(centers: CenterMap, model: PreTrainedModel, like: CenterMap | None)
             metric="euclidean" if centers.by == "distance" else "cosine",
             precomputed_knn=(known, away.clip(0), None),
             init=start + np.random.default_rng(SEED).normal(0, 1e-3, start.shape).astype(np.float32),
-            n_epochs=200,
+            n_epochs=200 if size <= SMALL else 100,
             random_state=SEED,
         ).fit_transform(centers_of(model).detach().cpu().numpy())
     layout = layout - layout.mean(0)

@@ -12,7 +12,7 @@ from harmonic_gpt.data.tokenizer import ordinary_encoder
 from harmonic_gpt.data.tokens import Tokens
 from harmonic_gpt.errors import InputError, reason_of
 
-CANDIDATES = 3  # passages that are scored for each one that is shown
+CANDIDATES = 2  # passages that are scored for each one that is shown
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from tests.explorer.test_browser import BROWSER, SOFTWARE_WEBGL
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
 PICTURES = {  # name -> (address, view, size, color scheme)
-    "explorer_read": ("text=1", "read", DESKTOP, "light"),
-    "explorer_map": ("view=map&color=part&task=present-past", "map", DESKTOP, "light"),
-    "explorer_walk": ("view=walk&text=1", "walk", DESKTOP, "dark"),
-    "explorer_phone": ("text=1", "read", PHONE, "light"),
+    "explorer_read": ("text=1&position=249", "read", DESKTOP, "light"),
+    "explorer_map": ("view=map&color=part&token=return", "map", DESKTOP, "light"),
+    "explorer_walk": ("view=walk&text=1&position=249", "walk", DESKTOP, "dark"),
+    "explorer_phone": ("text=1&position=249", "read", PHONE, "light"),
 }
 
 

@@ -76,7 +76,7 @@ def test_numbers_are_those_of_the_other_commands(built):
             np.testing.assert_allclose(unpacked(walk["top_score"]), read.scores, rtol=1e-4, atol=1e-4)
     gaps = [text["mean_gap"] for text in manifest["texts"][1:]]
     assert gaps == sorted(gaps, reverse=True)
-    assert "3 of 9 evenly spaced" in manifest["selection"]
+    assert "3 of 6 evenly spaced" in manifest["selection"]
 
 
 def test_neighbors_frequencies_and_words(built, token_folder):

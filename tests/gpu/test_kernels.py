@@ -7,9 +7,12 @@ import torch
 
 from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.model import harmonic_kernels
+from harmonic_gpt.model.harmonic_loss import head_cross_entropy
+from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
 from tests.gpu.conftest import DEVICE
 from tests.model.test_harmonic_loss import EXPONENTS, FLAGS, D, N, V, hard_inputs, inputs, naive, run
+from tests.model.test_heads import constants_of, graded
 
 pytestmark = pytest.mark.usefixtures("device")
 KERNEL = "triton" if DEVICE == "cuda" else "auto"  # on the CPU, which checks the tests themselves
@@ -50,6 +53,34 @@ def test_float32(head, n, shift):
     x, w, y = inputs(torch.float32)
     y[::7] = -100
     assert_close_to_truth(head, n, x + shift, w + shift, y)
+
+
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "log_prior": torch.linspace(-2, 1, V)}
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
+@pytest.mark.parametrize("name", [name for name, head in HEADS_BY_NAME.items() if head.form])
+def test_every_head_and_option(name, options):
+    """Learned rates and weights: float32 on the GPU is about as near to float64 as float32 on the CPU is."""
+    x, w, y = inputs(torch.float32)
+    values = constants_of(name, torch.float32)
+
+    def loss_of(device, impl):
+        given = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in options.items()}
+
+        def loss(*leaves):
+            x, w, *tensors = (leaf.to(device) for leaf in leaves)
+            constants = dict(zip(values, tensors, strict=True))
+            return head_cross_entropy(x, w, y.to(device), head=name, impl=impl, **given, **constants).cpu()
+
+        return loss
+
+    leaves = (x, w, *values.values())
+    truth = graded(loss_of("cpu", "auto"), *(leaf.double() for leaf in leaves))
+    plain = graded(loss_of("cpu", "auto"), *leaves)
+    for got, cpu, expected in zip(graded(loss_of(DEVICE, KERNEL), *leaves), plain, truth, strict=True):
+        error, cpu_error = ((value - expected).abs().max() for value in (got, cpu))
+        assert error <= 3 * cpu_error + 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("v", [64, 65, 4096, 5000, 50257])

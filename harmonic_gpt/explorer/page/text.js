@@ -4,7 +4,7 @@ explorer.views.read = (() => {
   const { h, state, set, label, number, percent, rgba, choice } = explorer;
   const MOST_NATS = 12;
   const MOST_GAP = 4;
-  let root, list, head, skyline, legend, passage, panel, modes, shownText = null, data = null, hovered = null;
+  let root, list, head, skyline, legend, passage, panel, modes, shownText = null, shownAt = null, data = null, hovered = null;
 
   const nats = (m, i) => (i > 0 ? data.models[m].nats[i - 1] : NaN);
   const gap = (i) => nats(0, i) - nats(1, i);
@@ -146,10 +146,20 @@ explorer.views.read = (() => {
       token.style.background = i < data.ids.length ? tint(i) : "transparent";
       token.classList.toggle("chosen", i === at);
     }
+  }
+
+  // Bring the chosen token into view, once for each choice
+  function reveal() {
+    const at = chosen();
     const current = passage.querySelector(".chosen");
     if (current && !root.hidden) {
       const [box, view] = [current.getBoundingClientRect(), passage.getBoundingClientRect()];
-      if (box.top < view.top || box.bottom > view.bottom) passage.scrollTop += box.top - view.top - view.height / 3;
+      if (passage.scrollHeight > passage.clientHeight + 2) {
+        if (box.top < view.top || box.bottom > view.bottom) passage.scrollTop += box.top - view.top - view.height / 3;
+      } else if (at !== shownAt && (box.top < 120 || box.bottom > 0.6 * innerHeight)) { // on a phone the page scrolls
+        scrollBy(0, box.top - 0.4 * innerHeight);
+      }
+      shownAt = at;
     }
   }
 
@@ -218,7 +228,7 @@ explorer.views.read = (() => {
     const [model, held] = [explorer.manifest.models[m], data.models[m]];
     const k = held.top.shape[1];
     const row = (token, p, score, rank) => h("tr", { class: token === truth ? "truth" : null },
-      h("td", { class: "rank" }, rank), h("td", {}, h("code", {}, label(explorer.tokenText(m, token))), token === truth ? h("span", { class: "tick", title: "the true token" }, " ✓") : null),
+      h("td", { class: "rank" }, rank), h("td", { title: label(explorer.tokenText(m, token)) }, h("code", {}, label(explorer.tokenText(m, token))), token === truth ? h("span", { class: "tick", title: "the true token" }, " ✓") : null),
       h("td", { class: "bar" }, h("i", { style: { width: `${100 * p}%` } }), h("span", {}, percent(p))), h("td", { class: "score" }, number(score)));
     const rows = [];
     for (let j = 0; j < k; j++) {
@@ -232,7 +242,7 @@ explorer.views.read = (() => {
       if (!rows.some((r) => r.className === "truth")) rows.push(h("tr", { class: "gap" }, h("td", { colspan: "4" }, "⋯")), row(truth, Math.exp(-held.nats[i - 1]), held.label_score[i - 1], rank));
     }
     return h("div", { class: `card model-${explorer.KEYS[m]}` }, h("h4", {}, model.name), h("p", { class: "small" }, surprise),
-      h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, ""), h("th", {}, "token"), h("th", {}, "probability"), h("th", {}, model.score))), h("tbody", {}, ...rows)));
+      h("table", { class: "ten" }, h("thead", {}, h("tr", {}, h("th", { class: "rank" }, ""), h("th", {}, "token"), h("th", { class: "bar" }, "probability"), h("th", { class: "score" }, model.score))), h("tbody", {}, ...rows)));
   }
 
   function update(changed) {
@@ -255,6 +265,7 @@ explorer.views.read = (() => {
     paintPassage();
     drawSkyline();
     renderPanel();
+    reveal();
     if (changed?.has("theme")) renderList();
   }
 
