@@ -101,7 +101,8 @@ def certificates(searches: list[ArmSearch]) -> str:
             continue
         state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
         ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
-        cells = [one.arm, one.size, f"{state}, {trained} runs", f"{loss:.4f} at {'; '.join(ladders)}"]
+        runs = "1 run" if trained == 1 else f"{trained} runs"
+        cells = [one.arm, one.size, f"{state}, {runs}", f"{loss:.4f} at {'; '.join(ladders)}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
