@@ -101,7 +101,8 @@ def certificates(searches: list[ArmSearch]) -> str:
             continue
         state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
         ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
-        cells = [one.arm, one.size, f"{state}, {trained} runs", f"{loss:.4f} at {'; '.join(ladders)}"]
+        runs = "1 run" if trained == 1 else f"{trained} runs"
+        cells = [one.arm, one.size, f"{state}, {runs}", f"{loss:.4f} at {'; '.join(ladders)}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -160,7 +161,7 @@ def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
 def results(rows: list[dict], searches: list[ArmSearch]) -> str:
     """Everything between the markers."""
     rows = list({row["key"]: row for row in rows}.values())  # a run that was repeated, for its reading, counts once
-    parts = [f"{len(rows)} runs of [the protocol](@PROTOCOL@) so far.", verdicts(rows)]
+    parts = [f"{len(rows)} runs of the protocol (`experiments/PROTOCOL.md`) so far.", verdicts(rows)]
     if any(one.loss(*one.state.asked[0]) is not None for one in searches):
         parts.append(certificates(searches))
     parts += [text for text in [frontier(rows)] if text]
@@ -170,10 +171,8 @@ def results(rows: list[dict], searches: list[ArmSearch]) -> str:
 def with_results(page: Path, text: str) -> str:
     """The page's text with `text` between its markers; as it is if it has none."""
     content = page.read_text(encoding="utf-8")
-    protocol = Path(*[".."] * (len(page.relative_to(ROOT).parts) - 1), "experiments/PROTOCOL.md")
-    inside = text.replace("@PROTOCOL@", protocol.as_posix())
     pattern = re.compile(f"{re.escape(MARKERS[0])}.*?{re.escape(MARKERS[1])}", re.DOTALL)
-    return pattern.sub(lambda _: f"{MARKERS[0]}\n{inside}\n{MARKERS[1]}", content)
+    return pattern.sub(lambda _: f"{MARKERS[0]}\n{text}\n{MARKERS[1]}", content)
 
 
 def pages() -> list[Path]:

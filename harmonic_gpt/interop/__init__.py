@@ -1,4 +1,5 @@
-"""To and from other people's programs: model cards and export, nanoGPT's checkpoints, lm-evaluation-harness.
+"""To and from other people's programs: model cards and export, nanoGPT's checkpoints, lm-evaluation-harness,
+TRL, quantizers.
 
 Not here: our own checkpoints and uploads (`runs`).
 """

@@ -1,11 +1,21 @@
 """Configuration of GPT-2 with a harmonic (or another) unembedding head."""
 
 import math
+import sys
 
 from huggingface_hub.dataclasses import strict  # checks the types of the fields below, as for GPT2Config itself
 from transformers import GPT2Config
 
 from .heads import HIDDEN_SCALE, PAIRS, Head, HeadSpec, find_head, find_pair
+
+
+def _give_peft_the_defaults_of_gpt2(model_type: str) -> None:
+    """PEFT has a table of default target modules for each of its methods, keyed by model type: adds ours, with GPT-2's
+    modules. Does nothing while PEFT is not loaded."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in vars(constants).items() if constants else ():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "gpt2" in table:
+            table.setdefault(model_type, table["gpt2"])
 
 
 @strict
@@ -89,6 +99,11 @@ class HarmonicGPT2Config(GPT2Config):
         """What the head is. Raises ValueError for one that does not exist."""
         assert self.head is not None  # named at construction
         return find_head(self.head)
+
+    def to_dict(self) -> dict:
+        # PEFT calls this right before it looks the model type up in its tables, whichever of us was imported first
+        _give_peft_the_defaults_of_gpt2(self.model_type)
+        return super().to_dict()
 
     @property
     def head_exponent(self) -> float:

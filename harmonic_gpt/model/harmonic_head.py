@@ -69,14 +69,16 @@ class HarmonicHead(nn.Module):
                 self.register_buffer(name, start)
             else:
                 self.register_parameter(name, nn.Parameter(start))
-        if head == "standard":
+        fixed = not (self.learn or prior)
+        if self.name == "standard" and fixed and self._fixed_scale == self.constants["temperature"] == 1:
             self.register_parameter("bias", None)  # as nn.Linear says that it has none
 
     def __getattr__(self, name: str):
         if name == "bias" and "bias" not in self._parameters:
             raise AttributeError(
-                "a distance head has no bias, and its output is no product with lm_head.weight: a program that looks "
-                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, or the model's loss"
+                "this head has no bias, and its output is not the product with lm_head.weight: a program that looks "
+                "for one (TRL's trainers do) would train dot products. Use transformers' Trainer, the model's loss, or "
+                "for TRL harmonic_gpt.interop.trl.with_own_head"
             )
         return super().__getattr__(name)
 

@@ -201,10 +201,10 @@ def _products(
 
     rows = INFERENCE_BLOCK_BYTES // (w.shape[-1] * max(4, x.itemsize) or 1)
     once = head.form != ("dot", "linear") or head.prepare is not None or w.dtype != widened(w[:0]).dtype
-    few = w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
+    few = eager and w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
     learned = [value for value in values.values() if isinstance(value, Tensor)]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, *learned))
-    if not (eager and once and few and x.device.type == "cpu") or differentiated:
+    if not (once and few and x.device.type == "cpu") or differentiated:
         x, w = rounded(x, w)
         products, (w2, w_term) = x @ w.mT, _sides(w, head, -1)
     else:

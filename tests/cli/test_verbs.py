@@ -112,7 +112,7 @@ def test_help_lists_every_setting(cli):
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--config", "{config}", "--train.step=3"], "did you mean train.steps?"),
         (["train", "--config", "{config}", "--run_dir={tmp}/x", "--data.dir={tmp}/y"], "no token folder"),
-        (["train", "--train.steps=3"], "--config configs/quickstart_harmonic.yaml"),
+        (["train", "--train.steps=3"], "--config quickstart_harmonic"),
         (["eval", "perplexity", "{tmp}/none"], "no model at"),
         (["eval", "compare", "{tmp}", "--out", "{tmp}/r"], "no config.json and no checkpoint"),
         (["prepare", "--source", "{tmp}/none.txt", "--out", "{tmp}/d"], "no .txt"),

@@ -34,3 +34,10 @@ def exported(harmonic_run, tmp_path_factory) -> Path:
     from harmonic_gpt.interop.export import export
 
     return export(harmonic_run, tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.fixture(scope="session")
+def exported_standard(standard_run, tmp_path_factory) -> Path:
+    from harmonic_gpt.interop.export import export
+
+    return export(standard_run, tmp_path_factory.mktemp("exported") / "model-standard")

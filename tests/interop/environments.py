@@ -49,13 +49,15 @@ def only(folder: Path, *packages: str) -> Path:
     return folder / "bin" / "python"
 
 
-def extended(folder: Path, *requirements: str) -> Path | None:
-    """A virtual environment that shares ours and adds packages from the registry at our pinned versions. None: the
-    registry is out of reach."""
+def extended(folder: Path, *requirements: str, package: bool = False) -> Path | None:
+    """A virtual environment that shares ours and adds packages from the registry, at the versions of requirements.lock
+    where it has one. package: with harmonic_gpt of this checkout. None: the registry is out of reach."""
     venv.create(folder, symlinks=True)
     ours = sysconfig.get_paths()["purelib"]
     # Not recursive: what lies in .pth files there (this checkout's editable install) is not seen
     (_site_packages(folder) / "shared.pth").write_text(ours + "\n")
+    if package:
+        (_site_packages(folder) / "harmonic_gpt").symlink_to(ROOT / "harmonic_gpt")
     python = folder / "bin" / "python"
     pip = [
         sys.executable,
@@ -65,16 +67,17 @@ def extended(folder: Path, *requirements: str) -> Path | None:
         str(python),
         "install",
         "--quiet",
+        "--no-compile",
         "--retries",
         "1",
         "--disable-pip-version-check",
     ]
     done = subprocess.run(
-        [*pip, "-c", str(ROOT / "requirements.txt"), *requirements],
+        [*pip, "-c", str(ROOT / "requirements.lock"), *requirements],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     unreachable = (
         "NewConnectionError",

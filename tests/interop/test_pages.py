@@ -1,17 +1,19 @@
-"""Every ```bash and ```python block of the pages is run, in their order, on tiny data.
+"""Every command and every ```python block of the pages is run, in their order, on tiny data, each in a fresh process.
 
-`<!-- not run: REASON -->` in front of a block leaves it out.
+`<!-- not run: REASON -->` in front of a block leaves it out. docs/clients.md has a test of its own, test_clients.py.
 """
 
+import multiprocessing
+import os
 import re
 import shlex
+from pathlib import Path
 
-import matplotlib
 import pytest
 import torch
 import yaml
 
-from harmonic_gpt.__main__ import main
+from tests.hub_stand_in import TOKEN
 from tests.interop import test_nanogpt
 from tests.interop.environments import ROOT
 
@@ -55,25 +57,58 @@ def place(token_folder, tmp_path_factory):
     return folder
 
 
+# Loaded once, by a server that a fresh process is forked from: a new Python each time would take minutes of imports
+PRELOADED = ["torch", "transformers", "accelerate", "matplotlib", "harmonic_gpt.__main__", "harmonic_gpt.training.loop"]
+
+
+def _example(text: str, is_command: bool, folder: Path, output: Path, hub_url: str | None) -> None:
+    """One command of ours (`text` is its line) or block of Python, in the process that it was started for."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(folder)
+    os.environ["MPLBACKEND"] = "Agg"
+    if hub_url is not None:
+        import huggingface_hub.constants
+
+        os.environ["HF_TOKEN"] = TOKEN
+        huggingface_hub.constants.ENDPOINT = hub_url
+        huggingface_hub.constants.HF_HUB_OFFLINE = False
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+    if not is_command:
+        exec(compile(text, "<example>", "exec"), {"__name__": "__main__"})
+        return
+    from harmonic_gpt.__main__ import main
+
+    main(arguments(text))
+
+
+def arguments(line: str) -> list[str]:
+    """What follows the program's name in a command of ours."""
+    start, *words = shlex.split(line, comments=True)
+    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
+    if start == "harmonic-gpt":
+        return words
+    return [{"train.py": "train", "eval.py": "eval"}[words[0]], *words[1:]]
+
+
+def in_fresh_process(text: str, folder: Path, *, is_command: bool, hub_url: str | None = None) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    output = folder / "output.txt"
+    process = context.Process(target=_example, args=(text, is_command, folder, output, hub_url))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, text + "\n" + output.read_text(errors="replace")
+
+
 @pytest.fixture(scope="module")
 def trained(place):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        for head in ("harmonic", "standard"):
-            command(f"python train.py --config configs/quickstart_{head}.yaml")
-        command("python eval.py compare runs/quickstart-harmonic runs/quickstart-standard --out report/quickstart")
+    for head in ("harmonic", "standard"):
+        in_fresh_process(f"python train.py --config configs/quickstart_{head}.yaml", place, is_command=True)
+    compare = "python eval.py compare runs/quickstart-harmonic runs/quickstart-standard --out report/quickstart"
+    in_fresh_process(compare, place, is_command=True)
     return place
-
-
-def command(line: str) -> None:
-    """A command of ours, in this process: a Python for each would take a minute of imports."""
-    start, *arguments = shlex.split(line, comments=True)
-    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
-    if start == "python":
-        arguments[0] = {"train.py": "train", "eval.py": "eval"}[arguments[0]]
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert not stop.value.code, line
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -82,23 +117,27 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page, trained, monkeypatch):
-    monkeypatch.chdir(trained)
+def test_page(page, trained, hub):
     if page == "docs/evaluate.md":
         pytest.importorskip("lm_eval")
     if page == "docs/notebook.md":
         pytest.importorskip("pandas")
-    matplotlib.use("Agg")
-    namespace: dict = {"__name__": "__main__"}
     for language, text in blocks(page):
-        if language == "python":
-            exec(compile(text, page, "exec"), namespace)
-        else:
-            for line in text.replace("\\\n", " ").splitlines():
-                if line.strip():
-                    command(line)
+        is_command = language == "bash"
+        for example in text.replace("\\\n", " ").splitlines() if is_command else [text]:
+            if example.strip():
+                in_fresh_process(example, trained, is_command=is_command, hub_url=hub.url)
+
+
+@pytest.mark.slow
+def test_examples_share_nothing_but_the_folder(tmp_path):
+    in_fresh_process("import json; json.left_over = True; open('kept', 'w').close()", tmp_path, is_command=False)
+    in_fresh_process(
+        "import json, os; assert os.path.exists('kept') and not hasattr(json, 'left_over')", tmp_path, is_command=False
+    )
+    with pytest.raises(AssertionError, match="only here"):
+        in_fresh_process("raise SystemExit('only here')", tmp_path, is_command=False)
 
 
 def test_what_is_left_out_is_marked():

@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM, HarmonicHead
 from tests.conftest import HEADS
 
 STANDARD = {"similarity": "dot", "normalization": "softmax"}
@@ -299,14 +299,31 @@ def test_token_type_ids_are_gpt2s(tiny_config):
     assert not torch.equal(ours(ids, token_type_ids=types).logits, ours(ids).logits)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_who_looks_for_a_bias_is_told(tiny_config, head):
-    """A bias of None invites other programs to multiply by the weight: right for the standard head alone."""
-    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head
-    if head == ("dot", "softmax"):
+@pytest.mark.parametrize(("head", "hidden_scale"), [*((head, None) for head in HEADS), (("dot", "softmax"), 0.5)])
+def test_who_looks_for_a_bias_is_told(tiny_config, head, hidden_scale):
+    """A bias of None invites other programs to multiply by the weight: right for the unscaled standard head alone."""
+    fields = {"similarity": head[0], "normalization": head[1], "hidden_scale": hidden_scale}
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(**fields)).lm_head
+    if head == ("dot", "softmax") and hidden_scale is None:
         assert lm_head.bias is None
         assert "bias" not in lm_head.state_dict()
     else:
         assert getattr(lm_head, "bias", None) is None
         with pytest.raises(AttributeError, match=r"would train dot products\. Use transformers' Trainer"):
             lm_head.bias  # noqa: B018
+
+
+@pytest.mark.parametrize("fields", [{"constants": {"temperature": 2.0}}, {"prior": True}, {"learn": ["hidden_scale"]}])
+def test_a_standard_head_that_is_no_plain_product_has_no_bias_of_none(fields):
+    assert HarmonicHead(8, 20, head="standard").bias is None
+    assert not hasattr(HarmonicHead(8, 20, head="standard", **fields), "bias")
+
+
+@pytest.mark.parametrize("head", [("euclidean", "harmax"), ("dot", "softmax")])
+def test_export_leaves_the_length_free(tiny_config, head):
+    """torch.onnx.export fixes a length that the code depends on to that of the example, without a word."""
+    lm_head = HarmonicGPT2ForCausalLM(tiny_config(similarity=head[0], normalization=head[1])).lm_head.eval()
+    length = torch.export.Dim("length", min=2, max=24)
+    program = torch.export.export(lm_head, (torch.randn(1, 5, 32),), dynamic_shapes={"hidden_states": {1: length}})
+    longer = torch.randn(1, 20, 32)
+    torch.testing.assert_close(program.module()(longer), lm_head(longer))

@@ -61,7 +61,7 @@ def third_party(path: Path) -> set[str]:
     return {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in names}
 
 
-EXTRAS = ["eval", "explore", "studies", "data", "wandb", "tensorboard", "trackio", "lm-eval", "triton"]
+EXTRAS = ["eval", "explore", "studies", "data", "wandb", "tensorboard", "trackio", "lm-eval", "triton", "trl"]
 
 
 def test_every_import_is_of_a_declared_dependency():
