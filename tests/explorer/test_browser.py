@@ -107,7 +107,7 @@ def test_a_click_on_a_token_shows_its_predictions(visit, built):
         assert f"surprise {nats:.3f} nats, rank {rank}" in told or f"surprise {nats:.2f} nats, rank {rank}" in told
         assert card.locator("tr.truth").count() == 1
         probability = float(unpacked(text["models"][m]["top_p"])[6, 0])
-        assert f"{100 * probability:.1f} %" in told or f"{100 * probability:.2f} %" in told
+        assert page.page.evaluate("p => explorer.percent(p)", probability) in told
         score = float(unpacked(text["models"][m]["top_score"])[6, 0])
         assert f"{score:.3f}" in told or f"{score:.2f}" in told or f"{score:.1f}" in told
     assert page.complaints == []
@@ -170,7 +170,8 @@ def test_hovering_a_cell_of_the_lens_shows_the_same_cell_of_the_other_model(visi
     assert linked.get_attribute("data-layer") == "1"
     for m in range(2):
         agreement = float(unpacked(read_data(built[0], "text-2")["models"][m]["walk"]["agreement"])[1, 11])
-        assert f"{100 * agreement:.1f} %" in page.text(f"#lens .panel .card:nth-child({m + 1})")
+        shown = page.page.evaluate("p => explorer.percent(p)", agreement)
+        assert f"agreement {shown}" in page.text(f"#lens .panel .card:nth-child({m + 1})")
     cell.click()
     assert "position=13" in page.page.url
 
