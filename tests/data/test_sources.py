@@ -66,9 +66,9 @@ def test_batches_depend_on_the_part_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9000)[:-20]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9000, mtime=0)[:-20]),
         ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 9000)[:-20]),
-        ("a.txt.gz", gzip.compress(b"a line\n" * 9000)[:-20]),
+        ("a.txt.gz", gzip.compress(b"a line\n" * 9000, mtime=0)[:-20]),
         ("a.txt.zst", b"not zstandard"),
         ("a.txt", b"\xff\xfe"),
         ("a.parquet", b"PAR1 and no more"),
