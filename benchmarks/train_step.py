@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from harmonic_gpt.allocator import keep_freed_memory
 from harmonic_gpt.run_config import load_run_config
 from harmonic_gpt.training.loop import train_step
-from harmonic_gpt.training.setup import keep_freed_memory, setup
+from harmonic_gpt.training.setup import setup
 
 # Shape of the model, and sequences of a step
 SIZES = {

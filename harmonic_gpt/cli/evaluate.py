@@ -231,6 +231,7 @@ def explore(
     """Two models side by side in the browser: their predictions, layers and class centers."""
     import tempfile
 
+    from harmonic_gpt.allocator import keep_freed_memory
     from harmonic_gpt.explorer.build import PAGE, folder_bytes
     from harmonic_gpt.explorer.build import explore as build
     from harmonic_gpt.explorer.serve import is_loopback, make_server
@@ -238,6 +239,7 @@ def explore(
     if out is None and not serve:
         raise InputError("expected --out FOLDER, --serve, or both")
     quiet_transformers()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="harmonic-gpt-") as temporary:
         folder = Path(out).expanduser() if out else Path(temporary) / "explorer"
         explored = build(

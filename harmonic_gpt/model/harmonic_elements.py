@@ -155,10 +155,12 @@ class Sides(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Gradients that the passes form beside g. rate: as one number a row. bias: (V,), added to in place, or None."""
+    """What the passes form beside g. rate: its gradient, as one number a row. bias (V,): its gradient, and column_sums
+    (V,): sums of row_factor times the rounded g, of euclidean formulas; added to in place where they are not None."""
 
     rate: bool = False
     bias: Tensor | None = None
+    column_sums: Tensor | None = None
 
 
 class Elements(NamedTuple):
@@ -187,12 +189,12 @@ def element_pass(
     """Everything between the products of one chunk.
 
     Args:
-        u: (C, V), overwritten: w_term - 2 x.w if euclidean, else x.w.
+        u: (C, V), overwritten: x.w.
         labels, row_weight: (C,).
         gradient_dtype: dtype that g is rounded to; None: losses only.
     """
     n_rows, n_classes = u.shape
-    x2, w2, x_term, _ = sides
+    x2, w2, x_term, w_term = sides
     rate, bias, smoothing, z_loss = formula.rate, formula.bias, formula.label_smoothing, formula.z_loss
     # As many rows at a time as stay in the processor's cache; a GPU wants few, large launches
     block_bytes = CUDA_BLOCK_BYTES if u.is_cuda else BLOCK_BYTES
@@ -206,7 +208,7 @@ def element_pass(
         rows = slice(start, min(start + block, n_rows))
         v, y = u[rows], labels[rows, None]  # (block, V), (block, 1)
         if formula.euclidean:
-            v.add_(x_term[rows, None])
+            torch.add(w_term, v, alpha=-2, out=v).add_(x_term[rows, None])
         extreme, floored = _floor(v, x2[rows], w2, w2_max, formula)
         t, divisor = _transform_block(v, buffer[: len(v)], formula)
         t_label = t.gather(1, y)
@@ -266,6 +268,8 @@ def element_pass(
             v = g[rows].to(u.dtype)
         if formula.euclidean:
             row_sums[rows] = v.sum(1)
+            if asked.column_sums is not None:
+                asked.column_sums.addmv_(v.mT, row_factor[rows])
     if gradient_dtype is None:
         return Elements(losses)
     return Elements(losses, g, row_factor, row_sums, rates)

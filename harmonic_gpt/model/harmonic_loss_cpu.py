@@ -49,12 +49,9 @@ def chunked(
     for start in range(0, n_tokens, chunk):
         rows = slice(start, min(start + chunk, n_tokens))
         u = buffer[: rows.stop - start]
-        # A product that starts from w's terms costs no more than one that starts from zero
-        if formula.euclidean:
-            torch.addmm(w_term, x[rows], w.mT, alpha=-2, out=u)
-        else:
-            torch.mm(x[rows], w.mT, out=u)
-        sides, asked = Sides(x2[rows], w2, x_term[rows], w_term), Asked(needs.rate, grad_bias)
+        torch.mm(x[rows], w.mT, out=u)
+        sides = Sides(x2[rows], w2, x_term[rows], w_term)
+        asked = Asked(needs.rate, grad_bias, column_sums if needs.w else None)
         losses[rows], g, row_factor, row_sums, rates = element_pass(
             u, sides, labels[rows], row_weight[rows], formula, gradient_dtype, asked
         )
@@ -72,8 +69,6 @@ def chunked(
         if grad_w is not None:
             sign = -2 if formula.euclidean else 1
             grad_w.addmm_(g.mT, x[rows] * row_factor[:, None], beta=0 if start == 0 else 1, alpha=sign)
-            if formula.euclidean:
-                column_sums += g.mT @ row_factor
     if grad_w is not None and formula.euclidean:
         add_term_gradient(grad_w, w, column_sums, formula, -1)
     return LossAndGradients(losses, grad_x, grad_w, grad_bias, grad_rate)

@@ -63,8 +63,6 @@ def torch_element_pass(
     """An `ElementPass` of PyTorch's operators: the oracle of the Triton kernel, and its stand-in."""
     n_classes = sides.w2.shape[0]
     v = u[:, :n_classes]
-    if formula.euclidean:
-        v.mul_(-2).add_(sides.w_term)
     dtype = None if g is None else u.dtype
     losses, wide_g, row_factor, _, rates = elements_in_torch(v, sides, labels, row_weight, formula, dtype, asked)
     if g is None or wide_g is None or row_factor is None:

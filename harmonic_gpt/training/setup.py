@@ -2,7 +2,6 @@
 the data, build or load the model, optimizer, restore, track. Everything that can be wrong is checked before anything is
 written."""
 
-import ctypes
 import hashlib
 import shlex
 import sys
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
+from harmonic_gpt.allocator import keep_freed_memory
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Sampler, training_sampler
 from harmonic_gpt.data.tokenizer import load_tokenizer
@@ -256,21 +256,6 @@ def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSa
         f"{'baseline:':<12}token frequencies alone cost {unigram:.3f} nats per validation token",
         file=sys.stderr,
     )
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step instead of handing it back to the kernel.
-
-    A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in
-    anew took 10 to 25 % of a quickstart step (docs/LOG.md).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, -1)
 
 
 def _restore(run: Run, start: Start) -> None:

@@ -13,7 +13,8 @@ import signal
 import sys
 
 from harmonic_gpt.__main__ import main
-from harmonic_gpt.training import loop, saving, setup
+from harmonic_gpt.allocator import keep_freed_memory
+from harmonic_gpt.training import loop, saving
 
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink"}
 
@@ -144,7 +145,7 @@ def child(arguments: list[str], fault: dict, run_dir: str, log: str) -> None:
 
 
 if __name__ == "__main__":
-    setup.keep_freed_memory()
+    keep_freed_memory()
     for line in sys.stdin:
         ask = json.loads(line)
         if "wait_for" in ask:
