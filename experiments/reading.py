@@ -1,10 +1,14 @@
 """How a trained model can be read, as numbers of its row: lens agreement, label distance, own center.
 
-python experiments/reading.py RUN... [--data data/prose8k]       # of checkpoints that are there; one JSON line each
+    python experiments/reading.py RUN... [--data data/prose8k]       # of checkpoints that are there; one JSON line each
+
+run_queue.py takes the same numbers at the end of a run.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,15 +58,16 @@ def reading(model: PreTrainedModel, validation: Tokens, tokens: int = TOKENS) ->
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_rows(measure: Callable[[Any, Tokens], dict], description: str | None, device: str | None = None) -> None:
+    """A program: `measure(model, validation tokens)` of every run on the command line, one JSON line each."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
     parser.add_argument("--data", help="token folder; default: the run's own")
     args = parser.parse_args()
     for name in args.runs:
-        loaded = load_model(name, None)
-        print(json.dumps({"run": name} | reading(loaded.model, data_of(loaded, args.data).tokens("val"))), flush=True)
+        loaded = load_model(name, device)
+        print(json.dumps({"run": name} | measure(loaded.model, data_of(loaded, args.data).tokens("val"))), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    print_rows(reading, __doc__)

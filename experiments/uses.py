@@ -5,20 +5,17 @@
 Every part is measured on the second half of the text; what has to be fitted (a temperature, a scale) is, on the first.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from reading import print_rows
 from torch import Tensor
 
 from harmonic_gpt.data.tokens import Tokens
 from harmonic_gpt.evaluation.activations import final_norm, head_input, text_states
-from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
-from harmonic_gpt.runs.load import load_model
 
 TOKENS = 16384  # leading validation tokens
 BLOCK = 256
@@ -194,16 +191,5 @@ def _replaced(labels: Tensor, total: Tensor, old: Tensor, new: Tensor, tokens: T
     return float(nats.mean()), float((change.sum(0) / own.sum(0)).mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
-    parser.add_argument("--data", help="token folder; default: the run's own")
-    args = parser.parse_args()
-    for name in args.runs:
-        loaded = load_model(name, "cpu")
-        assert isinstance(loaded.model, HarmonicGPT2ForCausalLM)
-        print(json.dumps({"run": name} | uses(loaded.model, data_of(loaded, args.data).tokens("val"))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_rows(uses, __doc__, "cpu")
