@@ -150,6 +150,8 @@ def harmonic_cross_entropy(
     Args:
         exponent: harmonic exponent n on the distance (arXiv 2502.01628, section 2); softmax heads ignore it.
         similarity: "euclidean" or "dot". normalization: "harmax" or "softmax". The defaults are the harmonic head.
+
+    Everything else, with shapes, dtypes, what is returned and what is raised, is as for `head_cross_entropy`.
     """
     head, constants = find_pair(similarity, normalization, exponent)
     return head_cross_entropy(
@@ -206,8 +208,10 @@ def head_cross_entropy(
             cannot be had; "torch": PyTorch's operators.
         allow_slow: permit a head without a matrix product for more than MAX_SLOW_CLASSES classes.
 
-    Returns: float32 loss (float64 for float64 inputs). Under autocast the operands are rounded to autocast's dtype, and
+    Returns:
+        float32 loss (float64 for float64 inputs). Under autocast the operands are rounded to autocast's dtype, and
         distances are formed in float32 from the rounded operands.
+
     Raises:
         ValueError: an unknown head or constant, or a constant out of range; wrong shapes, labels out of range (checked
             on the CPU; CUDA asserts), gradients in float16, DTensors (a shard is not the whole matrix), unknown
