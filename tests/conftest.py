@@ -9,11 +9,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process on each core; read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-# Read on import; each process has its own database
-os.environ.setdefault(
-    "TRACKIO_DIR",
-    str(Path(tempfile.gettempdir()) / f"harmonic-gpt-tests-trackio-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
-)
+# Read on import. Each process has its own, and a new one: other versions of trackio have other tables
+_TRACKIO = tempfile.TemporaryDirectory(prefix="harmonic-gpt-tests-trackio-")
+os.environ["TRACKIO_DIR"] = _TRACKIO.name
 
 import huggingface_hub.constants
 import pytest
