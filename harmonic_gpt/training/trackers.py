@@ -64,9 +64,7 @@ def start(tracker: GeneralTracker, config: dict | None = None) -> None:
     if tracker.name == "wandb":
         tracker.tracker.define_metric("step")
         tracker.tracker.define_metric("*", step_metric="step")
-        # accelerate < 1.13's own way begins another run, under another id, when WANDB_MODE is "offline"
-        tracker.tracker.config.update(config or {}, allow_val_change=True)
-    elif config:
+    if config:
         tracker.store_init_configuration(config)
 
 

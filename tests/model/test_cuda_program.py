@@ -84,7 +84,7 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         product = re.match(r"aten\.(add)?mm", str(function))
         if product and ("out" in kwargs or "dtype" in str(function)):
-            # Fake tensors would take the first apart into operators that no GPU sees; those of torch 2.9 lack the second
+            # Fake tensors would take the first apart into operators that no GPU sees, and in torch 2.9 lack the second
             a, b = [t for t in args if isinstance(t, torch.Tensor) and t is not kwargs.get("out")][-2:]
             shape = (a.shape[0], b.shape[1])
             assert a.shape[1] == b.shape[0]
