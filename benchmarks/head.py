@@ -324,7 +324,9 @@ def plot(results: Path, image: Path) -> None:
                 (axes[1][column], [row["transient_bytes"] / 2**20 for row in line if "transient_bytes" in row]),
             ):
                 if len(ys) == len(xs) > 1:
-                    axis.plot(xs, ys, style, color=color, marker="o", ms=4, lw=2.5 if name[0] == "e" else 1.5, label=label)
+                    axis.plot(
+                        xs, ys, style, color=color, marker="o", ms=4, lw=2.5 if name[0] == "e" else 1.5, label=label
+                    )
         for axis in (axes[0][column], axes[1][column]):
             axis.set(xscale="log", yscale="log", xlabel=f"{varied} ({fixed:,} {other})")
             axis.set_xticks(xs, [f"{x // 1024}k" for x in xs])

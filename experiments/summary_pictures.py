@@ -1,6 +1,6 @@
 """The pictures of docs/results/prediction.md, from the same numbers as its tables.
 
-    python experiments/summary_pictures.py      # writes docs/images/prediction_*.png
+python experiments/summary_pictures.py      # writes docs/images/prediction_*.png
 """
 
 from pathlib import Path
@@ -65,8 +65,8 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, summary.Pairs]], protoco
         axes.errorbar(places, gaps, bars, fmt=marker, color=BLUE, mfc=fill, ms=8, lw=2, label=f"harmonic, {label}")
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
-    axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token", ylim=(-0.035, 0.115))
-    axes.legend(frameon=False, loc="upper right", ncols=2, fontsize=9)
+    axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
+    figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)
     figure.savefig(path)
 
 
