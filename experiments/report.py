@@ -22,7 +22,6 @@ from scipy import stats
 
 from harmonic_gpt.files import read_jsonl
 
-
 HEAD_COLORS = {"standard": "tab:orange", "harmonic": "tab:blue"}  # in every figure of the project
 
 

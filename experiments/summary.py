@@ -139,48 +139,32 @@ def table(header: str, lines: Iterable[Iterable[str]]) -> str:
 
 
 def sizes_table() -> str:
-    cells = []
+    lines = []
     for size, arms in by_size().items():
         quarter = arms["1/4"]
-        cells.append(
-            [size.replace("x", " x ")]
-            + [spread([one[i] for one in quarter]).replace("+-", "±") for i in (1, 2)]
-            + [shown(quarter), ahead(quarter), shown(arms["1"])]
-        )
-    return table("size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", cells)
+        ours, theirs = (spread([one[i] for one in quarter]).replace("+-", "±") for i in (1, 2))
+        named = size.replace("x", " x ")
+        lines.append([named, ours, theirs, shown(quarter), ahead(quarter), shown(arms["1"])])
+    return table("size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", lines)
 
 
 def r_table() -> str:
-    sweep, standard = over_r(), standard_over_r()
-    lines = [
-        [f"harmonic, r = {R_NAMES[inverse]}", *(f"{f(points.items(), key=lambda p: p[1])[1]:.3f}" for f in (min,))]
-        + [", ".join(f"{n:g}: {loss:.3f}" for n, loss in sorted(points.items()))]
-        for inverse, points in sweep.items()
-    ]
-    lines += [[f"standard, rate of the head {name}", f"{loss:.3f}", ""] for name, loss in standard.items()]
+    lines = []
+    for inverse, points in over_r().items():
+        tried = ", ".join(f"{n:g}: {loss:.3f}" for n, loss in sorted(points.items()))
+        lines.append([f"harmonic, r = {R_NAMES[inverse]}", f"{min(points.values()):.3f}", tried])
+    for name, loss in standard_over_r().items():
+        lines.append([f"standard, rate of the head {name}", f"{loss:.3f}", ""])
     return table("2 x 128, seed 0 | best, nats per token | n: nats per token", lines)
 
 
 def scarce_table() -> str:
-    return table(
-        "a sixteenth of the text, no weight decay | harmonic, r = 1 | standard | seeds | difference [95 %] | ahead",
-        [
-            [
-                name,
-                *(f"{mean(one[i] for one in pairs):.3f}" for i in (1, 2)),
-                str(len(pairs)),
-                shown(pairs),
-                ahead(pairs),
-            ]
-            for name, pairs in scarce().items()
-        ],
-    )
-
-
-class Change(NamedTuple):
-    name: str
-    harmonic: tuple[dict, dict]  # settings without and with the change
-    standard: tuple[dict, dict]
+    lines = []
+    for name, pairs in scarce().items():
+        ours, theirs = (f"{mean(one[i] for one in pairs):.3f}" for i in (1, 2))
+        lines.append([name, ours, theirs, str(len(pairs)), shown(pairs), ahead(pairs)])
+    columns = "harmonic, r = 1 | standard | seeds | difference [95 %] | ahead"
+    return table(f"a sixteenth of the text, no weight decay | {columns}", lines)
 
 
 def changes_table() -> str:
@@ -204,7 +188,8 @@ def changes_table() -> str:
     quarter = {"exponent": 68, "center_std": 0.0884, "hidden_scale": 0.3536} | adam | eps | muon | twice
     best = std | adam | eps | muon | four
     changes = [
-        ("Muon for the blocks' matrices, rate of the head x 2", (n | adam | eps, n | adam | eps | muon | twice),
+        ("Muon for the blocks' matrices (rate of the head: harmonic x 1 to x 2, standard x 2)",
+         (n | adam | eps, n | adam | eps | muon | twice),
          (std | adam | eps | twice, std | adam | eps | muon | twice)),
         ("untied, without random signs", (n | tied, n | adam), (std | tied, std | adam)),
         ("AdamW's eps 1e-5, not 1e-8", (n | adam, n | adam | eps), (std | adam, std | adam | eps)),
@@ -246,14 +231,14 @@ HEAD_NAMES = {
 
 
 def head_table() -> str:
-    return table(
-        "2,048 tokens x 768 x 50,257 classes, forward + backward | seconds [quartiles] | / fastest linear | transient MiB",
-        [
-            [HEAD_NAMES[(name := row["head"].split()[0])], "{:.2f} [{:.2f}, {:.2f}]".format(row["seconds"], *row["quartiles"])]
-            + [f"{head_ratio(name):.2f}", f"{row['transient_bytes'] / 2**20:,.0f}"]
-            for row in rows_of("head_cpu.jsonl")
-        ],
-    )  # fmt: skip
+    lines = []
+    for row in rows_of("head_cpu.jsonl"):
+        name = row["head"].split()[0]
+        seconds = "{:.2f} [{:.2f}, {:.2f}]".format(row["seconds"], *row["quartiles"])
+        transient = f"{row['transient_bytes'] / 2**20:,.0f}"
+        lines.append([HEAD_NAMES[name], seconds, f"{head_ratio(name):.2f}", transient])
+    shape = "2,048 tokens x 768 x 50,257 classes, forward + backward"
+    return table(f"{shape} | seconds [quartiles] | / fastest linear | transient MiB", lines)
 
 
 def step_speed(size: str, model: str = "harmonic", baseline: str = "standard") -> float:
@@ -262,15 +247,12 @@ def step_speed(size: str, model: str = "harmonic", baseline: str = "standard") -
 
 
 def step_table() -> str:
-    found = rows_of("train_step_cpu.jsonl")
-    return table(
-        "size | model | tokens per second [quartiles] | / standard here | / nanoGPT",
-        [
-            [row["size"], row["model"], "{:,.0f} [{:,.0f}, {:,.0f}]".format(row["tokens_per_second"], *row["quartiles"])]
-            + [f"{step_speed(row['size'], row['model'], other):.2f}" for other in ("standard", "nanoGPT")]
-            for row in found
-        ],
-    )  # fmt: skip
+    lines = []
+    for row in rows_of("train_step_cpu.jsonl"):
+        speed = "{:,.0f} [{:,.0f}, {:,.0f}]".format(row["tokens_per_second"], *row["quartiles"])
+        ratios = [f"{step_speed(row['size'], row['model'], other):.2f}" for other in ("standard", "nanoGPT")]
+        lines.append([row["size"], row["model"], speed, *ratios])
+    return table("size | model | tokens per second [quartiles] | / standard here | / nanoGPT", lines)
 
 
 def growth() -> tuple[float, float, float]:
@@ -349,8 +331,8 @@ def answers() -> list[Answer]:
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            "Only against a standard head that is not regularized; a shorter schedule alone leaves no difference shown, "
-            "and with weight decay standard was ahead (one seed, rows not kept)",
+            "Only against a standard head that is not regularized; a shorter schedule alone leaves no difference "
+            "shown, and with weight decay standard was ahead (one seed, rows not kept)",
             _with_protocol(f"no weight decay: {shown(text)}; shorter schedule: {shown(short)}", "P2", "P3"),
             "prediction", "prediction.md#scarce-text-a-lead-over-a-standard-head-without-regularization",
         ),
@@ -429,9 +411,8 @@ def prediction_conclusions() -> str:
             f"- **The loss falls from r = 1 towards the dot product**: {best[1]:.3f} (r = 1), {best[4]:.3f} (1/4), "
             f"{best[8]:.3f} (1/8), standard {min(beside.values()):.3f}",
             "  (2 x 128, one seed).",
-            f"- **With a sixteenth of the text harmonic (r = 1) leads a standard head without weight decay**, "
-            f"{shown(plain)}, four seeds;",
-            f"  after a shorter schedule {shown(short)}, {ahead(short)}.",
+            "- **With a sixteenth of the text harmonic (r = 1) leads a standard head without weight decay**,",
+            f"  {shown(plain)}, four seeds; after a shorter schedule {shown(short)}, {ahead(short)}.",
         ]
     )
 
@@ -445,9 +426,9 @@ def speed_conclusions() -> str:
     kernels = rows_of("gpu_compile.jsonl")
     return "\n".join(
         [
-            f"- **The harmonic loss takes {head_ratio('e'):.2f} x the time of the fastest linear head** at GPT-2's size "
-            f"on a CPU; the form that is",
-            f"  published takes {published:.1f} x ours.",
+            f"- **The harmonic loss takes {head_ratio('e'):.2f} x the time of the fastest linear head** at GPT-2's "
+            f"size on a CPU;",
+            f"  the form that is published takes {published:.1f} x ours.",
             f"- **Its memory hardly grows with tokens and classes**: {transient['e']:,.0f} MiB beside "
             f"{transient['b']:,.0f} MiB of linear + `F.cross_entropy`;",
             f"  at most {most:,.0f} MiB in the picture below, in which tokens and classes grow by 16.",

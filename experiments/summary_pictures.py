@@ -46,10 +46,8 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, summary.Pairs]], protoco
     """Difference to the standard head by size, with 95 % intervals over seeds; the protocol's where it has pairs."""
     figure, axes = _axes()
     sizes = list(by_size)
-    series = {
-        f"r = {r}{', as in the paper' if r == '1' else ''}, three seeds": {size: arms[r] for size, arms in by_size.items()}
-        for r in ("1", "1/4")
-    }  # fmt: skip
+    names = {"1": "r = 1, as in the paper, three seeds", "1/4": "r = 1/4, three seeds"}
+    series = {name: {size: arms[r] for size, arms in by_size.items()} for r, name in names.items()}
     for (question, size, arm), pairs in paired(protocol).items():
         if question == "enough text" and size in sizes:
             series.setdefault(f"{arm}, protocol", {})[size] = pairs
