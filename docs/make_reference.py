@@ -36,8 +36,8 @@ LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 
 CONFIGS = """# Shipped configs
 
-Each file of `configs/` is a run that someone would start: `python train.py --config configs/NAME.yaml`. The two files
-of a pair differ in the head, or say at their top in what else. `--dry-run` prints a run's plan.
+Each file of `configs/` is a run that someone would start: `python train.py --config FILE`. The two files of a pair
+differ in the head, or say at their top in what else. `--dry-run` prints a run's plan.
 
 ## Sizes
 
