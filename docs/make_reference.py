@@ -39,13 +39,19 @@ CONFIGS = """# Shipped configs
 Each file of `configs/` is a run that someone would start: `python train.py --config FILE`. The two files of a pair
 differ in the head, or say at their top in what else. `--dry-run` prints a run's plan.
 
-## Sizes
+## Models
 
-Computed from the files. FLOPs are those of matrix products, forward and backward. Memory is the peak of a step on one
-device (a GPU where the config is made for one), by the formula of `--dry-run`: an estimate.
+| file of `configs/` | head | depth x width | parameters | context |
+|---|---|---|---|---|
+"""
+TRAINING = """
+## Training
 
-| file of `configs/` | head | depth x width | parameters | data | tokens | context | optimizer | FLOPs | memory |
-|---|---|---|---|---|---|---|---|---|---|
+FLOPs are those of matrix products, forward and backward. Memory is the peak of a step on one device (a GPU where the
+config is made for one), by the formula of `--dry-run`: an estimate.
+
+| file of `configs/` | data | tokens | optimizer | FLOPs | memory |
+|---|---|---|---|---|---|
 """
 TIMES = """
 `data/pydocs` is Python's own documentation (0.58 M tokens), which the run prepares itself. `data/openwebtext` (9.0 B
@@ -56,7 +62,7 @@ tokens) and `data/babylm_small` are prepared first: [data](../how-to/data.md), [
 Only the quickstart has been run. Times on a GPU are **estimates**: the FLOPs above at 40 % of an H100's 989 TFLOP/s.
 Losses are of the whole validation text in windows without overlap, as training prints them.
 
-| file of `configs/` | made for | time | expected validation loss, nats per token | source of the loss |
+| file of `configs/` | made for | time | validation loss, nats per token | source of the loss |
 |---|---|---|---|---|
 """
 SEEDS = "quickstart_head_rate_seeds.jsonl"  # of docs/results/
@@ -122,7 +128,7 @@ def commands_page() -> str:
 
 
 def configs_page() -> str:
-    sizes, times = [], []
+    models, training, times = [], [], []
     for name, (hardware, time, loss, source) in EXPECTED.items():
         config = load_run_config(str(DOCS.parent / f"configs/{name}.yaml"), [])
         model, train, optim = config.model, config.train, config.optim
@@ -133,22 +139,24 @@ def configs_page() -> str:
         flops = tokens * training_flops_per_token(hf_config)
         memory = need(hf_config, config, RankDevice("", 80 * GIB, cuda="GPU" in hardware)).bytes / GIB
         exponent = hf_config.head_spec.constants.get("exponent")
-        cells = (
-            f"`{name}.yaml`", f"{model.head}, n = {exponent:.4g}" if exponent else model.head,
-            f"{model.n_layer} x {model.n_embd}",
-            f"{parameters / 1e6:.3g} M, {'tied' if model.tie_word_embeddings else 'untied'}", f"`{config.data.dir}`",
-            f"{tokens / 1e9:.3g} B" if tokens > 1e9 else f"{tokens / 1e6:.3g} M", f"{model.n_positions:,}",
-            f"{optim.optimizer}, lr {optim.lr:g}", f"{flops:.1e}", f"{memory:.1f} GiB",
-        )  # fmt: skip
-        sizes.append("| " + " | ".join(cells) + " |\n")
+        head = f"{model.head}, n = {exponent:.4g}" if exponent else model.head
+        size = f"{parameters / 1e6:.3g} M, {'tied' if model.tie_word_embeddings else 'untied'}"
+        seen = f"{tokens / 1e9:.3g} B" if tokens > 1e9 else f"{tokens / 1e6:.3g} M"
+        models.append(_row(f"`{name}`", head, f"{model.n_layer} x {model.n_embd}", size, f"{model.n_positions:,}"))
+        optimizer = f"{optim.optimizer}, lr {optim.lr:g}"
+        training.append(_row(f"`{name}`", f"`{config.data.dir}`", seen, optimizer, f"{flops:.1e}", f"{memory:.1f} GiB"))
         if loss == SEEDS:
             rows = [row for row in read_jsonl(DOCS / "results" / SEEDS) if row["config"].endswith(f"/{name}.yaml")]
             values = [row["val_loss"] for row in rows if float(row["optim.head_lr"]) == optim.head_lr_scale]
             loss = f"{mean(values):.3f} ± {stdev(values):.3f}"
             source = f"mean and standard deviation of {len(values)} seeds, `docs/results/{SEEDS}`"
         time = time or f"{flops / H100_FLOPS / 3600:.1f} h on one H100 (estimate)"
-        times.append("| " + " | ".join((f"`{name}.yaml`", hardware, time, loss, source)) + " |\n")
-    return NOTE + CONFIGS + "".join(sizes) + TIMES + "".join(times)
+        times.append(_row(f"`{name}`", hardware, time, loss, source))
+    return "".join([NOTE, CONFIGS, *models, TRAINING, *training, TIMES, *times])
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def home_page() -> str:
