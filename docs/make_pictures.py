@@ -1,4 +1,4 @@
-"""Draw the pictures of the idea, for README (idea.png) and the page of the head (heads.png).
+"""Draw the pictures of the idea, for README (idea.png) and the page of the head (distance_or_dot_product.png).
 
 python docs/make_pictures.py
 
@@ -100,5 +100,5 @@ def draw_idea(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw_heads(IMAGES / "heads.png")
+    draw_heads(IMAGES / "distance_or_dot_product.png")
     draw_idea(IMAGES / "idea.png")
