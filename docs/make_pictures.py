@@ -1,4 +1,4 @@
-"""Draw the pictures of the idea, for README (idea.png) and the page of the head (distance_or_dot_product.png).
+"""Draw the pictures of the idea: idea.png of README, distance_or_dot_product.png of the page about the head.
 
 python docs/make_pictures.py
 
