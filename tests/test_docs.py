@@ -115,3 +115,8 @@ def test_pictures_of_reading_come_from_the_rows_that_there_are(tmp_path):
     assert averaged[0]["context_agreement_interval"] == [0.2, 0.4]
     pictures.draw_protocol([row | {"reading": {"layers": seeds[0]}}], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lens_agreement_protocol.png"]
+
+
+def test_pages_of_claims_are_those_of_the_committed_rows():
+    for name, text in import_module("docs.make_study_pages").pages().items():
+        assert (ROOT / "docs/results" / name).read_text(encoding="utf-8") == text, "run python docs/make_study_pages.py"
