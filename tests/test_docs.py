@@ -120,3 +120,15 @@ def test_pictures_of_reading_come_from_the_rows_that_there_are(tmp_path):
 def test_pages_of_claims_are_those_of_the_committed_rows():
     for name, text in import_module("docs.make_study_pages").pages().items():
         assert (ROOT / "docs/results" / name).read_text(encoding="utf-8") == text, "run python docs/make_study_pages.py"
+
+
+def test_every_measure_of_a_comparison_is_on_its_page_in_the_order_of_the_report():
+    from harmonic_gpt.evaluation.comparison.arms import HEADLINES
+
+    page = (ROOT / "docs/reference/measures.md").read_text(encoding="utf-8")
+    ranked = page.partition("## Measures that rank")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.+)$", ranked, re.MULTILINE) == [headline.name for headline in HEADLINES.values()]
+    for entry, headline in zip(ranked.split("\n### ")[1:], HEADLINES.values(), strict=True):
+        assert "ontrol" in entry, headline.name
+        side = "lower" if not headline.higher_is_better else "higher"
+        assert f"{side} is better" in " ".join(entry.split()) or headline.name == "tuned lens"
