@@ -1,10 +1,10 @@
 """Where two models lose: validation loss and probability mass by how often a token occurs in the training text.
 
-    python experiments/rare_tokens.py RUN... [--blocks 64]
+    python experiments/rare_tokens.py RUN... [--blocks 64] [--picture FILE.png]
 
 All runs must have been trained on one token folder. mass: probability that the model gives to a class of tokens, mean
 over positions; share: how often a token of that class is the target. They are equal for a calibrated model. Loss in
-nats per target of that class.
+nats per target of that class. The picture has the loss with 95 % intervals over blocks of the text.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from harmonic_gpt.data.tokens import TokenFolder
+from harmonic_gpt.evaluation.comparison.canvas import arm_colors, legend, panels
+from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.runs.load import load_model
 
@@ -31,26 +33,54 @@ def token_counts(data: TokenFolder, vocab_size: int) -> np.ndarray:
 def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
     """Mass, share, loss and mean norm of the centers of each class of tokens.
 
-    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64.
+    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64;
+    "losses" and "targets" are sums of each block, (N, classes).
     """
     count = len(NAMES)
-    mass, targets, loss = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
-    for block in blocks.split(1):
+    mass = torch.zeros(count, dtype=torch.float64)
+    targets, losses = (torch.zeros(len(blocks), count, dtype=torch.float64) for _ in range(2))
+    for place, block in enumerate(blocks.split(1)):
         with torch.inference_mode():
             log_p = model(input_ids=block[:, :-1]).logits[0].double().log_softmax(-1)
         target = block[0, 1:]
         mass.index_add_(0, classes, log_p.exp().sum(0))
-        targets.index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
-        loss.index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
+        targets[place].index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
+        losses[place].index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
     norms = model.get_output_embeddings().weight.detach().double().norm(dim=1)
     total = blocks[:, 1:].numel()
     mean_norm = [norms[classes == k].mean().item() if (classes == k).any() else float("nan") for k in range(count)]
     return {
         "mass": (mass / total).numpy(),
-        "share": (targets / total).numpy(),
-        "loss": (loss / targets).numpy(),
+        "share": (targets.sum(0) / total).numpy(),
+        "loss": (losses.sum(0) / targets.sum(0)).numpy(),
         "norm": np.array(mean_norm),
+        "losses": losses.numpy(),
+        "targets": targets.numpy(),
     }
+
+
+def draw(measured: dict[str, tuple[str, dict[str, np.ndarray]]], path: str) -> None:
+    """The loss of each class of targets as a picture. measured: {run: (head, what `by_frequency` returns)}.
+
+    Classes with fewer targets than the text has blocks are left out.
+    """
+    colors = arm_colors({run: head for run, (head, _) in measured.items()})
+    figure, [axes] = panels()
+    kept = [
+        k for k in range(len(NAMES)) if all(m["targets"][:, k].sum() >= len(m["targets"]) for _, m in measured.values())
+    ]
+    for run, (_, values) in measured.items():
+        weights = resample_weights(len(values["targets"]), 0)
+        replicates = (weights @ values["losses"]) / np.maximum(weights @ values["targets"], 1)
+        ends = np.array([percentile_interval(replicates[:, k]) for k in kept]).T
+        at = values["loss"][kept]
+        look = {"color": colors[run], "marker": "o", "markersize": 5, "capsize": 3}
+        axes.errorbar(range(len(kept)), at, np.abs(ends - at), label=run, **look)
+    shares = next(iter(measured.values()))[1]["share"]
+    axes.set_xticks(range(len(kept)), [f"{NAMES[k]}\n({shares[k]:.0%} of targets)" for k in kept], fontsize=8)
+    axes.set(xlabel="occurrences of the target in the training text", ylabel="nats per target", ylim=(0, None))
+    legend(axes)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -58,6 +88,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--data", help="token folder; default: that of the first run")
     parser.add_argument("--blocks", type=int, default=64, help="blocks of 256 tokens of the validation text")
+    parser.add_argument("--picture", help="PNG or SVG to draw the losses into")
     args = parser.parse_args()
     models = [load_model(run) for run in args.runs]
     data = data_of(models[0], args.data)
@@ -71,13 +102,17 @@ def main() -> None:
         + " | ".join(f"{n:,}" for n in np.bincount(classes, minlength=len(NAMES)))
         + " |"
     )
+    measured = {}
     for loaded in models:
         found = by_frequency(loaded.model.eval(), blocks, classes)
+        measured[loaded.name] = loaded.head, found
         if loaded is models[0]:
             print("| share of targets | " + " | ".join(f"{x:.2%}" for x in found["share"]) + " |")
         print(f"| {loaded.name}: mass | " + " | ".join(f"{x:.2%}" for x in found["mass"]) + " |")
         print(f"| {loaded.name}: nats per target | " + " | ".join(f"{x:.3f}" for x in found["loss"]) + " |")
         print(f"| {loaded.name}: norm of centers | " + " | ".join(f"{x:.2f}" for x in found["norm"]) + " |")
+    if args.picture:
+        draw(measured, args.picture)
 
 
 if __name__ == "__main__":
