@@ -8,6 +8,7 @@ nats per target of that class. The picture has the loss with 95 % intervals over
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,27 +61,42 @@ def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Te
 
 
 def draw(measured: dict[str, tuple[str, dict[str, np.ndarray]]], path: str) -> None:
-    """The loss of each class of targets as a picture. measured: {run: (head, what `by_frequency` returns)}.
+    """The loss of each class of targets, and beside it the difference of each run from the last one, with paired
+    intervals. measured: {run: (head, what `by_frequency` returns)}.
 
     Classes with fewer targets than the text has blocks are left out.
     """
     colors = arm_colors({run: head for run, (head, _) in measured.items()})
-    figure, [axes] = panels()
-    kept = [
-        k for k in range(len(NAMES)) if all(m["targets"][:, k].sum() >= len(m["targets"]) for _, m in measured.values())
-    ]
-    for run, (_, values) in measured.items():
-        weights = resample_weights(len(values["targets"]), 0)
-        replicates = (weights @ values["losses"]) / np.maximum(weights @ values["targets"], 1)
-        ends = np.array([percentile_interval(replicates[:, k]) for k in kept]).T
-        at = values["loss"][kept]
-        look = {"color": colors[run], "marker": "o", "markersize": 5, "capsize": 3}
-        axes.errorbar(range(len(kept)), at, np.abs(ends - at), label=run, **look)
-    shares = next(iter(measured.values()))[1]["share"]
-    axes.set_xticks(range(len(kept)), [f"{NAMES[k]}\n({shares[k]:.0%} of targets)" for k in kept], fontsize=8)
-    axes.set(xlabel="occurrences of the target in the training text", ylabel="nats per target", ylim=(0, None))
-    legend(axes)
+    sums = {run: values for run, (_, values) in measured.items()}
+    blocks, totals = (one := next(iter(sums.values())))["targets"].shape[0], one["targets"].sum(0)
+    kept = totals >= blocks
+    weights = resample_weights(blocks, 0)
+    replicates = {
+        run: (weights @ values["losses"][:, kept]) / np.maximum(weights @ values["targets"][:, kept], 1)
+        for run, values in sums.items()
+    }
+    figure, [losses, differences] = panels(2, 10, 4.4)
+    last = list(sums)[-1]
+    for run, values in sums.items():
+        at, base = values["loss"][kept], sums[last]["loss"][kept]
+        _points(losses, at, replicates[run], colors[run], run)
+        if run != last:
+            _points(differences, at - base, replicates[run] - replicates[last], colors[run], f"{run} - {last}")
+    differences.axhline(0, color=colors[last], linewidth=1)
+    names = [f"{name}\n{share:.1%}" for name, share in zip(NAMES, totals / totals.sum(), strict=True)]
+    for axes in (losses, differences):
+        axes.set_xticks(range(kept.sum()), [name for name, keep in zip(names, kept, strict=True) if keep], fontsize=7)
+        axes.set_xlabel("occurrences in the training text; share of targets", fontsize=9)
+        legend(axes)
+    losses.set(ylabel="nats per target", ylim=(0, None))
+    differences.set_ylabel("difference, nats per target")
     figure.savefig(path, dpi=150)
+
+
+def _points(axes: Any, at: np.ndarray, replicates: np.ndarray, color: str, label: str) -> None:
+    ends = np.array([percentile_interval(column) for column in replicates.T]).T
+    look = {"color": color, "marker": "o", "markersize": 5, "capsize": 3}
+    axes.errorbar(range(len(at)), at, np.abs(ends - at), label=label, **look)
 
 
 def main() -> None:
