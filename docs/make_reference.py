@@ -1,4 +1,5 @@
-"""Write the generated pages: every setting of a run, every command with its options, and README as the site's home.
+"""Write the generated pages: every setting of a run, every command with its options, README as the site's home, and
+the notebook as a page.
 
     python docs/make_reference.py
 
@@ -17,6 +18,7 @@ from harmonic_gpt.__main__ import app
 from harmonic_gpt.run_config import RunConfig, fields
 
 DOCS = Path(__file__).parent
+NOTEBOOK = "tutorials/read_a_model.ipynb"
 NOTE = "<!-- Written by docs/make_reference.py: change the source and run it again. -->\n\n"
 SETTINGS = """# Settings of a run
 
@@ -76,10 +78,37 @@ def commands_page() -> str:
 def home_page() -> str:
     """README as it reads from docs/. Not in the repository."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "CONTRIBUTING.md")
+    text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "CONTRIBUTING.md")
+    return text.replace(f"({NOTEBOOK})", f"({Path(NOTEBOOK).with_suffix('.md')})")
 
 
-PAGES = {"reference/settings.md": settings_page, "reference/commands.md": commands_page, "index.md": home_page}
+def notebook_page() -> str:
+    """The notebook with its outputs, as Markdown. Not in the repository, where the notebook itself is shown."""
+    parts = [NOTE.strip()]
+    for cell in json.loads((DOCS / NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            kinds = output.get("data", {})
+            if "image/png" in kinds:
+                parts.append(f'<img alt="" src="data:image/png;base64,{"".join(kinds["image/png"]).strip()}">')
+            elif "text/html" in kinds:
+                parts.append(re.sub(r"<style.*?</style>", "", "".join(kinds["text/html"]), flags=re.DOTALL))
+            else:
+                text = "".join(output.get("text", kinds.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {
+    "reference/settings.md": settings_page,
+    "reference/commands.md": commands_page,
+    "index.md": home_page,
+    str(Path(NOTEBOOK).with_suffix(".md")): notebook_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

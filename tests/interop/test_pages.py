@@ -24,7 +24,6 @@ PAGES = [
     "docs/evaluate.md",
     "docs/publish.md",
     "docs/explorer.md",
-    "docs/notebook.md",
     "docs/extend.md",
     "docs/heads.md",
     "docs/tools.md",
@@ -121,8 +120,6 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def test_page(page, trained, hub):
     if page == "docs/evaluate.md":
         pytest.importorskip("lm_eval")
-    if page == "docs/notebook.md":
-        pytest.importorskip("pandas")
     for language, text in blocks(page):
         is_command = language == "bash"
         for example in text.replace("\\\n", " ").splitlines() if is_command else [text]:
