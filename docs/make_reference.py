@@ -96,7 +96,8 @@ def notebook_page() -> str:
             if "image/png" in kinds:
                 parts.append(f'<img alt="" src="data:image/png;base64,{"".join(kinds["image/png"]).strip()}">')
             elif "text/html" in kinds:
-                parts.append(re.sub(r"<style.*?</style>", "", "".join(kinds["text/html"]), flags=re.DOTALL))
+                table = re.sub(r"<style.*?</style>", "", "".join(kinds["text/html"]), flags=re.DOTALL)
+                parts.append(table.replace('<table border="1" class="dataframe">', "<table>"))  # in the site's style
             else:
                 text = "".join(output.get("text", kinds.get("text/plain", "")))
                 parts.append(f"```text\n{text.rstrip()}\n```")
