@@ -1,6 +1,6 @@
-"""How exact the harmonic head is in low precision, against float64: the table of docs/numerics.md.
+"""How exact the harmonic head is in low precision, against float64: the table of docs/explanation/numerics.md.
 
-    python benchmarks/numerics.py                               # the table; docs/numerics.md adds what follows from it
+    python benchmarks/numerics.py                 # the table; docs/explanation/numerics.md adds what follows from it
 
 Truth is the float64 loss and gradient of the same float32 inputs. Columns: float32; bfloat16 operands with float32
 distances (what autocast and `precision: bf16` do); the same after the centers' mean is subtracted from both operands;

@@ -1,7 +1,7 @@
 """Tables and a figure of what run_queue.py measured.
 
     python experiments/report.py docs/results/recipe.jsonl                      # tables
-    python experiments/report.py docs/results/recipe.jsonl --figures docs/recipe
+    python experiments/report.py docs/results/recipe.jsonl --figures docs/images
     python experiments/report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
 First every setting, with its seeds side by side. Then every arm against the standard head, for every question that both

@@ -1,7 +1,7 @@
 """Small changes to a run between `setup` and `fit`: what experiments try and the product does not offer (yet).
 
 A trial that pays becomes a setting of the product, with its gradient in the chunked loss; one that does not is deleted
-with a line in docs/recipe.md. In a queue file the setting `trial.NAME` asks for it.
+with a line in docs/results/prediction.md. In a queue file the setting `trial.NAME` asks for it.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next use instead of handing it back to the kernel.
 
     A training step on CPU allocates and frees the same hundreds of megabytes again and again; faulting those pages in
-    anew took 10 to 25 % of a quickstart step (docs/LOG.md), and a quarter of the explorer's time for 50,257 tokens.
+    anew took 10 to 25 % of a quickstart step (docs/archive/log.md), and a quarter of the explorer's time for 50,257
+    tokens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

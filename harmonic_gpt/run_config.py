@@ -75,7 +75,7 @@ class Section(BaseModel):
 
 class ModelSection(Section):
     head: str = Field(
-        "harmonic", description="harmonic, standard, cosine_harmonic or another one; docs/heads.md has them all"
+        "harmonic", description="harmonic, standard, cosine_harmonic or another one; docs/how-to/heads.md has them all"
     )
     init_from: str | None = Field(
         None,
@@ -88,7 +88,7 @@ class ModelSection(Section):
         '"fit": chosen for the weights of init_from',
     )
     head_constants: dict[str, Positive] = Field(
-        {}, description="the head's other constants, as in {temperature: 0.1}; docs/heads.md names them"
+        {}, description="the head's other constants, as in {temperature: 0.1}; docs/how-to/heads.md names them"
     )
     learn: list[str] = Field(
         [],

@@ -56,7 +56,7 @@ def test_page_is_finished(page):
     text = page.read_text(encoding="utf-8")
     assert not PLACEHOLDER.findall(text)
     assert not broken_links(page)
-    if page.name != "LOG.md":  # the log keeps the names of its day
+    if page.name != "log.md":  # the log keeps the names of its day
         assert not missing_files(text)
         assert not missing_names(text)
 
@@ -76,7 +76,8 @@ def test_what_is_missing_is_seen(tmp_path):
 
 
 def test_quickstart_configs_differ_where_the_readme_says():
-    """In the head and the run folder. The rate of the head is the better one of those tried for both (docs/LOG.md)."""
+    """In the head and the run folder. The rate of the head is the better one of those tried
+    for both (docs/archive/log.md)."""
     settings = []
     for head in ("harmonic", "standard"):
         config = yaml.safe_load((ROOT / f"configs/quickstart_{head}.yaml").read_text(encoding="utf-8"))

@@ -189,7 +189,7 @@ def _follow_up_head(
         )
     if find_head(head["head"]).form is None:
         head["allow_slow"] = True
-        notes.append(f"warning: {head['head']} has no matrix product: evaluation is slow (docs/heads.md)")
+        notes.append(f"warning: {head['head']} has no matrix product: evaluation is slow (docs/how-to/heads.md)")
     notes.append(f"head: {head}, for the distance {distance} of the follow-up")
     return head, tensors
 

@@ -42,7 +42,8 @@ def with_own_head(trainer_class: type) -> type:
 
         raise InputError(
             f"expected one of TRL's trainers that use {HOOK} (SFT, DPO, GRPO, KTO, RLOO), got {trainer_class.__name__} "
-            f"of trl {trl.__version__}: install the tested version (docs/clients.md), or use transformers' Trainer"
+            f"of trl {trl.__version__}: install the tested version (docs/how-to/clients.md), or use "
+            "transformers' Trainer"
         )
 
     def __init__(self, *args, **kwargs):

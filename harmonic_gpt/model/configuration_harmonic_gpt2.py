@@ -23,7 +23,7 @@ class HarmonicGPT2Config(GPT2Config):
     """GPT2Config plus the head.
 
     Fields:
-        head: name of one of `heads.HEADS` (docs/heads.md); harmonic by default.
+        head: name of one of `heads.HEADS` (docs/how-to/heads.md); harmonic by default.
         similarity ("euclidean" or "dot"), normalization ("harmax" or "softmax"): name the four heads of the ablation of
             arXiv 2502.01628 in older configs, and are kept for these four; None for all other heads.
         exponent: harmonic exponent n, on the distance (the paper's convention), or "sqrt" for sqrt(n_embd). Heads

@@ -19,7 +19,7 @@ from .harmonic_logits import RELATIVE_FLOOR, TINY
 from .heads import LOG2_E
 
 # Bytes of the rows that the element passes work on at a time: on the CPU small enough for its cache
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2**20
 CUDA_BLOCK_BYTES = 256 * 2**20
 
 
@@ -82,9 +82,10 @@ def add_term_gradient(gradient: Tensor, rows: Tensor, sums: Tensor, formula: For
         gradient.addcmul_(rows, 2 * sums[:, None])
 
 
-def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, formula: Formula) -> tuple[Tensor, Tensor | None]:
+def _floor(u: Tensor, x2: Tensor, w2: Tensor, highest: Tensor, formula: Formula) -> tuple[Tensor, Tensor | None]:
     """Raise u (C, V) to its floor, in place. Returns the extreme of each row (C, 1) that has the largest t rate (of |s|
-    for logarithms of dot products), and where the floor acted (None: nowhere)."""
+    for logarithms of dot products), and where the floor acted (None: nowhere). highest (C, 1): no distance's floor in
+    the row exceeds it."""
     if formula.quantity == "dot":
         if formula.curve == "linear":
             return u.amax(1, keepdim=True), None
@@ -93,9 +94,9 @@ def _floor(u: Tensor, x2: Tensor, w2: Tensor, w2_max: Tensor, formula: Formula) 
         u.copy_(torch.where(floored, floor, u))
         return u.abs().amax(1, keepdim=True), floored
     smallest = u.amin(1, keepdim=True)
-    # No floor of a row exceeds that of the largest center. Usually no distance comes near it, and the minimum proves
-    # it. (Written so that a NaN takes the long way, and stays a NaN. A GPU would have to stop for the answer.)
-    if not u.is_cuda and (smallest > (RELATIVE_FLOOR * (x2 + w2_max) + TINY)[:, None]).all():
+    # Usually no distance comes near its floor, and the minimum proves it. (Written so that a NaN takes the long way,
+    # and stays a NaN. A GPU would have to stop for the answer.)
+    if not u.is_cuda and (smallest > highest).all():
         return smallest, None
     floor = (x2[:, None] + w2).mul_(RELATIVE_FLOOR).add_(TINY)
     floored = u <= floor
@@ -201,52 +202,53 @@ def element_pass(
     block = max(1, min(n_rows, block_bytes // (n_classes * u.itemsize)))
     buffer = u.new_empty(block, n_classes)
     e_buffer = u.new_empty(block, n_classes) if asked.rate else None  # t is kept, and e has its own place
-    w2_max, mean_bias = w2.max(), 0.0 if bias is None else bias.mean()
-    losses, row_factor, row_sums, rates = (u.new_empty(n_rows) for _ in range(4))
+    mean_bias = 0.0 if bias is None else bias.mean()
+    # Columns (C, 1): what needs one number a row is done once for the chunk, before the blocks or after them
+    labels, weight = labels[:, None], formula.slope * row_weight[:, None]
+    highest_floor = (RELATIVE_FLOOR * (x2 + w2.max()) + TINY)[:, None]
+    tops, z_labels, e_labels, others, total, mean_z, row_factor = (u.new_empty(n_rows, 1) for _ in range(7))
+    row_sums, rates = (u.new_empty(n_rows) for _ in range(2))
     g = u if gradient_dtype in (None, u.dtype) else u.new_empty(u.shape, dtype=gradient_dtype)
     for start in range(0, n_rows, block):
         rows = slice(start, min(start + block, n_rows))
-        v, y = u[rows], labels[rows, None]  # (block, V), (block, 1)
+        v, y = u[rows], labels[rows]  # (block, V), (block, 1)
         if formula.euclidean:
             torch.add(w_term, v, alpha=-2, out=v).add_(x_term[rows, None])
-        extreme, floored = _floor(v, x2[rows], w2, w2_max, formula)
+        extreme, floored = _floor(v, x2[rows], w2, highest_floor[rows], formula)
         t, divisor = _transform_block(v, buffer[: len(v)], formula)
         t_label = t.gather(1, y)
-        z_label = rate * t_label  # base 2, as `top`
-        mean_z = rate * t.mean(1, keepdim=True) + mean_bias if smoothing else z_label
+        z_labels[rows] = rate * t_label  # base 2, as `tops`
+        if smoothing:
+            mean_z[rows] = rate * t.mean(1, keepdim=True) + mean_bias
         e = t if e_buffer is None else e_buffer[: len(v)]
         if bias is None:
-            top = rate * transform(extreme, formula)  # (block, 1) largest logit
+            top = rate * transform(extreme, formula)  # largest logit
             _affine(-top, t, rate, out=e).exp2_()
         else:
-            z_label = z_label + bias[y]
+            z_labels[rows] += bias[y]
             top = _affine(bias, t, rate, out=e).amax(1, keepdim=True)
             e.sub_(top).exp2_()
+        tops[rows] = top
         # The label is kept out of the sum: 1 - p_y = others / total and loss = log1p(others / e_y) stay exact as p_y
         # nears 1
         e_label = e.gather(1, y)
-        others = e.scatter_(1, y, 0).sum(1, keepdim=True)
-        total = others + e_label
-        unlikely = total.log() + (top - z_label) / LOG2_E  # e_label may have underflowed
-        loss = torch.where(e_label > 0.5, torch.log1p(others / e_label), unlikely)
-        q_label = -others  # total dL/dz of the label; of the others it is e
-        if smoothing:
-            loss = loss + (smoothing / LOG2_E) * (z_label - mean_z)
-            q_label = q_label + (smoothing - smoothing / n_classes) * total
-        if z_loss:
-            log_total = total.log() + top / LOG2_E
-            loss = loss + z_loss * log_total.square()
-            q_label = q_label + 2 * z_loss * log_total * e_label
-        losses[rows] = loss.squeeze(1)
+        rest = torch.sum(e.scatter_(1, y, 0), 1, keepdim=True, out=others[rows])
+        total[rows] = rest + e_label
+        e_labels[rows] = e_label
         if gradient_dtype is None:
             continue
-        row_factor[rows] = formula.slope * row_weight[rows] / total.squeeze(1)
+        torch.div(weight[rows], total[rows], out=row_factor[rows])
+        q_label = -rest  # total dL/dz of the label; of the others it is e
+        if smoothing:
+            q_label = q_label + (smoothing - smoothing / n_classes) * total[rows]
         if z_loss:
+            log_total = total[rows].log() + top / LOG2_E
+            q_label = q_label + 2 * z_loss * log_total * e_label
             e.mul_(1 + 2 * z_loss * log_total)
         if smoothing:
-            e.sub_(smoothing / n_classes * total)
+            e.sub_(smoothing / n_classes * total[rows])
         if asked.rate or asked.bias is not None:
-            share = row_weight[rows, None] / (total * LOG2_E)  # of q in base 2
+            share = row_weight[rows, None] / (total[rows] * LOG2_E)  # of q in base 2
             if smoothing:
                 e.scatter_(1, y, 0)
             if asked.rate:
@@ -267,9 +269,17 @@ def element_pass(
             g[rows] = v
             v = g[rows].to(u.dtype)
         if formula.euclidean:
-            row_sums[rows] = v.sum(1)
+            torch.sum(v, 1, out=row_sums[rows])
             if asked.column_sums is not None:
-                asked.column_sums.addmv_(v.mT, row_factor[rows])
+                asked.column_sums.addmv_(v.mT, row_factor[rows, 0])
+    log_total = total.log() + tops / LOG2_E
+    # e_label may have underflowed
+    losses = torch.where(e_labels > 0.5, torch.log1p(others / e_labels), log_total - z_labels / LOG2_E)
+    if smoothing:
+        losses += (smoothing / LOG2_E) * (z_labels - mean_z)
+    if z_loss:
+        losses += z_loss * log_total.square()
+    losses, row_factor = losses.squeeze(1), row_factor.squeeze(1)
     if gradient_dtype is None:
         return Elements(losses)
     return Elements(losses, g, row_factor, row_sums, rates)

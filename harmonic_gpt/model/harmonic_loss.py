@@ -195,8 +195,8 @@ def head_cross_entropy(
             hidden_scale.
         centers: (V, D), the rows of the unembedding.
         labels: (...,) int64 class ids in [0, V), or ignore_index.
-        head: name of the head; constants: its constants and weights (docs/heads.md). A constant that is a tensor, () or
-            (1,), gets a gradient.
+        head: name of the head; constants: its constants and weights (docs/how-to/heads.md). A constant that is a
+            tensor, () or (1,), gets a gradient.
         log_prior: (V,), added to the logits: p_j is proportional to exp(log_prior_j) times what the head says.
         token_weights: shape of labels, not negative; each token's loss is multiplied by its weight. Without gradient.
         label_smoothing: this share of the target's probability is spread over all classes, as in F.cross_entropy.

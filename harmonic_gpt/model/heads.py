@@ -5,7 +5,7 @@ Every entry says so twice. `logit` is the formula, pair by pair: the oracle of t
 matrix product are computed by. `form` is the same on one product, x'.w'_j of prepared operands, and is what training
 runs: an inner quantity (dot product or squared distance) and a curve t(u) of it, with z = rate t(u).
 
-Only torch is imported here. A head of your own is one more entry: docs/heads.md.
+Only torch is imported here. A head of your own is one more entry: docs/how-to/heads.md.
 """
 
 import difflib
@@ -86,7 +86,7 @@ class Head:
         form: the same on one product; None: there is none, and the head takes time and memory of N V D numbers.
         prepare: (x, w, values) -> (x', w'), differentiable, on (N, D) and (V, D); identity by default.
         constants, weights: names are keywords of `head_cross_entropy`, and may be asked for in a run's config.
-        scales: (hidden_scale, center_std) that make a fresh model start well, from D (docs/recipe.md).
+        scales: (hidden_scale, center_std) that make a fresh model start well, from D (docs/results/prediction.md).
         float32: products of prepared operands in float32 even under autocast.
     """
 

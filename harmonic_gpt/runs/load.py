@@ -35,7 +35,7 @@ class LoadedModel:
 
     @property
     def head(self) -> str:
-        """Name of the head (docs/heads.md)."""
+        """Name of the head (docs/how-to/heads.md)."""
         spec = getattr(self.model.get_output_embeddings(), "spec", None)
         return "standard" if spec is None else spec.name
 

@@ -1,5 +1,5 @@
 """Runs that are hurt. Each test records (fault, expected, seen); HARMONIC_GPT_WRITE_TABLE=1 puts the rows into
-docs/reliability.md."""
+docs/explanation/reliability.md."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/reliability.md"
+PAGE = ROOT / "docs/explanation/reliability.md"
 BEGIN, END = "<!-- made by tests/faults: begin -->\n", "<!-- end -->\n"
 _rows: list[tuple[str, str, str]] = []
 

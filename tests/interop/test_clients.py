@@ -1,4 +1,4 @@
-"""docs/clients.md: each block of code in a fresh process, for both heads, in an environment with the clients."""
+"""docs/how-to/clients.md: each block of code in a fresh process, for both heads, in an environment with the clients."""
 
 import re
 from importlib.metadata import version
@@ -8,7 +8,7 @@ import pytest
 
 from tests.interop import environments
 
-PAGE = (environments.ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+PAGE = (environments.ROOT / "docs/how-to/clients.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"(?:<!-- environment: (?P<environment>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 PIN = re.compile(r"`([\w-]+)==([\w.]+)`")

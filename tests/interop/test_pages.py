@@ -1,6 +1,7 @@
 """Every command and every ```python block of the pages is run, in their order, on tiny data, each in a fresh process.
 
-`<!-- not run: REASON -->` in front of a block leaves it out. docs/clients.md has a test of its own, test_clients.py.
+`<!-- not run: REASON -->` in front of a block leaves it out. docs/how-to/clients.md has a test of its own,
+test_clients.py.
 """
 
 import multiprocessing
@@ -19,14 +20,14 @@ from tests.interop.environments import ROOT
 
 PAGES = [
     "README.md",
-    "docs/train.md",
-    "docs/data.md",
-    "docs/evaluate.md",
-    "docs/publish.md",
-    "docs/explorer.md",
-    "docs/extend.md",
-    "docs/heads.md",
-    "docs/tools.md",
+    "docs/how-to/train.md",
+    "docs/how-to/data.md",
+    "docs/how-to/evaluate.md",
+    "docs/how-to/publish.md",
+    "docs/how-to/explorer.md",
+    "docs/how-to/extend.md",
+    "docs/how-to/heads.md",
+    "docs/how-to/tools.md",
 ]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 TINY = {
@@ -118,7 +119,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page, trained, hub):
-    if page == "docs/evaluate.md":
+    if page == "docs/how-to/evaluate.md":
         pytest.importorskip("lm_eval")
     for language, text in blocks(page):
         is_command = language == "bash"

@@ -53,5 +53,5 @@ def test_transformer_lens(lines):
     assert number(r"log-probabilities differ from transformers' by at most (\S+)", text) < 1e-4
     assert number(r"hidden states after block 0 by (\S+)", text) < 1e-4
     assert number(r"without the MLP of block 1: (\S+) nats", text) > 0.01
-    # The day this fails, the compatibility mode has learned to leave distance heads alone, and docs/tools.md can say so
+    # The day this fails, the compatibility mode has learned to leave distance heads alone: change docs/how-to/tools.md
     assert number(r"are off by up to (\S+) nats", text) > 0.01

@@ -304,12 +304,12 @@ def test_a_model_learns_saves_and_loads_all_of_its_head(tiny_config, tmp_path, n
 
 
 def test_the_pages_head_of_ones_own_is_its_formula(monkeypatch):
-    """docs/heads.md: thirty lines."""
+    """docs/how-to/heads.md: thirty lines."""
     monkeypatch.setattr(heads, "HEADS", {**HEADS})
-    text = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/how-to/heads.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Head(" in b]
     assert block.count("\n") <= 30
-    exec(compile(block, "docs/heads.md", "exec"), {})
+    exec(compile(block, "docs/how-to/heads.md", "exec"), {})
     assert "student" in heads.HEADS
 
 

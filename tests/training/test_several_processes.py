@@ -255,7 +255,7 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(settings, tmp_path):
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_machines(settings, tmp_path, launcher):
     """Two launchers on this machine that meet over loopback, one rank each, by the commands of
-    docs/several_processes.md."""
+    docs/how-to/several_processes.md."""
     assert loop.train(settings("one")) == 0
     settings("nodes")
     with socket.socket() as probe:

@@ -14,7 +14,7 @@ CHUNK = 8192  # rows that are widened to float64 at a time
 # A spread below this share of the rows' mean squared norm is float32's rounding, not structure
 COLLAPSED = 1e-10
 # All of space but the first principal component, which in dot-product heads is how frequent a token is
-# (docs/interpretability.md)
+# (docs/results/reading.md)
 WITHOUT_FIRST = "without the first"
 
 

@@ -10,7 +10,7 @@ parallelograms. Words that merely lie near their partner (synonyms) lower that r
 
 Both are judged without the first principal component. In a dot-product head that component can be little else than how
 frequent a token is; base and derived words then lie parallel along it (so do a country and its capital), which no
-random pairing shares: the ratio fell to 0.81 in a model whose other components gave 0.97 (docs/interpretability.md).
+random pairing shares: the ratio fell to 0.81 in a model whose other components gave 0.97 (docs/results/reading.md).
 """
 
 from dataclasses import dataclass
