@@ -1,4 +1,5 @@
-"""Write the generated pages: settings of a run, commands with their options, shipped configs, README as the home.
+"""Write the generated pages: settings of a run, commands with their options, shipped configs, README as the home,
+the notebook as a page.
 
     python docs/make_reference.py
 
@@ -24,6 +25,7 @@ from harmonic_gpt.training.memory import GIB, RankDevice, need
 from harmonic_gpt.training.plan import model_config, training_flops_per_token
 
 DOCS = Path(__file__).parent
+NOTEBOOK = "tutorials/read_a_model.ipynb"
 NOTE = "<!-- Written by docs/make_reference.py: change the source and run it again. -->\n\n"
 SETTINGS = """# Settings of a run
 
@@ -162,7 +164,30 @@ def _row(*cells: str) -> str:
 def home_page() -> str:
     """README as it reads from docs/. Not in the repository."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "CONTRIBUTING.md")
+    text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "CONTRIBUTING.md")
+    return text.replace(f"({NOTEBOOK})", f"({Path(NOTEBOOK).with_suffix('.md')})")
+
+
+def notebook_page() -> str:
+    """The notebook with its outputs, as Markdown. Not in the repository, where the notebook itself is shown."""
+    parts = [NOTE.strip()]
+    for cell in json.loads((DOCS / NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            kinds = output.get("data", {})
+            if "image/png" in kinds:
+                parts.append(f'<img alt="" src="data:image/png;base64,{"".join(kinds["image/png"]).strip()}">')
+            elif "text/html" in kinds:
+                table = re.sub(r"<style.*?</style>", "", "".join(kinds["text/html"]), flags=re.DOTALL)
+                parts.append(table.replace('<table border="1" class="dataframe">', "<table>"))  # in the site's style
+            else:
+                text = "".join(output.get("text", kinds.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 PAGES = {
@@ -170,6 +195,7 @@ PAGES = {
     "reference/commands.md": commands_page,
     "reference/configs.md": configs_page,
     "index.md": home_page,
+    str(Path(NOTEBOOK).with_suffix(".md")): notebook_page,
 }
 
 if __name__ == "__main__":

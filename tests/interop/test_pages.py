@@ -22,9 +22,7 @@ from tests.interop.environments import ROOT
 PAGES = ["README.md", "docs/results/init_from.md"]
 for chapter in ("tutorials", "how-to", "reference", "explanation"):
     PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / chapter).glob("*.md"))
-PAGES.remove("docs/how-to/clients.md")
-if (ROOT / "docs/notebook.md").exists():
-    PAGES.append("docs/notebook.md")
+PAGES = [page for page in PAGES if page not in ("docs/how-to/clients.md", "docs/tutorials/read_a_model.md")]
 BLOCK = re.compile(
     r"(?:<!-- (?:not run: (?P<reason>.+?)|(?P<continues>continues)) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -135,8 +133,6 @@ def examples(page: str) -> list[tuple[bool, str]]:
 def test_page(page, trained, hub):
     if page == "docs/how-to/evaluate.md":
         pytest.importorskip("lm_eval")
-    if page == "docs/notebook.md":
-        pytest.importorskip("pandas")
     for is_command, text in examples(page):
         in_fresh_process(text, trained, is_command=is_command, hub_url=hub.url)
 
