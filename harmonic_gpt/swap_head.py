@@ -38,7 +38,8 @@ def swap_head(
         hidden_scale: factor on the hidden states before the head. Default: the stored one, else for heads that measure
             distances the root mean square of the weights: hidden states behind a fresh norm layer, sqrt(D) long, are
             then as long as the centers. 1 for others.
-        learn, prior: of `HarmonicHead`. Default: the stored ones, else none.
+        learn: numbers that training changes, as `HarmonicHead` has them. Default: the stored ones, else none.
+        prior: whether there is a log prior. Default: as stored, else no.
         constants: the head's numbers. Default: the stored ones of the same head, else its own; the exponent sqrt(D)
             (arXiv 2502.01628, section 2).
     Returns: the head; `head(hidden_states, labels)` with shifted labels is the loss that never builds the (N, V)

@@ -1,19 +1,18 @@
 """Tiny corpora, token folders and configs. Everything is made here; nothing is fetched."""
 
+import atexit
 import json
 import os
 import random
+import shutil
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process on each core; read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-# Read on import; each process has its own database
-os.environ.setdefault(
-    "TRACKIO_DIR",
-    str(Path(tempfile.gettempdir()) / f"harmonic-gpt-tests-trackio-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
-)
+# Read on import. Each process has its own, and a new one: other versions of trackio have other tables
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="harmonic-gpt-tests-trackio-")
 
 import huggingface_hub.constants
 import pytest
@@ -26,6 +25,8 @@ from harmonic_gpt import HarmonicGPT2Config
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.run_config import RunConfig, load_run_config
 from tests.hub_stand_in import TOKEN, HubStandIn
+
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 SHARED = Path(__file__).parents[2] / "shared"
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]

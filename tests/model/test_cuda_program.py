@@ -35,6 +35,8 @@ ALIGNMENT = 16  # bytes: of rows, for the fastest products and for wide loads
 MAX_OTHER_BYTES = 8.5e9
 MAX_TRANSIENT_BYTES = 3.2e9
 MAX_OPERATORS = 100
+# Before torch 2.11 a product of bfloat16 operands is added to a float32 total in passes of its own
+ONE_PASS = torch.__version__ >= "2.11"
 
 
 class _Indexing(TorchFunctionMode):
@@ -81,11 +83,16 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         product = re.match(r"aten\.(add)?mm", str(function))
-        if product and "out" in kwargs:  # fake tensors would take it apart into operators that no GPU sees
-            result = kwargs["out"]
-            a, b = (t for t in args if isinstance(t, torch.Tensor) and t is not result)
-            assert result.shape == (a.shape[0], b.shape[1])
+        if product and ("out" in kwargs or "dtype" in str(function)):
+            # Fake tensors would take the first apart into operators that no GPU sees, and in torch 2.9 lack the second
+            a, b = [t for t in args if isinstance(t, torch.Tensor) and t is not kwargs.get("out")][-2:]
+            shape = (a.shape[0], b.shape[1])
             assert a.shape[1] == b.shape[0]
+            if "out" in kwargs:
+                result = kwargs["out"]
+                assert result.shape == shape
+            else:
+                result = a.new_empty(shape, dtype=next(t for t in args if isinstance(t, torch.dtype)))
         else:
             result = function(*args, **kwargs)
         views = any(a.alias_info is not None and not a.alias_info.is_write for a in function._schema.arguments)
@@ -152,7 +159,7 @@ def test_products_are_few_aligned_and_accumulate_in_float32(monkeypatch, head, d
             assert t.storage_offset() * t.itemsize % ALIGNMENT == 0
             assert not {V, 2 * V}.intersection(t.shape)
     accumulated = [f for f, args, *_ in trace.products if "addmm" in str(f) and args[0].shape == (PADDED, D)]
-    assert len(accumulated) == chunks
+    assert len(accumulated) == (chunks if ONE_PASS or dtype == torch.float32 else 0)
     assert trace.losses.shape == (N,)
     for gradient, shape in ((trace.grad_x, (N, D)), (trace.grad_w, (V, D))):
         assert gradient.shape == shape
@@ -182,6 +189,7 @@ def test_kernel_launches(monkeypatch, head, dtype):
     assert max(rows) * PADDED * 4 <= 2 * 2**30
 
 
+@pytest.mark.skipif(not ONE_PASS, reason="the limits hold from torch 2.11: addmm(out_dtype=) into a float32 total")
 @pytest.mark.parametrize("head", HEADS)
 def test_other_passes_stay_under_their_limit(monkeypatch, head):
     trace = Trace(monkeypatch, head, torch.bfloat16)
@@ -214,9 +222,10 @@ def test_all_operators_have_cuda_kernels(monkeypatch):
             for impl in ("auto", "torch"):
                 for operator in Trace(monkeypatch, head, dtype, n=1024, impl=impl).operators:
                     names.add("aten::" + operator.removeprefix("aten.").removesuffix(".default"))
-    assert {"aten::mm.dtype_out", "aten::addmm.dtype_out", "aten::addmm.out"} <= names
+    assert {"aten::mm.dtype_out", "aten::addmm.out"} <= names
+    assert ("aten::addmm.dtype_out" in names) == ONE_PASS
     if torch.version.cuda:
-        missing = {n for n in names if not torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")}
+        missing = {n for n in names if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(n, "CUDA")}
     else:
         missing = names - operators_with_cuda_kernels()
     assert not missing

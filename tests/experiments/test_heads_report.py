@@ -1,0 +1,52 @@
+"""The screening's table, verdicts and picture."""
+
+import heads_report
+import pytest
+from run_queue import losses_of, read_searches
+
+LOSSES = {"standard": 5.0, "harmonic": 5.2, "cosine_harmonic": 5.1}
+
+
+def rows() -> list[dict]:
+    """The first run of every arm's screening, and fresh seeds of three."""
+    first = [one.runs[0] for one in read_searches(heads_report.QUEUE, {})]
+    screening = [run | {"val_loss": LOSSES.get(run["arm"], 5.5)} for run in first]
+    fresh = [
+        run | {"question": "comparison", "seed": seed, "key": f"{run['arm']} {seed}", "reading": {"own_center": 0.25}}
+        | {"val_loss": run["val_loss"] + seed / 100 + (run["arm"] == "harmonic") * seed / 1000}
+        for run in screening
+        for seed in (10, 11, 12)
+        if run["arm"] in LOSSES
+    ]  # fmt: skip
+    standard = [run for run in fresh if run["arm"] == "standard"]
+    worse = [run | {"question": "their baseline", "val_loss": run["val_loss"] + 0.3} for run in standard]
+    return [*screening, *fresh, *worse]
+
+
+def test_the_best_head_stands_first_beside_its_difference_to_standard():
+    found = rows()
+    lines = heads_report.table(found, read_searches(heads_report.QUEUE, losses_of(found))).splitlines()[2:]
+    assert [line.split(" | ")[0][2:] for line in lines[:3]] == ["standard", "cosine_harmonic", "harmonic, r = 1"]
+    assert lines[1].split(" | ")[3] == "+0.100 [+0.100, +0.100]"
+    assert lines[2].split(" | ")[3].startswith("+0.211 [+0.2")
+    assert lines[2].split(" | ")[-1] == "0.250 |"
+    assert lines[3].endswith("|  |  |  |  |")  # no fresh seed
+
+
+def test_claims_have_verdicts():
+    lines = heads_report.claims(rows()).splitlines()[2:]
+    assert ["does not hold" in lines[0], "| holds" in lines[1], "| worse | +0.300" in lines[2]] == [True] * 3
+    assert heads_report.claims([]) == ""
+
+
+@pytest.mark.parametrize(("gaps", "expected"), [((0.1, 0.12, 0.1), "does not hold"), ((0.1, -0.1, 0.1), "undecided")])
+def test_a_verdict_needs_an_interval_without_zero(gaps, expected):
+    pairs = [(seed, 5 + gap, 5.0) for seed, gap in enumerate(gaps)]
+    assert heads_report.verdict(pairs) == expected
+    assert heads_report.verdict(pairs[:1]) == "undecided"
+
+
+def test_the_picture_is_drawn(tmp_path):
+    found = rows()
+    heads_report.draw(found, read_searches(heads_report.QUEUE, losses_of(found)), tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 10_000
