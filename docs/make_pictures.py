@@ -1,6 +1,9 @@
-"""Draw the pictures of the docs that need no run: docs/images/idea.png.
+"""Draw the pictures of the idea: idea.png of README, distance_or_dot_product.png of the page about the head.
 
 python docs/make_pictures.py
+
+The right half of idea.png is docs/images/explorer_token.png, which `make docs-images` takes from the quickstart's
+explorer.
 """
 
 from pathlib import Path
@@ -9,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imread as read_png
 
 IMAGES = Path(__file__).parent / "images"
 HARMONIC, STANDARD = "#1f77b4", "#ff7f0e"
@@ -66,14 +70,35 @@ def _shades(color: str) -> matplotlib.colors.Colormap:
     return matplotlib.colors.LinearSegmentedColormap.from_list("shades", ["white", color])
 
 
-def draw_idea(path: Path) -> None:
+STANDARD_TITLE = "Standard: score = dot product.\nLong vectors win; lake wins nowhere"
+HARMONIC_TITLE = f"Harmonic: p ∝ distance$^{{-{EXPONENT}}}$.\nThe nearest center wins"
+
+
+def draw_heads(path: Path) -> None:
     """One hidden state and five tokens, scored by both heads."""
     figure = Figure(figsize=(10, 4.75), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_head(left, "standard", STANDARD, "Standard: score = dot product.\nLong vectors win; lake wins nowhere")
-    draw_head(right, "harmonic", HARMONIC, f"Harmonic: p ∝ distance$^{{-{EXPONENT}}}$.\nThe nearest center wins")
+    draw_head(left, "standard", STANDARD, STANDARD_TITLE)
+    draw_head(right, "harmonic", HARMONIC, HARMONIC_TITLE)
+    figure.savefig(path, dpi=140)
+
+
+def draw_idea(path: Path) -> None:
+    """The heads in two dimensions on the left; on the right a token of real text, read by two trained models."""
+    token = read_png(IMAGES / "explorer_token.png")
+    token = token[: round(0.925 * len(token))]  # without the buttons
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    parts = figure.subplot_mosaic([["standard", "token"], ["harmonic", "token"]], width_ratios=[3.9, 6.1])
+    draw_head(parts["standard"], "standard", STANDARD, STANDARD_TITLE)
+    draw_head(parts["harmonic"], "harmonic", HARMONIC, HARMONIC_TITLE)
+    parts["token"].imshow(token, interpolation="lanczos")
+    parts["token"].set_title(
+        "Two trained models, in the explorer:\nthe likeliest next tokens", fontsize=12, fontweight="bold", loc="left"
+    )
+    parts["token"].set_axis_off()
     figure.savefig(path, dpi=140)
 
 
 if __name__ == "__main__":
+    draw_heads(IMAGES / "distance_or_dot_product.png")
     draw_idea(IMAGES / "idea.png")

@@ -15,7 +15,7 @@ from report import arm_of, interval, paired
 from results import number_at
 from run_queue import TIMES, ArmSearch, losses_of, read_searches
 
-from harmonic_gpt.evaluation.comparison.figures import HEAD_COLORS
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.files import read_jsonl, write_text
 
 ROOT = Path(__file__).parents[1]

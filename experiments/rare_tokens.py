@@ -1,18 +1,21 @@
 """Where two models lose: validation loss and probability mass by how often a token occurs in the training text.
 
-    python experiments/rare_tokens.py RUN... [--blocks 64]
+    python experiments/rare_tokens.py RUN... [--blocks 64] [--picture FILE.png]
 
 All runs must have been trained on one token folder. mass: probability that the model gives to a class of tokens, mean
 over positions; share: how often a token of that class is the target. They are equal for a calibrated model. Loss in
-nats per target of that class.
+nats per target of that class. The picture has the loss with 95 % intervals over blocks of the text.
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
 
 from harmonic_gpt.data.tokens import TokenFolder
+from harmonic_gpt.evaluation.comparison.canvas import arm_colors, legend, panels
+from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.runs.load import load_model
 
@@ -31,26 +34,69 @@ def token_counts(data: TokenFolder, vocab_size: int) -> np.ndarray:
 def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
     """Mass, share, loss and mean norm of the centers of each class of tokens.
 
-    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64.
+    blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64;
+    "losses" and "targets" are sums of each block, (N, classes).
     """
     count = len(NAMES)
-    mass, targets, loss = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
-    for block in blocks.split(1):
+    mass = torch.zeros(count, dtype=torch.float64)
+    targets, losses = (torch.zeros(len(blocks), count, dtype=torch.float64) for _ in range(2))
+    for place, block in enumerate(blocks.split(1)):
         with torch.inference_mode():
             log_p = model(input_ids=block[:, :-1]).logits[0].double().log_softmax(-1)
         target = block[0, 1:]
         mass.index_add_(0, classes, log_p.exp().sum(0))
-        targets.index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
-        loss.index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
+        targets[place].index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
+        losses[place].index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
     norms = model.get_output_embeddings().weight.detach().double().norm(dim=1)
     total = blocks[:, 1:].numel()
     mean_norm = [norms[classes == k].mean().item() if (classes == k).any() else float("nan") for k in range(count)]
     return {
         "mass": (mass / total).numpy(),
-        "share": (targets / total).numpy(),
-        "loss": (loss / targets).numpy(),
+        "share": (targets.sum(0) / total).numpy(),
+        "loss": (losses.sum(0) / targets.sum(0)).numpy(),
         "norm": np.array(mean_norm),
+        "losses": losses.numpy(),
+        "targets": targets.numpy(),
     }
+
+
+def draw(measured: dict[str, tuple[str, dict[str, np.ndarray]]], path: str) -> None:
+    """The loss of each class of targets, and beside it the difference of each run from the last one, with paired
+    intervals. measured: {run: (head, what `by_frequency` returns)}.
+
+    Classes with fewer targets than the text has blocks are left out.
+    """
+    colors = arm_colors({run: head for run, (head, _) in measured.items()})
+    sums = {run: values for run, (_, values) in measured.items()}
+    blocks, totals = (one := next(iter(sums.values())))["targets"].shape[0], one["targets"].sum(0)
+    kept = totals >= blocks
+    weights = resample_weights(blocks, 0)
+    replicates = {
+        run: (weights @ values["losses"][:, kept]) / np.maximum(weights @ values["targets"][:, kept], 1)
+        for run, values in sums.items()
+    }
+    figure, [losses, differences] = panels(2, 10, 4.4)
+    last = list(sums)[-1]
+    for run, values in sums.items():
+        at, base = values["loss"][kept], sums[last]["loss"][kept]
+        _points(losses, at, replicates[run], colors[run], run)
+        if run != last:
+            _points(differences, at - base, replicates[run] - replicates[last], colors[run], f"{run} - {last}")
+    differences.axhline(0, color=colors[last], linewidth=1)
+    names = [f"{name}\n{share:.1%}" for name, share in zip(NAMES, totals / totals.sum(), strict=True)]
+    for axes in (losses, differences):
+        axes.set_xticks(range(kept.sum()), [name for name, keep in zip(names, kept, strict=True) if keep], fontsize=7)
+        axes.set_xlabel("occurrences in the training text; share of targets", fontsize=9)
+        legend(axes)
+    losses.set(ylabel="nats per target", ylim=(0, None))
+    differences.set_ylabel("difference, nats per target")
+    figure.savefig(path, dpi=150)
+
+
+def _points(axes: Any, at: np.ndarray, replicates: np.ndarray, color: str, label: str) -> None:
+    ends = np.array([percentile_interval(column) for column in replicates.T]).T
+    look = {"color": color, "marker": "o", "markersize": 5, "capsize": 3}
+    axes.errorbar(range(len(at)), at, np.abs(ends - at), label=label, **look)
 
 
 def main() -> None:
@@ -58,6 +104,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--data", help="token folder; default: that of the first run")
     parser.add_argument("--blocks", type=int, default=64, help="blocks of 256 tokens of the validation text")
+    parser.add_argument("--picture", help="PNG or SVG to draw the losses into")
     args = parser.parse_args()
     models = [load_model(run) for run in args.runs]
     data = data_of(models[0], args.data)
@@ -71,13 +118,17 @@ def main() -> None:
         + " | ".join(f"{n:,}" for n in np.bincount(classes, minlength=len(NAMES)))
         + " |"
     )
+    measured = {}
     for loaded in models:
         found = by_frequency(loaded.model.eval(), blocks, classes)
+        measured[loaded.name] = loaded.head, found
         if loaded is models[0]:
             print("| share of targets | " + " | ".join(f"{x:.2%}" for x in found["share"]) + " |")
         print(f"| {loaded.name}: mass | " + " | ".join(f"{x:.2%}" for x in found["mass"]) + " |")
         print(f"| {loaded.name}: nats per target | " + " | ".join(f"{x:.3f}" for x in found["loss"]) + " |")
         print(f"| {loaded.name}: norm of centers | " + " | ".join(f"{x:.2f}" for x in found["norm"]) + " |")
+    if args.picture:
+        draw(measured, args.picture)
 
 
 if __name__ == "__main__":

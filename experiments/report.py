@@ -22,6 +22,8 @@ from scipy import stats
 
 from harmonic_gpt.files import read_jsonl
 
+HEAD_COLORS = {"standard": "tab:orange", "harmonic": "tab:blue"}  # in every figure of the project
+
 
 def own_settings(row: dict) -> tuple[dict, dict]:
     """The settings and trials of a row beyond its size and head, under today's names: equal for equal training.
@@ -194,7 +196,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes = figure.subplots(1, len(sizes), squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
         groups = by_setting([row for row in rows if row["size"] == size])
-        for head, color in (("standard", "tab:orange"), ("harmonic", "tab:blue")):
+        for head, color in HEAD_COLORS.items():
             mine = {settings: runs for (_, h, settings), runs in groups.items() if h == head}
             if not mine:
                 continue

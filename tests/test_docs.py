@@ -9,7 +9,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = [page for page in PAGES if page != ROOT / "docs/index.md"]  # made of README, by `make docs`
+MADE = ("docs/index.md", "docs/tutorials/read_a_model.md")  # of README and of the notebook, by `make docs`
+PAGES = [page for page in PAGES if str(page.relative_to(ROOT)) not in MADE]
 PLACEHOLDER = re.compile(r"@[A-Z]{2,}@")
 CODE = re.compile(r"^ *```.*?^ *```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
@@ -102,3 +103,33 @@ def test_messages_of_the_troubleshooting_page_exist():
     source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "harmonic_gpt").rglob("*.py"))
     assert not unknown_messages(page.partition("## Start")[2], source)
     assert unknown_messages("| `OUT exists` | x |\n| `gone away` | y |\n", 'f"{out} exists"') == ["gone away"]
+
+
+def test_pictures_of_reading_come_from_the_rows_that_there_are(tmp_path):
+    pictures = import_module("docs.make_reading_pictures")
+    row = {"question": "enough text", "size": "2x64", "arm": "standard"}
+    pictures.draw_protocol([row, row | {"arm": "harmonic", "question": "certificate", "reading": {}}], tmp_path)
+    assert not list(tmp_path.iterdir())
+    seeds = [{"context_agreement": [0.2, 0.4], "tuned_context_agreement": []}, {"context_agreement": [0.4, 0.4]}]
+    averaged = pictures.over_seeds([{"tuned_context_agreement": []} | seed for seed in seeds])
+    assert averaged[0]["context_agreement"] == pytest.approx(0.3)
+    assert averaged[0]["context_agreement_interval"] == [0.2, 0.4]
+    pictures.draw_protocol([row | {"reading": {"layers": seeds[0]}}], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lens_agreement_protocol.png"]
+
+
+def test_pages_of_claims_are_those_of_the_committed_rows():
+    for name, text in import_module("docs.make_study_pages").pages().items():
+        assert (ROOT / "docs/results" / name).read_text(encoding="utf-8") == text, "run python docs/make_study_pages.py"
+
+
+def test_every_measure_of_a_comparison_is_on_its_page_in_the_order_of_the_report():
+    from harmonic_gpt.evaluation.comparison.arms import HEADLINES
+
+    page = (ROOT / "docs/reference/measures.md").read_text(encoding="utf-8")
+    ranked = page.partition("## Measures that rank")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.+)$", ranked, re.MULTILINE) == [headline.name for headline in HEADLINES.values()]
+    for entry, headline in zip(ranked.split("\n### ")[1:], HEADLINES.values(), strict=True):
+        assert "ontrol" in entry, headline.name
+        side = "lower" if not headline.higher_is_better else "higher"
+        assert f"{side} is better" in " ".join(entry.split()) or headline.name == "tuned lens"

@@ -12,10 +12,14 @@ from tests.test_docs import ROOT
 make_reference = importlib.import_module("docs.make_reference")
 
 
-@pytest.mark.parametrize("name", ["reference/settings.md", "reference/commands.md"])
+@pytest.mark.parametrize("name", ["reference/settings.md", "reference/commands.md", "reference/configs.md"])
 def test_generated_page_is_up_to_date(name):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert page == make_reference.PAGES[name](), "run python docs/make_reference.py"
+
+
+def test_every_shipped_config_is_on_the_page():
+    assert set(make_reference.EXPECTED) == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 
 def test_every_public_name_is_on_the_page_and_documented():

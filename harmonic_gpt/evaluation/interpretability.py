@@ -50,11 +50,7 @@ class Interpretability:
     """What was measured of one model. `row` goes to results.json; the rest draws figures and compares models."""
 
     row: dict
-    # task -> losses over their control (strict, without the first component), and the paper's: of the centers, and of
-    # the middle layer (its appendix C)
-    losses: dict[str, np.ndarray] = field(default_factory=dict)
-    paper_losses: dict[str, np.ndarray] = field(default_factory=dict)
-    middle_losses: dict[str, np.ndarray] = field(default_factory=dict)
+    losses: dict[str, np.ndarray] = field(default_factory=dict)  # task -> over their control, without first component
     ratios: dict[str, np.ndarray] = field(default_factory=dict)  # task -> bootstrap replicates
     measures: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)  # headline -> (value, replicates)
     # Of each layer, states (N, D) at `positions` (N,) of the text, to compare with another model
@@ -149,9 +145,7 @@ def _add_parallelograms(tests: list[tuple[str, ParallelogramTest]], measured: In
     independently."""
     values, cosines, cosine_replicates = [], [], []
     for task, test in tests:
-        if test.row["protocol"] == "paper":
-            measured.paper_losses[task] = test.losses
-        elif test.row["components"] == WITHOUT_FIRST and len(test.ratios):
+        if test.row["components"] == WITHOUT_FIRST and len(test.ratios):
             measured.losses[task], measured.ratios[task] = test.losses / test.row["control"], test.ratios
             values.append(test.row["ratio"])
             if len(test.cosines):
@@ -196,8 +190,6 @@ def _add_words_in_layers(
     for layer in layers:
         tests = parallelograms(states[layer], spectrum(states[layer][len(words) :]), moved, protocol, (None,))
         measured.row["layers"][layer] |= {"tasks": _rows(tests), "mean_cosine_of_words": mean_cosine(states[layer])}
-        if layer == (len(states) - 1) // 2:
-            measured.middle_losses = {task: test.losses for task, test in tests if test.row["protocol"] == "paper"}
     measured.row["word_tokens"] = 2 * len(alone)
     return 2 * len(alone)
 

@@ -2,11 +2,23 @@
 and task."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from harmonic_gpt.studies.algorithmic import CASES, CODE_EXPONENT, MAIN_FRACTION
-from harmonic_gpt.studies.claims import Claim, Comparison, combined, compare
+from harmonic_gpt.studies.claims import (
+    Claim,
+    Comparison,
+    better_in,
+    combined,
+    compare,
+    compare_counts,
+    decisive,
+    short,
+    table,
+    told,
+)
 from harmonic_gpt.studies.networks import ARCHITECTURES
 from harmonic_gpt.studies.structure import METRICS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS, task
@@ -14,7 +26,28 @@ from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS, task
 FLAT = 0.99  # "100 %" of the variance
 CIRCLE = 0.1  # "near-perfect circle": standard deviation over mean of the radius
 LEARNED = 0.9
+LABELS = {"clean": "Clean protocol", "paper": "The code's leaking protocol"}
 Rows = list[dict]
+
+
+class Finding(NamedTuple):
+    """What the rows of one protocol say of a claim: the number that decides, a verdict of each part, all the numbers
+    as blocks of Markdown. Without verdicts the claim was not measured."""
+
+    number: str = ""
+    verdicts: list[str] = []
+    details: list[str] = []
+
+
+def note(rows: Rows) -> str:
+    """What was run, and what p stands for."""
+    reasons = [row["reason"] for row in rows]
+    return (
+        f"{len(rows)} models, {reasons.count('converged')} stopped early, {reasons.count('diverged')} diverged. "
+        "Numbers are medians over seeds. p is two-sided: Mann-Whitney over seeds, Fisher's exact test for counts of "
+        "seeds, a sign test for counts of comparisons; it is not corrected for the number of tests. "
+        "The verdict is that of the clean protocol."
+    )
 
 
 def select(rows: Rows, **wanted) -> Rows:
@@ -48,14 +81,13 @@ def claims(rows: Rows) -> list[Claim]:
     """Every claim that the rows can speak to, under both protocols where both were run."""
     judged = []
     for text, judge in CLAIMS.items():
-        measured, verdicts = [], {}
-        for protocol in PROTOCOLS:
-            details, parts = judge([row for row in rows if row["protocol"] == protocol])
-            verdicts[protocol] = combined(parts)
-            if parts:
-                measured.append(f"{protocol}: {'; '.join(details)}")
-        other = verdicts["paper"] if verdicts["paper"] != "not measured" else ""
-        judged.append(Claim(text, "<br>".join(measured), verdicts["clean"], other))
+        found = {protocol: judge([row for row in rows if row["protocol"] == protocol]) for protocol in PROTOCOLS}
+        measured = {protocol: finding for protocol, finding in found.items() if finding.verdicts}
+        details = "\n\n".join(
+            "\n\n".join([f"{LABELS[protocol]}:", *finding.details]) for protocol, finding in measured.items()
+        )
+        other = combined(found["paper"].verdicts) if "paper" in measured else ""
+        judged.append(Claim(text, combined(found["clean"].verdicts), found["clean"].number, details, other))
     return judged
 
 
@@ -78,77 +110,87 @@ def _against_standard(
                 yield f"{task(name).title} {architecture}", compare(ours, base, higher_is_better(name))
 
 
-def _told(comparisons: list[tuple[str, Comparison]], what: str) -> tuple[list[str], list[str]]:
-    details = [
-        f"{label} {_short(c.ours)} against {_short(c.base)} (p = {c.p:.2g}, {c.verdict})" for label, c in comparisons
-    ]
-    return [f"{what}: {', '.join(details)}"] if details else [], [c.verdict for _, c in comparisons]
+def _found(comparisons: list[tuple[str, Comparison]], what: str, sides=("harmonic", "standard")) -> Finding:
+    """All comparisons of one quantity; each is a part of the claim."""
+    if not comparisons:
+        return Finding()
+    block = f"{what[0].upper()}{what[1:]}:\n\n{table(comparisons, sides)}"
+    return Finding(f"{what}: {decisive(comparisons)}", [c.verdict for _, c in comparisons], [block])
 
 
-def _short(value: float) -> str:
-    return "never" if np.isinf(value) else f"{value:.3g}"
-
-
-def flat_lattice(rows: Rows):
-    details, parts = [], []
+def flat_lattice(rows: Rows) -> Finding:
+    lines, parts, flat_of = [], [], {"harmonic": [0, 0], "standard": [0, 0]}
     for architecture in ARCHITECTURES:
-        for head in ("harmonic", "standard"):
+        for head, counts in flat_of.items():
             shares = values(
                 select(rows, kind="main", task="in_context", model=f"{head}_{architecture}", fraction=MAIN_FRACTION),
                 two_components,
             )
             if len(shares):
                 flat = int((shares > FLAT).sum())
-                details.append(
-                    f"{head} {architecture} {flat} of {len(shares)} seeds, median {100 * np.median(shares):.1f} %"
-                )
+                counts[0], counts[1] = counts[0] + flat, counts[1] + len(shares)
+                median = f"median {100 * np.median(shares):.1f} % of the variance"
+                lines.append(f"- {head} {architecture}: {flat} of {len(shares)} seeds, {median}")
                 if head == "harmonic":
                     parts.append("holds" if flat >= 0.9 * len(shares) else "partly" if flat else "does not hold")
-    return details, parts
+    return Finding(f"flat: {_seeds(flat_of)}" if parts else "", parts, ["\n".join(lines)])
 
 
-def circles(rows: Rows):
-    details, parts = [], []
-    for head in ("harmonic", "standard"):
+def _seeds(counts: dict[str, list[int]]) -> str:
+    """How many seeds of how many of two sides do it, with p. counts: {side: [seeds that do, seeds]}."""
+    if not all(of for _, of in counts.values()):
+        return ""
+    (ours, (a, of_a)), (base, (b, of_b)) = counts.items()
+    return f"{ours} {a} of {of_a} seeds, {base} {b} of {of_b} (p = {compare_counts(a, of_a, b, of_b):.2g})"
+
+
+def circles(rows: Rows) -> Finding:
+    counts, parts = {"harmonic": [0, 0], "standard": [0, 0]}, []
+    for head in counts:
         runs = select(rows, kind="main", task="modular_addition", model=f"{head}_mlp", fraction=MAIN_FRACTION)
         if runs:
             is_round = values(runs, named("structure")) < CIRCLE
             is_flat = values(runs, two_components) > FLAT
             has_learned = values(runs, named("test_accuracy")) > LEARNED
             good = int((is_round & is_flat & has_learned).sum())
-            criteria = f"radius within {CIRCLE:.0%}, two components, test accuracy above {LEARNED}"
-            details.append(f"{head} MLP: {good} of {len(runs)} seeds ({criteria})")
+            counts[head] = [good, len(runs)]
             if head == "harmonic":
                 parts.append("holds" if good > len(runs) / 2 else "partly" if good else "does not hold")
-    return details, parts
+    criteria = f"radius within {CIRCLE:.0%}, two components, test accuracy above {LEARNED}"
+    lines = [f"- {head} MLP: {good} of {count} seeds" for head, (good, count) in counts.items() if count]
+    return Finding(
+        f"circles: {_seeds(counts)}" if parts else "",
+        parts,
+        [f"A circle is near-perfect with {criteria}.", "\n".join(lines)],
+    )
 
 
-def compression(rows: Rows):
-    return _told(list(_against_standard(rows, two_components, fraction=MAIN_FRACTION)), "variance in two components")
+def compression(rows: Rows) -> Finding:
+    return _found(list(_against_standard(rows, two_components, fraction=MAIN_FRACTION)), "variance in two components")
 
 
-def task_structure(rows: Rows):
+def task_structure(rows: Rows) -> Finding:
     compared = _against_standard(
         rows, named("structure"), lambda name: METRICS[name].higher_is_better, fraction=MAIN_FRACTION
     )
-    return _told(list(compared), "the task's metric")
+    return _found(list(compared), "the task's metric")
 
 
-def accuracy(rows: Rows):
+def accuracy(rows: Rows) -> Finding:
     compared = list(_against_standard(rows, named("test_accuracy"), fraction=MAIN_FRACTION))
     undecided = [(label, c) for label, c in compared if min(c.ours, c.base) < 1]
-    details, parts = _told(undecided, "test accuracy")
-    if compared:
-        details.append(f"both perfect at {len(compared) - len(undecided)} of {len(compared)}")
-    return details, parts
+    finding = _found(undecided, "test accuracy")
+    perfect = f"Both perfect at {len(compared) - len(undecided)} of {len(compared)}."
+    return finding._replace(details=[*finding.details, perfect]) if undecided else finding
 
 
-def grokking(rows: Rows):
+def grokking(rows: Rows) -> Finding:
     # As in the paper, runs that never learned are left out and counted
     learned = [row for row in rows if row["train_epochs"] is not None]
     tasks = ("modular_addition", "permutations")
     compared = _against_standard(learned, gap, lambda _task: False, tasks, fraction=MAIN_FRACTION)
-    details, parts = _told(list(compared), "epochs between learning and generalizing")
+    finding = _found(list(compared), "epochs between learning and generalizing")
+    left_out = []
     for name in tasks:
         for architecture in ARCHITECTURES:
             for head in ("harmonic", "standard"):
@@ -156,28 +198,31 @@ def grokking(rows: Rows):
                 never = sum(row["train_epochs"] is None for row in runs)
                 if never:
                     which = f"{never} of {len(runs)} {head} {architecture}s"
-                    details.append(f"{which} never reached {LEARNED} in training on {task(name).title}")
-    return details, parts
+                    left_out.append(f"- {which} never reached {LEARNED} in training on {task(name).title}")
+    return finding._replace(details=[*finding.details, *(["\n".join(left_out)] if left_out else [])])
 
 
-def data_efficiency(rows: Rows):
+def data_efficiency(rows: Rows) -> Finding:
     compared: list[tuple[str, Comparison]] = []
     for fraction in sorted({row["fraction"] for row in rows if row["kind"] == "main"} - {MAIN_FRACTION}):
         at_fraction = _against_standard(rows, named("test_accuracy"), fraction=fraction)
         compared += [(f"{label} at {fraction}", c) for label, c in at_fraction]
     # With three seeds no difference is significant: the medians decide
-    undecided = [c for _, c in compared if max(c.ours, c.base) < 0.995 or c.ours != c.base]
-    parts = ["holds" if c.ours > c.base else "does not hold" for c in undecided]
-    if not parts:
-        return [], []
-    largest = sorted(compared, key=lambda item: item[1].base - item[1].ours)[:4]
-    most = ", ".join(f"{label} {c.ours:.2f} against {c.base:.2f}" for label, c in largest)
-    points = f"{parts.count('holds')} of {len(parts)} points (tasks x architectures x fractions)"
-    return [f"harmonic is better at {points}, most: {most}"], parts
+    undecided = [(label, c) for label, c in compared if max(c.ours, c.base) < 0.995 or c.ours != c.base]
+    if not undecided:
+        return Finding()
+    parts = ["holds" if c.ours > c.base else "does not hold" for _, c in undecided]
+    level = sum(c.ours == c.base for _, c in undecided)
+    number = f"test accuracy: {better_in(parts.count('holds'), len(parts), level)}"
+    points = "\n".join(f"| {label} | {short(c.ours)} | {short(c.base)} |" for label, c in undecided)
+    block = (
+        f"Test accuracy by task, architecture and train fraction:\n\n| | harmonic | standard |\n|---|---|---|\n{points}"
+    )
+    return Finding(number, parts, [block])
 
 
-def cosets(rows: Rows):
-    details, parts = [], []
+def cosets(rows: Rows) -> Finding:
+    compared, parts = [], []
     for architecture in ARCHITECTURES:
         runs = select(rows, kind="main", task="permutations", model=f"harmonic_{architecture}", fraction=MAIN_FRACTION)
         base = select(rows, kind="main", task="permutations", model=f"standard_{architecture}", fraction=MAIN_FRACTION)
@@ -185,12 +230,9 @@ def cosets(rows: Rows):
             silhouette, shuffled = (values(runs, named(key)) for key in ("silhouette", "silhouette_shuffled"))
             standard = values(base, named("silhouette"))
             chance, better = compare(silhouette, shuffled, True), compare(silhouette, standard, True)
-            details.append(
-                f"{architecture}: best silhouette {chance.ours:.2f}, rows shuffled {chance.base:.2f} "
-                f"(p = {chance.p:.2g}), standard {better.base:.2f} (p = {better.p:.2g})"
-            )
+            compared += [(f"{architecture}, rows shuffled", chance), (f"{architecture}, standard", better)]
             parts.append(combined([chance.verdict, better.verdict]))
-    return details, parts
+    return _found(compared, "best silhouette", ("harmonic", "control"))._replace(verdicts=parts)
 
 
 def _side(rows: Rows, name: str, model: str) -> Rows:
@@ -205,7 +247,7 @@ def _swept(rows: Rows, name: str, **wanted) -> Rows:
     return [row for row in runs if row["kind"] in ("main", "exponents")]
 
 
-def lattice_needs_either(rows: Rows):
+def lattice_needs_either(rows: Rows) -> Finding:
     """Either ingredient alone makes the lattice flatter than the standard model's."""
     compared = []
     for architecture in ARCHITECTURES:
@@ -214,10 +256,10 @@ def lattice_needs_either(rows: Rows):
             ours = values(_side(rows, "in_context", f"{head}_{architecture}"), two_components)
             if len(ours) and len(base):
                 compared.append((f"{head} {architecture}", compare(ours, base, True)))
-    return _told(compared, "variance in two components, against standard")
+    return _found(compared, "variance in two components", ("one ingredient", "standard"))
 
 
-def addition_needs_both(rows: Rows):
+def addition_needs_both(rows: Rows) -> Finding:
     """The harmonic model's circle is better than that of either ingredient alone."""
     compared = []
     for architecture in ARCHITECTURES:
@@ -225,11 +267,11 @@ def addition_needs_both(rows: Rows):
         for head in ("euclidean_softmax", "dot_harmax"):
             base = values(_side(rows, "modular_addition", f"{head}_{architecture}"), named("structure"))
             if len(ours) and len(base):
-                compared.append((f"harmonic and {head} {architecture}", compare(ours, base, False)))
-    return _told(compared, "circle deviation")
+                compared.append((f"{head} {architecture}", compare(ours, base, False)))
+    return _found(compared, "circle deviation", ("harmonic", "one ingredient"))
 
 
-def other_losses(rows: Rows):
+def other_losses(rows: Rows) -> Finding:
     compared = []
     for name in TASKS:
         for architecture in ARCHITECTURES:
@@ -237,13 +279,13 @@ def other_losses(rows: Rows):
                 ours, base = (_side(rows, name, f"{h}_{architecture}") for h in ("harmonic", head))
                 if ours and base:
                     comparison = compare(values(ours, two_components), values(base, two_components), True)
-                    compared.append((f"{task(name).title} {architecture} and {head}", comparison))
-    return _told(compared, "variance in two components")
+                    compared.append((f"{task(name).title} {architecture}, {head}", comparison))
+    return _found(compared, "variance in two components", ("harmonic", "other loss"))
 
 
-def best_exponent(rows: Rows):
+def best_exponent(rows: Rows) -> Finding:
     """n = 1 of the sweep (2 on the distance in the code's reading) is not beaten on the task's structure."""
-    details, parts = [], []
+    beaten, blocks, parts = [], [], []
     for name in TASKS:
         runs = _swept(rows, name)
         exponents = sorted({row["exponent"] for row in runs})
@@ -255,54 +297,62 @@ def best_exponent(rows: Rows):
             medians[n] = tuple(float(np.median(values(at_n, f))) for f in (named("test_accuracy"), two_components))
         # Test accuracy first, to two digits, then compression
         best = max(exponents, key=lambda n: (round(medians[n][0], 2), medians[n][1]))
-        listed = ", ".join(f"{n:g}: {a:.2f}/{ev:.2f}" for n, (a, ev) in medians.items())
-        details.append(
-            f"{task(name).title}, n on the distance: accuracy/variance in two components: {listed}; best {best:g}"
-        )
+        if best != CODE_EXPONENT:
+            ours, base = (values(select(runs, exponent=n), named("test_accuracy")) for n in (best, CODE_EXPONENT))
+            label = f"{task(name).title}, test accuracy at n = {best:g} against {CODE_EXPONENT:g}"
+            beaten.append((label, compare(ours, base, True)))
+        lines = "\n".join(f"| {n:g} | {a:.2f} | {ev:.2f} |" for n, (a, ev) in medians.items())
+        head = "| n on the distance | test accuracy | variance in two components |\n|---|---|---|"
+        blocks.append(f"{task(name).title}, best {best:g}:\n\n{head}\n{lines}")
         parts.append("holds" if best in (1.0, CODE_EXPONENT) else "does not hold")
-    return details, parts
+    if not beaten:
+        return Finding(f"best n on the distance: {CODE_EXPONENT:g}" if parts else "", parts, blocks)
+    label, worst = max(beaten, key=lambda item: item[1].ours - item[1].base)  # where the code's exponent loses most
+    return Finding(f"{label}: {told(worst)}", parts, blocks)
 
 
-def exponent_convention(rows: Rows):
+def exponent_convention(rows: Rows) -> Finding:
     """Which reading of "n = 1" gives the paper's own outcome (flat lattices; circles in most seeds)?"""
-    details, parts = [], []
-    for reading, n in (("code, n = 2 on the distance", CODE_EXPONENT), ("paper, n = 1 on the distance", 1.0)):
-        good = []
+    counts: dict[str, list[int]] = {}
+    lines, parts = [], []
+    for reading, n in (("n = 2 on the distance (the code's 1)", CODE_EXPONENT), ("n = 1 on it", 1.0)):
+        counts[reading] = [0, 0]
         for name in ("in_context", "modular_addition"):
             runs = _swept(rows, name, exponent=n)
             if runs:
                 flat = int((values(runs, two_components) > FLAT).sum())
+                counts[reading] = [counts[reading][0] + flat, counts[reading][1] + len(runs)]
                 learned = float(np.median(values(runs, named("test_accuracy"))))
-                good.append(f"{task(name).title} {flat} of {len(runs)} flat, test accuracy {learned:.2f}")
+                lines.append(
+                    f"- {reading}, {task(name).title}: {flat} of {len(runs)} flat, test accuracy {learned:.2f}"
+                )
                 if n == CODE_EXPONENT:
                     parts.append("holds" if flat > len(runs) / 2 else "does not hold")
-        if good:
-            details.append(f"{reading}: {', '.join(good)}")
-    return details, parts
+    return Finding(f"flat: {_seeds(counts)}" if parts else "", parts, ["\n".join(lines)])
 
 
-def case_study(rows: Rows):
-    details, learned = [], {}
+def case_study(rows: Rows) -> Finding:
+    lines, learned = [], {}
     for head, decay in CASES:
         runs = select(rows, kind="case", model=f"{head}_mlp", weight_decay=decay)
         if runs:
             accuracies, explained = values(runs, named("test_accuracy")), values(runs, two_components)
-            learned[head, decay] = (accuracies > LEARNED).mean()
-            details.append(
-                f"{head}, decay {decay}: {int((accuracies > LEARNED).sum())} of {len(runs)} seeds generalize, median "
+            learned[head, decay] = [int((accuracies > LEARNED).sum()), len(runs)]
+            lines.append(
+                f"- {head}, weight decay {decay}: {learned[head, decay][0]} of {len(runs)} seeds generalize, median "
                 f"test accuracy {np.median(accuracies):.2f}, variance in two components {np.median(explained):.2f}"
             )
     if len(learned) < len(CASES):
-        return details, []
-    return details, [
-        "holds" if learned["harmonic", 0.0] > 0.5 else "does not hold",
-        "holds" if learned["standard", 0.0] < 0.5 else "does not hold",
-        "holds" if learned["standard", 0.5] > 0.5 else "does not hold",
-    ]
+        return Finding()
+    most = {case: good > count / 2 for case, (good, count) in learned.items()}
+    expected = {("harmonic", 0.0): True, ("standard", 0.0): False, ("standard", 0.5): True}
+    parts = ["holds" if most[case] == holds else "does not hold" for case, holds in expected.items()]
+    without = {head: learned[head, 0.0] for head in ("harmonic", "standard")}
+    return Finding(f"generalize without weight decay: {_seeds(without)}", parts, ["\n".join(lines)])
 
 
-# What the paper says, and the function that judges it: rows of one protocol -> (what was measured, verdicts)
-CLAIMS: dict[str, Callable[[Rows], tuple[list[str], list[str]]]] = {
+# What the paper says, and the function that judges it from the rows of one protocol
+CLAIMS: dict[str, Callable[[Rows], Finding]] = {
     "Harmonic explains 100 % of the variance with two components on in-context learning in nearly all seeds "
     "(section 3)": flat_lattice,
     "Harmonic MLPs draw near-perfect circles on modular addition (section 3)": circles,

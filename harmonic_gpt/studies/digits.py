@@ -17,7 +17,7 @@ from harmonic_gpt.errors import InputError, is_out_of_memory
 from harmonic_gpt.extras import require
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
-from harmonic_gpt.studies.claims import Claim, combined, compare, write_claims
+from harmonic_gpt.studies.claims import Claim, combined, compare, told, write_claims
 
 CLASSES = 10
 BATCH, LEARNING_RATE = 64, 1e-3
@@ -152,7 +152,13 @@ def study(out: str, data: str, seeds: int, epochs: int | None) -> None:
         print(f"{name}: " + ", ".join(f"{key} {_spread(value)}" for key, value in measured[name].items()), flush=True)
     figures.digit_weights(folder, f"{images.name}_weights", drawn)
     setting = f"{images.name}: {len(images.train):,} training images, {epochs} epochs, {seeds} seeds"
-    write_claims(folder, "Digits", claims(measured), f"{setting}: median [min, max]; two-sided Mann-Whitney tests.")
+    write_claims(
+        folder,
+        "Digits",
+        claims(measured),
+        f"{setting}. Medians of harmonic against standard, p of two-sided Mann-Whitney tests; "
+        "in the details, [min, max].",
+    )
 
 
 def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
@@ -166,19 +172,19 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         judged.append(
             Claim(
                 f"accuracy is level with cross-entropy's, within half a percent ({name})",
-                f"{_spread(ours['test accuracy'])}, standard {_spread(standard['test accuracy'])} "
-                f"(p = {accuracy.p:.2g})",
                 "holds" if level else "does not hold",
+                f"accuracy {told(accuracy)}",
+                f"Accuracy {_spread(ours['test accuracy'])}, standard {_spread(standard['test accuracy'])}.",
             )
         )
         like_mean = compare(ours["correlation"], standard["correlation"], True)
         judged.append(
             Claim(
                 f"weights look like the mean digit: correlation over 0.9, above the standard model's ({name})",
-                f"correlation {_spread(ours['correlation'])}, standard {_spread(standard['correlation'])} "
-                f"(p = {like_mean.p:.2g}); relative distance {_spread(ours['distance'])}, "
-                f"standard {_spread(standard['distance'])}",
                 combined(["holds" if ours["correlation"].min() > 0.9 else "does not hold", like_mean.verdict]),
+                f"correlation {told(like_mean)}",
+                f"Correlation {_spread(ours['correlation'])}, standard {_spread(standard['correlation'])}; relative "
+                f"distance {_spread(ours['distance'])}, standard {_spread(standard['distance'])}.",
             )
         )
         off = compare(ours["off"], standard["off"], False)
@@ -188,8 +194,9 @@ def claims(measured: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         judged.append(
             Claim(
                 f"weights are near zero, under a tenth of the rest, where pixels are always off ({name})",
-                f"relative size {_spread(ours['off'])}, standard {_spread(standard['off'])} (p = {off.p:.2g})",
                 verdict,
+                f"relative size {told(off)}",
+                f"Relative size {_spread(ours['off'])}, standard {_spread(standard['off'])}.",
             )
         )
     return judged

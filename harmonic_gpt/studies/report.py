@@ -46,13 +46,7 @@ def report(out: str) -> Path:
     figures.algorithmic(folder, trained)
     claims = algorithmic_claims.claims(rows)
     cpu = sum(time["cpu_seconds"] for _, _, time in loaded)
-    diverged = sum(row["reason"] == "diverged" for row in rows)
-    early = sum(row["reason"] == "converged" for row in rows)
-    note = (
-        f"{len(rows)} models in {len(loaded)} cells, {cpu / 60:.0f} minutes of CPU; {early} stopped early, {diverged} "
-        "diverged. Medians over seeds; two-sided Mann-Whitney tests, not corrected for their number. "
-        "The verdict is that of the clean protocol."
-    )
+    note = f"{algorithmic_claims.note(rows)} {len(loaded)} cells took {cpu / 60:.0f} minutes of CPU."
     write_claims(folder, "Algorithmic tasks", claims, note)
     return folder / "claims.md"
 

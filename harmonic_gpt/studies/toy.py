@@ -12,7 +12,7 @@ from torch import Tensor
 from harmonic_gpt.extras import require
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.studies import figures
-from harmonic_gpt.studies.claims import Claim, verdict_of, write_claims
+from harmonic_gpt.studies.claims import Claim, compare, told, write_claims
 
 POINTS = {
     "two points": [[1.0, 1.0], [-1.0, -1.0]],
@@ -65,7 +65,8 @@ def study(out: str, seeds: int, steps: int = STEPS) -> None:
         folder,
         "Toy points",
         claims(curves),
-        f"{seeds} seeds, {steps:,} steps of Adam, float64; two-sided Mann-Whitney tests over seeds.",
+        f"{seeds} seeds, {steps:,} steps of Adam, float64; medians, p of two-sided Mann-Whitney tests over seeds; "
+        "in the details, [min, max].",
     )
 
 
@@ -91,37 +92,42 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
     judged = []
     for head in (CODE, PAPER):
         steps, base = first_below("two points", head), first_below("two points", "cross-entropy")
+        faster = compare(steps.numpy(), base.numpy(), higher_is_better=False)
         judged.append(
             Claim(
                 f"two points: the loss falls faster ({head})",
-                f"steps to {LOW} nats: {spread(steps)}, cross-entropy {spread(base)}",
-                verdict_of(steps.numpy(), base.numpy(), higher_is_better=False),
+                faster.verdict,
+                f"steps to {LOW} nats: {told(faster)}",
+                f"Steps to {LOW} nats: {spread(steps)}, cross-entropy {spread(base)}.",
             )
         )
         grown, base = growth("two points", head), growth("two points", "cross-entropy")
         judged.append(
             Claim(
                 f"two points: the norm of W plateaus, cross-entropy's grows for ever ({head})",
-                f"growth in the second half: {spread(grown)}, cross-entropy {spread(base)}",
                 "holds" if grown.max() < 1.01 < base.min() else "does not hold",
+                f"growth in the second half: {told(compare(grown.numpy(), base.numpy(), higher_is_better=False))}",
+                f"Growth in the second half of the steps, as a factor: {spread(grown)}, cross-entropy {spread(base)}.",
             )
         )
         # Centers right on their points: distances below the head's floor cannot be told apart
         resolvable = train(POINTS["five points"], HEADS[head], seeds=1, steps=1, start=POINTS["five points"])[0][-1, 0]
+        final, base = last("five points", head), last("five points", "cross-entropy")
         judged.append(
             Claim(
                 f"five points: harmonic reaches machine precision ({head})",
-                f"final loss {spread(last('five points', head))}; centers exactly on the points cost {resolvable:.3g} "
-                "in this head",
-                "holds" if last("five points", head).max() < 1.5 * resolvable else "does not hold",
+                "holds" if final.max() < 1.5 * resolvable else "does not hold",
+                f"final loss: {told(compare(final.numpy(), base.numpy(), higher_is_better=False))}",
+                f"Final loss {spread(final)}; centers exactly on the points cost {resolvable:.3g} in this head.",
             )
         )
     stuck = last("five points", "cross-entropy")
     judged.append(
         Claim(
             "five points: cross-entropy plateaus high",
-            f"final loss {spread(stuck)}; the middle point alone costs log(5)/5 = 0.322",
             "holds" if stuck.min() > 0.3 else "does not hold",
+            f"final loss: {stuck.median().item():.3g}",
+            f"Final loss {spread(stuck)}; the middle point alone costs log(5)/5 = 0.322.",
         )
     )
     return judged

@@ -1,5 +1,6 @@
 """Losses by frequency of the token: parts that add up to the whole."""
 
+import numpy as np
 import pytest
 import rare_tokens
 import torch
@@ -22,6 +23,20 @@ def test_losses_by_frequency_add_up():
     assert measured["loss"][:5] == pytest.approx([losses[of_target == k].mean().item() for k in range(5)], rel=1e-6)
     assert measured["share"][3] == pytest.approx((of_target == 3).double().mean().item())
     assert measured["norm"][1] == pytest.approx(model.lm_head.weight[classes == 1].norm(dim=1).mean().item(), rel=1e-6)
+
+    assert measured["losses"].sum(0)[:5] == pytest.approx(measured["loss"][:5] * measured["targets"].sum(0)[:5])
+
+
+def test_the_picture_leaves_out_classes_with_few_targets(tmp_path):
+    rng = np.random.default_rng(0)
+    targets = np.tile([0, 2, 3, 4, 5, 6], (8, 1)).astype(float)
+    runs = {}
+    for run, head in (("a", "harmonic"), ("b", "standard")):
+        losses = targets * rng.uniform(1, 2, targets.shape)
+        with np.errstate(invalid="ignore"):
+            runs[run] = head, {"targets": targets, "losses": losses, "loss": losses.sum(0) / targets.sum(0)}
+    rare_tokens.draw(runs, str(tmp_path / "loss.png"))
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
 
 
 def test_tokens_are_counted_in_the_training_text(token_folder):

@@ -9,11 +9,12 @@ from playwright.sync_api import sync_playwright
 from tests.explorer.test_browser import BROWSER, SOFTWARE_WEBGL
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
-PICTURES = {  # name -> (address, view, size, color scheme)
-    "explorer_read": ("text=1&position=249", "read", DESKTOP, "light"),
-    "explorer_map": ("view=map&color=part&token=return", "map", DESKTOP, "light"),
-    "explorer_walk": ("view=walk&text=1&position=249", "walk", DESKTOP, "dark"),
-    "explorer_phone": ("text=1&position=249", "read", PHONE, "light"),
+PICTURES = {  # name -> (address, view, size, color scheme, what to take: None is the whole window)
+    "explorer_read": ("text=1&position=249", "read", DESKTOP, "light", None),
+    "explorer_map": ("view=map&color=part&token=return", "map", DESKTOP, "light", None),
+    "explorer_walk": ("view=walk&text=1&position=249", "walk", DESKTOP, "dark", None),
+    "explorer_phone": ("text=1&position=249", "read", PHONE, "light", None),
+    "explorer_token": ("text=1&position=249", "read", DESKTOP, "light", "#read :has(> .pair)"),  # in idea.png
 }
 
 
@@ -21,16 +22,17 @@ def main(folder: str, out: str) -> None:
     page_file = Path(folder).resolve() / "index.html"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=SOFTWARE_WEBGL)
-        for name, (address, view, (width, height), scheme) in PICTURES.items():
+        for name, (address, view, (width, height), scheme, selector) in PICTURES.items():
             context = browser.new_context(
-                viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
-            )
+                viewport={"width": width, "height": height}, color_scheme=scheme, offline=True,
+                device_scale_factor=2 if selector else 1,
+            )  # fmt: skip
             page = context.new_page()
             page.goto(f"file://{page_file}#{address}")
             page.wait_for_selector(f"html[data-ready={view}]", state="attached")
             page.wait_for_timeout(1000)  # the frames that draw the maps
             path = Path(out) / f"{name}.png"
-            page.screenshot(path=path)
+            (page.locator(selector) if selector else page).screenshot(path=path)
             Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
             context.close()
             print(f"{out}/{name}.png")

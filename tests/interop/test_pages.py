@@ -1,7 +1,8 @@
 """Every command and every ```python block of the pages is run, in their order, on tiny data, each in a fresh process.
 
-`<!-- not run: REASON -->` in front of a block leaves it out. docs/how-to/clients.md has a test of its own,
-test_clients.py.
+`<!-- not run: REASON -->` in front of a block leaves it out; `<!-- continues -->` runs it in one process after the
+Python block above it. docs/how-to/clients.md has a test of its own, test_clients.py. Results and archive name the
+commands that made their numbers, which take hours.
 """
 
 import multiprocessing
@@ -18,19 +19,14 @@ from tests.hub_stand_in import TOKEN
 from tests.interop import test_nanogpt
 from tests.interop.environments import ROOT
 
-PAGES = [
-    "README.md",
-    "docs/how-to/train.md",
-    "docs/how-to/data.md",
-    "docs/how-to/evaluate.md",
-    "docs/how-to/publish.md",
-    "docs/how-to/explorer.md",
-    "docs/notebook.md",
-    "docs/how-to/extend.md",
-    "docs/how-to/heads.md",
-    "docs/how-to/tools.md",
-]
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
+PAGES = ["README.md", "docs/results/init_from.md"]
+for chapter in ("tutorials", "how-to", "reference", "explanation"):
+    PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / chapter).glob("*.md"))
+PAGES = [page for page in PAGES if page not in ("docs/how-to/clients.md", "docs/tutorials/read_a_model.md")]
+BLOCK = re.compile(
+    r"(?:<!-- (?:not run: (?P<reason>.+?)|(?P<continues>continues)) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
 TINY = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64},
     "optim": {"lr": 4e-3, "warmup_steps": 2},
@@ -86,11 +82,13 @@ def _example(text: str, is_command: bool, folder: Path, output: Path, hub_url: s
 
 def arguments(line: str) -> list[str]:
     """What follows the program's name in a command of ours."""
-    start, *words = shlex.split(line, comments=True)
-    assert start in ("python", "harmonic-gpt"), f"only our own program is run here, got {line!r}; mark it `not run`"
+    start, *words = shlex.split(line)
+    entry = {"train.py": "train", "eval.py": "eval"}
     if start == "harmonic-gpt":
         return words
-    return [{"train.py": "train", "eval.py": "eval"}[words[0]], *words[1:]]
+    ours = start == "python" and words[0] in entry
+    assert ours, f"only our own program is run here, got {line!r}; mark it `not run`"
+    return [entry[words[0]], *words[1:]]
 
 
 def in_fresh_process(text: str, folder: Path, *, is_command: bool, hub_url: str | None = None) -> None:
@@ -112,23 +110,31 @@ def trained(place):
     return place
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    found = [match for match in BLOCK.finditer((ROOT / page).read_text()) if not match["reason"]]
-    return [(match["language"], match["text"]) for match in found]
+def examples(page: str) -> list[tuple[bool, str]]:
+    """What a page's blocks ask for, in their order: (a command?, its line or the block of Python)."""
+    found: list[tuple[bool, str]] = []
+    for match in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
+        text = match["text"]
+        if match["reason"] or match["language"] not in ("bash", "python"):
+            continue
+        if match["language"] == "bash":
+            lines = text.replace("\\\n", " ").splitlines()
+            found += [(True, line) for line in lines if line.strip() and not line.startswith("#")]
+        elif match["continues"]:
+            before = [text for is_command, text in found if not is_command]
+            found.append((False, before[-1] + text))
+        else:
+            found.append((False, text))
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 def test_page(page, trained, hub):
     if page == "docs/how-to/evaluate.md":
         pytest.importorskip("lm_eval")
-    if page == "docs/notebook.md":
-        pytest.importorskip("pandas")
-    for language, text in blocks(page):
-        is_command = language == "bash"
-        for example in text.replace("\\\n", " ").splitlines() if is_command else [text]:
-            if example.strip():
-                in_fresh_process(example, trained, is_command=is_command, hub_url=hub.url)
+    for is_command, text in examples(page):
+        in_fresh_process(text, trained, is_command=is_command, hub_url=hub.url)
 
 
 @pytest.mark.slow
@@ -141,10 +147,34 @@ def test_examples_share_nothing_but_the_folder(tmp_path):
         in_fresh_process("raise SystemExit('only here')", tmp_path, is_command=False)
 
 
-def test_what_is_left_out_is_marked():
-    text = "<!-- not run: needs a GPU -->\n```bash\nnvidia-smi\n```\nand\n```bash\npython eval.py\n```\n"
-    assert [match["reason"] for match in BLOCK.finditer(text)] == ["needs a GPU", None]
-    for page in PAGES:
-        assert (ROOT / page).read_text().count("```bash") == sum(
-            m["language"] == "bash" for m in BLOCK.finditer((ROOT / page).read_text())
-        )
+def hidden_blocks(text: str) -> list[str]:
+    """Code that test_page does not see: indented by four spaces, fenced in a list, or in a language of no name."""
+    outside = BLOCK.sub("", text)
+    indented = re.findall(r"(?<=\n\n) {4,}\S.*", re.sub(r"^( *)[-*] (?:.+\n)(?:\n? +.+\n)*", "", outside, flags=re.M))
+    languages = {"bash", "python", "console", "text", "yaml", "json"}
+    unknown = [match["text"] for match in BLOCK.finditer(text) if match["language"] not in languages]
+    return indented + re.findall(r"^ *```.*", outside, re.MULTILINE) + unknown
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "/results/" not in page])
+def test_no_code_is_hidden(page):
+    assert not hidden_blocks((ROOT / page).read_text(encoding="utf-8"))
+
+
+def test_hidden_code_is_seen():
+    seen = "<!-- not run: needs a GPU -->\n```bash\nnvidia-smi\n```\nand\n\n```text\n    printed\n```\n"
+    seen += "\n- a list\n\n    of two\n"
+    assert not hidden_blocks(seen)
+    assert [match["reason"] for match in BLOCK.finditer(seen)] == ["needs a GPU", None]
+    assert hidden_blocks("Run\n\n    python train.py\n") == ["    python train.py"]
+    assert hidden_blocks("- a list\n  ```bash\n  python train.py\n  ```\n")
+    assert hidden_blocks("```\npython train.py\n```\n") == ["python train.py\n"]
+
+
+def test_a_block_continues_the_one_above(monkeypatch, tmp_path):
+    monkeypatch.setattr("tests.interop.test_pages.ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "```python\na = 1\n```\n```bash\n# a note\npython eval.py \\\n    sample\n```\n"
+        "<!-- continues -->\n```python\nb = a\n```\n"
+    )
+    assert examples("page.md") == [(False, "a = 1\n"), (True, "python eval.py      sample"), (False, "a = 1\nb = a\n")]

@@ -51,7 +51,8 @@ def test_report_of_one_cell(early_result, tmp_path):
     (tmp_path / "cells").mkdir()
     algorithmic._run_and_save(tmp_path / "cells", CELL)
     claims = report(str(tmp_path)).read_text()
-    assert "5 models in 1 cells" in claims
+    assert "5 models, " in claims
+    assert "1 cells took" in claims
     assert "not measured" in claims
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 5
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_an_existing_run_is_never_overwritten(run_config, tmp_path):
     with pytest.raises(InputError, match=r"optim\.lr: 0\.003 -> 0\.001"):
         loop.train(run_config(optim__lr=1e-3), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_page_describes_every_file_and_field(run_config, tmp_path):
+    """docs/reference/run_folder.md, of a run that goes well."""
+    loop.train(run_config())
+    page = (Path(__file__).parents[2] / "docs/reference/run_folder.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    described = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert {"*.py"} | {name.name for name in (tmp_path / "run/latest").iterdir() if name.suffix != ".py"} <= described
+    assert {name for row in read_metrics(tmp_path / "run") for name in row} <= described
+    tree = re.findall(r"^  ([\w.-]+?)/? ", page, re.MULTILINE)
+    there = {name.name for name in (tmp_path / "run").iterdir()}
+    assert there - {"step-000003", "step-000006"} == set(tree) - {"step-000400"}
 
 
 def test_a_damaged_checkpoint_is_skipped_and_kept(run_config, tmp_path, capsys):

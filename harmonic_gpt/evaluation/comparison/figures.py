@@ -1,23 +1,17 @@
-"""Figures of a comparison, as PNG and SVG. An arm has one color; each of its runs is a line.
-
-They are drawn with matplotlib's Figure and never with pyplot: the caller's backend stays what it is.
-"""
+"""Figures of a comparison, as PNG and SVG. An arm has one color; each of its runs is a line."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from harmonic_gpt.evaluation.comparison.canvas import LAYER, arm_colors, entries, legend, panels, plain, subplots
 from harmonic_gpt.evaluation.comparison.measure import Measured
-from harmonic_gpt.extras import require
+from harmonic_gpt.evaluation.comparison.result_figures import Read, forest, lens_agreement, paper_losses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-HEAD_COLORS = {"harmonic": "C0", "standard": "C1"}  # blue and orange, in every figure of the project
-OTHER_COLORS = [f"C{k}" for k in range(2, 10)]
-LAYER = "layer (0: embeddings)"
 
 
 class Run(NamedTuple):
@@ -33,19 +27,19 @@ def draw_all(
 ) -> list[tuple[str, str]]:
     """Draw what there are numbers for. Returns (file, caption) of each figure, in the order of the report."""
     colors = arm_colors({arm: measured[members[0]].row["head"] for arm, members in arms.items()})
-    runs = [Run(colors[arm], _plain(arm), measured[i]) for arm, members in arms.items() for i in members]
+    runs = [Run(colors[arm], plain(arm), measured[i]) for arm, members in arms.items() for i in members]
     read = [run for run in runs if run.measured.interpretability]
-    ratio = "parallelogram loss / mean loss of shuffled pairs (left is better; dotted: no structure)"
-    raw = "parallelogram loss, equation 3, in two principal components (a collapsed embedding has a low one)"
     drawn = [
         (_losses(runs, unigram), "loss_curves",
          "Loss over training: validation (points) and training batches (faint). Lower is better."),
-        (_distributions(read, lambda m: m.interpretability.losses, ratio, 1.0), "parallelograms",
+        (forest(comparison, colors), "forest",
+         "All measures of reading: the difference of two models with its 95 % interval. Grey: no difference is shown."),
+        (_parallelograms(read), "parallelograms",
          "Centers without their first component: parallelogram loss over its control, by task. "
          "Further left than the dotted line is structure."),
         (_layers(read), "layers",
          "Effective rank of hidden states on text, and parallelograms of single words, by layer."),
-        (_lens(read), "lens_agreement",
+        (lens_agreement({"Lens agreement": _reads(read, _lens_rows)}), "lens_agreement",
          "Positions at which a layer's reading is the model's answer, of those whose answer depends on the context: "
          "by the model's own head (solid), and through a map fitted on other text (dashed)."),
         (_probes(read), "probes",
@@ -55,10 +49,11 @@ def draw_all(
         (_explained_variance(runs), "explained_variance",
          "Explained variance of the centers. Further left is fewer dimensions, which is no merit by itself."),
         (_center_norms(runs), "center_norms", "Mean norm of the centers over training: does it level off?"),
-        (_distributions(read, lambda m: m.interpretability.paper_losses, raw), "parallelograms_paper",
-         "Centers: the paper's protocol, by task."),
-        (_distributions(read, lambda m: m.interpretability.middle_losses, raw), "parallelograms_paper_middle_layer",
-         "The middle layer's states of single words: the paper's protocol, by task (its appendix C)."),
+        (paper_losses(_reads(read, _center_rows)), "parallelograms_paper",
+         "Centers: the paper's protocol, by task. A model whose hollow points lie left of the other's as well does not "
+         "owe its lower loss to the pairs; a collapsed embedding has a low one, too."),
+        (paper_losses(_reads(read, _middle_rows)), "parallelograms_paper_middle_layer",
+         "The middle layer's states of single words: the same (the paper's appendix C)."),
     ]  # fmt: skip
     for figure, name, _ in drawn:
         if figure is not None:
@@ -68,49 +63,21 @@ def draw_all(
     return [(f"{name}.png", caption) for figure, name, caption in drawn if figure is not None]
 
 
-def _plain(name: str) -> str:
-    """A name in which matplotlib sees no mathematics."""
-    return name.replace("$", r"\$")
+def _reads(runs: list[Run], rows_of: Callable[[dict], list[dict]]) -> list[Read]:
+    return [Read(color, arm, rows_of(m.interpretability.row)) for color, arm, m in runs if m.interpretability]
 
 
-def arm_colors(heads: dict[str, str]) -> dict[str, str]:
-    """{arm: color} from {arm: head}. The first arm of a head has the head's own color."""
-    colors: dict[str, str] = {}
-    for arm, head in heads.items():
-        own = HEAD_COLORS.get(head)
-        free = [color for color in OTHER_COLORS if color not in colors.values()]
-        colors[arm] = own if own and own not in colors.values() else (free or OTHER_COLORS)[0]
-    return colors
+def _lens_rows(row: dict) -> list[dict]:
+    return [layer for layer in row.get("lens", {}).get("layers", ()) if "context_agreement" in layer]
 
 
-def _subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple["Figure", np.ndarray]:
-    """A figure of width x height inches, and its grid of axes (rows, columns)."""
-    require("eval", "matplotlib")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **options)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, grid
+def _center_rows(row: dict) -> list[dict]:
+    return row["matrices"]["centers"]["tasks"]
 
 
-def _panels(columns: int = 1, width: float = 7, height: float = 4.2) -> tuple["Figure", list[Any]]:
-    figure, grid = _subplots(1, columns, width, height)
-    for axes in grid.flat:
-        axes.grid(alpha=0.25)
-    return figure, list(grid.flat)
-
-
-def _entries(axes: Any) -> dict[str, Any]:
-    """{label: line}: one entry a label, however many runs have it."""
-    handles, labels = axes.get_legend_handles_labels()
-    return dict(zip(labels, handles, strict=True))
-
-
-def _legend(axes: Any, **options: Any) -> None:
-    entries = _entries(axes)
-    axes.legend(entries.values(), entries.keys(), frameon=False, fontsize=9, **options)
+def _middle_rows(row: dict) -> list[dict]:
+    layers = row.get("layers", ())
+    return layers[(len(layers) - 1) // 2].get("tasks", []) if layers else []
 
 
 def _losses(runs: list[Run], unigram: float) -> "Figure | None":
@@ -125,7 +92,7 @@ def _losses(runs: list[Run], unigram: float) -> "Figure | None":
         return None
     from matplotlib.ticker import EngFormatter
 
-    figure, [axes] = _panels()
+    figure, [axes] = panels()
     for color, arm, train, validation in held:
         if train:
             axes.plot(*zip(*train, strict=True), color=color, alpha=0.3, linewidth=1)
@@ -136,12 +103,12 @@ def _losses(runs: list[Run], unigram: float) -> "Figure | None":
     # The first steps, far above, would flatten the rest
     axes.set_ylim(min(losses) - 0.05, max(unigram + 0.5, min(losses) + 0.5))
     axes.xaxis.set_major_formatter(EngFormatter())
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def _explained_variance(runs: list[Run]) -> "Figure":
-    figure, [axes] = _panels()
+    figure, [axes] = panels()
     for color, arm, m in runs:
         axes.plot(np.arange(1, len(m.explained_variance) + 1), m.explained_variance, color=color, label=arm)
     axes.set(
@@ -151,7 +118,7 @@ def _explained_variance(runs: list[Run]) -> "Figure":
         ylabel="cumulative explained variance",
         title="Class centers",
     )
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -159,29 +126,28 @@ def _center_norms(runs: list[Run]) -> "Figure | None":
     curves = [(color, arm, m.row["centers"]["norm_over_training"]) for color, arm, m in runs]
     if not any(curve for _, _, curve in curves):
         return None
-    figure, [axes] = _panels()
+    figure, [axes] = panels()
     for color, arm, curve in curves:
         if curve:
             axes.plot(*zip(*curve, strict=True), color=color, marker="o", markersize=3, label=arm)
     axes.set(xlabel="step", ylabel="mean norm of the centers", title="Weight norm over training")
-    _legend(axes, loc="lower right")
+    legend(axes, loc="lower right")
     return figure
 
 
-def _distributions(
-    runs: list[Run], losses_of: Callable[[Any], dict[str, np.ndarray]], label: str, control: float | None = None
-) -> "Figure | None":
-    """Cumulative distribution of each task's losses, a dotted line at the control's; None where no task has any."""
-    held = [(color, arm, losses_of(m)) for color, arm, m in runs]
+def _parallelograms(runs: list[Run]) -> "Figure | None":
+    """Cumulative distribution of each task's losses over their control, a dotted line at 1; None where no task has
+    any."""
+    held = [(color, arm, m.interpretability.losses) for color, arm, m in runs if m.interpretability]
     tasks = sorted({task for _, _, losses in held for task, values in losses.items() if len(values)})
     if not tasks:
         return None
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     ends = [np.quantile(values, (0.005, 0.99)) for _, _, losses in held for values in losses.values() if len(values)]
-    left, right = min(low for low, _ in ends), max([high for _, high in ends] + ([1.2 * control] if control else []))
+    left, right = min(low for low, _ in ends), max([high for _, high in ends] + [1.2])
     size = (max(3 * columns + 0.6, 6.5), 2.2 * rows + 0.9)
-    figure, grid = _subplots(rows, columns, *size, sharex=True, sharey=True)
+    figure, grid = subplots(rows, columns, *size, sharex=True, sharey=True)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     handles = {}
@@ -190,12 +156,12 @@ def _distributions(
             if len(values := np.sort(losses.get(task, ()))):
                 values = np.quantile(values, np.linspace(0, 1, 400))  # small files
                 [handles[arm]] = axes.plot(values, np.linspace(0, 1, 400), color=color, linewidth=1.3)
-        if control:
-            axes.axvline(control, color="grey", linestyle=":", linewidth=1)
-        axes.set_title(_plain(task), fontsize=9)
+        axes.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axes.set_title(plain(task), fontsize=9)
         axes.set_xlim(left, right)
     for axes in grid.flat[len(tasks) - columns : len(tasks)]:  # the lowest one of each column
         axes.tick_params(labelbottom=True)
+    label = "parallelogram loss / mean loss of shuffled pairs (left is better; dotted: no structure)"
     figure.supxlabel(label, fontsize=9)
     figure.supylabel("share of quadruples", fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
@@ -210,7 +176,7 @@ def _layers(runs: list[Run]) -> "Figure | None":
     ]
     if not held:
         return None
-    figure, [left, right] = _panels(2, 9.5, 3.8)
+    figure, [left, right] = panels(2, 9.5, 3.8)
     for color, arm, layers in held:
         shapes = [(row["layer"], row["compression"]) for row in layers]
         ranks = [(layer, shape["effective_rank"]) for layer, shape in shapes if not shape["collapsed"]]
@@ -224,30 +190,7 @@ def _layers(runs: list[Run]) -> "Figure | None":
     right.set(xlabel=LAYER, ylabel="parallelogram loss / shuffled pairs", title="Words that stand alone")
     for axes in (left, right):
         axes.locator_params(axis="x", integer=True)
-        _legend(axes)
-    return figure
-
-
-def _lens(runs: list[Run]) -> "Figure | None":
-    """Lens agreement by layer: solid raw, dashed tuned, bars the interval."""
-    held = [
-        (color, arm, [row for row in m.interpretability.row["lens"].get("layers", ()) if "context_agreement" in row])
-        for color, arm, m in runs
-        if m.interpretability and "lens" in m.interpretability.row
-    ]
-    if not any(rows for _, _, rows in held):
-        return None
-    figure, [axes] = _panels()
-    for color, arm, rows in held:
-        for key, name, style in (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", "tuned", "--")):
-            if points := [(r["layer"], r[key], r[f"{key}_interval"] or [r[key]] * 2) for r in rows if key in r]:
-                layers, values, intervals = zip(*points, strict=True)
-                bars = np.abs(np.array(intervals).T - values)
-                look = {"color": color, "linestyle": style, "marker": "o", "markersize": 4, "capsize": 2}
-                axes.errorbar(layers, values, bars, label=f"{arm}, {name}", **look)
-    axes.set(xlabel=LAYER, ylabel="agreement with the output", ylim=(0, 1), title="Lens agreement")
-    axes.locator_params(axis="x", integer=True)
-    _legend(axes, loc="lower right")
+        legend(axes)
     return figure
 
 
@@ -261,8 +204,8 @@ def _probes(runs: list[Run]) -> "Figure | None":
     tasks = list(dict.fromkeys(row["task"] for _, _, rows in held for row in rows))
     if not tasks:
         return None
-    figure, panels = _panels(len(tasks), 3.4 * len(tasks) + 0.6, 3.8)
-    for axes, task in zip(panels, tasks, strict=True):
+    figure, grid = panels(len(tasks), 3.4 * len(tasks) + 0.6, 3.8)
+    for axes, task in zip(grid, tasks, strict=True):
         for k, (color, arm, rows) in enumerate(held):
             rows = [row for row in rows if row["task"] == task]
             x = np.array([row["layer"] for row in rows]) + 0.04 * (k - (len(held) - 1) / 2)
@@ -271,12 +214,12 @@ def _probes(runs: list[Run]) -> "Figure | None":
                 look = {"color": color, "linestyle": style, "marker": "o", "markersize": 3, "capsize": 2}
                 axes.errorbar(x, f1, sd, label=f"{arm}, {kind}", **look)
             axes.plot(x, [row["shuffled"]["f1"] for row in rows], color="grey", linestyle=":", label="shuffled labels")
-        axes.set(title=_plain(task), xlabel=LAYER)
+        axes.set(title=plain(task), xlabel=LAYER)
         axes.locator_params(axis="x", integer=True)
         axes.set_ylim(0, 1)
-    panels[0].set_ylabel("macro F1, five folds")
-    entries = _entries(panels[0])
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    grid[0].set_ylabel("macro F1, five folds")
+    shown = entries(grid[0])
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -285,7 +228,7 @@ def _similarity(comparison: dict) -> "Figure | None":
     pairs = comparison.get("similarity", [])
     if not pairs:
         return None
-    figure, grid = _subplots(len(pairs), 2, 8.4, 3.6 * len(pairs) + 0.2)
+    figure, grid = subplots(len(pairs), 2, 8.4, 3.6 * len(pairs) + 0.2)
     for line, pair in zip(grid, pairs, strict=True):
         for axes, key, label in zip(line, ("cka", "rsa"), ("linear CKA", "RSA"), strict=True):
             values = np.array([[np.nan if v is None else v for v in row] for row in pair[key]])
@@ -294,7 +237,7 @@ def _similarity(comparison: dict) -> "Figure | None":
                 color = "black" if value > 0.6 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
             shuffled = pair[f"{key}_shuffled"]
-            axes.set(xlabel=f"layer of {_plain(pair['second'])}", ylabel=f"layer of {_plain(pair['first'])}")
+            axes.set(xlabel=f"layer of {plain(pair['second'])}", ylabel=f"layer of {plain(pair['first'])}")
             note = "" if shuffled is None else f" (shuffled positions: at most {shuffled:.2f})"
             axes.set_title(label + note, fontsize=9)
             axes.locator_params(integer=True)

@@ -38,7 +38,7 @@ summary{cursor:pointer;padding:.8rem 0;list-style-position:inside}summary h2{dis
 details[open]{padding-bottom:1rem}em,ul{color:var(--soft);font-size:.9em}code{font-size:.85em;overflow-wrap:anywhere}
 @media(max-width:50rem){.first{grid-template-columns:minmax(0,1fr)}html{font-size:15px}}
 @media print{details::details-content{content-visibility:visible;block-size:auto}}"""
-FIRST_SCREEN = ("parallelograms", "layers", "probes")  # pictures that stand beside the verdict and the loss curves
+FIRST_SCREEN = ("forest", "lens_agreement", "probes")  # pictures that stand beside the verdict and the loss curves
 # `eval.py explore --report` puts a link between these
 EXPLORER = "<!-- explorer -->"
 

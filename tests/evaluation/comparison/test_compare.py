@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +181,30 @@ def test_results_of_something_else_are_refused(tmp_path):
             read_results(tmp_path)
     with pytest.raises(InputError, match="not the results of an evaluation"):
         read_results(tmp_path / "nowhere")
+
+
+def paths(value: object, path: str = "") -> set[str]:
+    """Paths of all that is in a JSON value: "models[].name" of every model."""
+    inner: set[str] = set()
+    if isinstance(value, dict):
+        inner = set().union(*(paths(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()))
+    elif isinstance(value, list):
+        inner = set().union(*(paths(item, f"{path}[]") for item in value))
+    return inner | ({path} if path else set())
+
+
+def test_the_page_describes_every_field(full):
+    """docs/reference/results_json.md: nothing is missing on it, and nothing is on it that is not there."""
+    page = (Path(__file__).parents[3] / "docs/reference/results_json.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    described = {name for row in rows for name in re.findall(r"`([^`]+)`", row)} - {"models[].lm_eval.*"}
+    patterns = {name: re.compile(re.escape(name).replace(r"\*", r"[^.\[]+")) for name in described}
+    there = paths(full.results)
+    whole = {name for name in patterns if any(patterns[name].fullmatch(path) for path in there)}
+    assert not sorted(described - whole)
+    leaves = {path for path in there if not any(other.startswith((f"{path}.", f"{path}[")) for other in there)}
+    missing = {leaf for leaf in leaves if not any(re.match(rf"{p.pattern}($|[.\[])", leaf) for p in patterns.values())}
+    assert not sorted(missing)
+    assert f"schema version {SCHEMA_VERSION}." in page
+    names = re.findall(r"`(\w+)`", page.partition("The keys of `headlines`")[2].partition("|")[0])
+    assert names == list(full.results["comparison"]["headlines"])

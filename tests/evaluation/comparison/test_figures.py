@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harmonic_gpt.evaluation.comparison import figures
+from harmonic_gpt.evaluation.comparison import canvas, figures
 from harmonic_gpt.evaluation.comparison.measure import Measured
 
 FIGURES = (
     "loss_curves",
+    "forest",
     "layers",
     "lens_agreement",
     "probes",
@@ -28,11 +29,11 @@ def test_every_figure_is_drawn_twice_and_stands_in_the_report(full, name):
 
 
 def test_heads_keep_their_colors_whatever_the_order_of_the_arms():
-    assert figures.arm_colors({"s": "standard", "h": "harmonic"}) == {"s": "C1", "h": "C0"}
-    several = figures.arm_colors({"a": "harmonic", "b": "harmonic", "c": "dot + harmax", "d": "standard"})
+    assert canvas.arm_colors({"s": "standard", "h": "harmonic"}) == {"s": "C1", "h": "C0"}
+    several = canvas.arm_colors({"a": "harmonic", "b": "harmonic", "c": "dot + harmax", "d": "standard"})
     assert (several["a"], several["d"]) == ("C0", "C1")
     assert len(set(several.values())) == 4
-    assert len(figures.arm_colors({str(k): "harmonic" for k in range(12)})) == 12
+    assert len(canvas.arm_colors({str(k): "harmonic" for k in range(12)})) == 12
 
 
 def test_drawing_leaves_the_backend_and_pyplot_alone(tmp_path):

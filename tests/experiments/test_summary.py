@@ -1,0 +1,98 @@
+"""What README and the results pages say is what the rows say; every number on these pages has a place to come from."""
+
+import re
+from pathlib import Path
+
+import pytest
+import summary
+import summary_pictures
+
+README, RESULTS, ARCHIVE = summary.ROOT / "README.md", summary.FILES, summary.ROOT / "docs/archive"
+PAGES = {  # page -> where else its numbers may stand
+    RESULTS / "prediction.md": ARCHIVE / "recipe_2026_11.md",
+    RESULTS / "speed.md": ARCHIVE / "speed_2026_11.md",
+    RESULTS / "index.md": None,
+}
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+NO_ROWS = re.compile(r"<!-- no rows: [^>]+ -->\n\n(?:^\|.*\n)+", re.MULTILINE)
+CODE = re.compile(r"^ {4}.*\n|`[^`\n]+`|\]\([^)]*\)", re.MULTILINE)
+NUMBER = re.compile(r"(?<![\d.])\d+\.\d{2,}(?![\d.])")
+
+
+def tables_without_source(text: str) -> list[str]:
+    """Tables that hold a number, are made by no program, and do not say that they have no rows."""
+    left = NO_ROWS.sub("", summary.PART.sub("", text))
+    return [table for table in TABLE.findall(left) if re.search(r"\d\.\d", table)]
+
+
+def numbers_from_nowhere(text: str, archive: str) -> list[str]:
+    """Numbers in the prose, of two decimals or more, that stand in no table of the page or its archive."""
+    known = NUMBER.findall("".join(match[0] for match in summary.PART.finditer(text)) + archive)
+    known += NUMBER.findall("".join(NO_ROWS.findall(text)))
+    prose = CODE.sub("", TABLE.sub("", summary.PART.sub("", text)))
+    return [number for number in NUMBER.findall(prose) if number not in known]
+
+
+@pytest.mark.parametrize("page", summary.pages(), ids=lambda page: page.name)
+def test_the_pages_say_what_the_rows_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert summary.with_parts(text) == text, "run python experiments/summary.py --write"
+
+
+def test_every_part_stands_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in summary.pages())
+    assert {match["name"] for match in summary.PART.finditer(text)} == set(summary.PARTS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_number_has_a_place_to_come_from(page):
+    text, archive = page.read_text(encoding="utf-8"), PAGES[page]
+    assert not tables_without_source(text)
+    assert not numbers_from_nowhere(text, archive.read_text(encoding="utf-8") if archive else "")
+
+
+def test_a_number_that_was_typed_is_seen():
+    assert len(tables_without_source("| a |\n|---|\n| 0.5 |\n\n<!-- no rows: why -->\n\n| b |\n|---|\n| 0.6 |\n")) == 1
+    made = "<!-- step, made by experiments/summary.py -->\n| 0.25 |\n<!-- end of step -->\n"
+    assert numbers_from_nowhere(f"{made}0.25 and 0.75, `0.85`\n    0.95\n", "") == ["0.75"]
+    assert summary.with_parts(made) != made
+
+
+def test_verdicts_follow_their_intervals(monkeypatch):
+    lost = [(1, 5.1, 5.0), (2, 5.12, 5.01), (3, 5.09, 5.0)]
+    assert summary.shown(lost) == "+0.100 [+0.075, +0.125]"
+    assert summary.ahead(lost) == "standard"
+    assert summary.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
+    assert summary.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
+    assert summary.ahead(lost[:1]) == "one seed: a lead, no result"
+    row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}, "val_loss": 5.1}
+    rows = [
+        row | {"arm": arm, "seed": seed, "key": f"{arm} {seed}", "val_loss": 5 + seed / 100 + gap * (1 + seed / 10)}
+        for arm, gap in (("standard", 0), ("sharp", 0.1))
+        for seed in range(5)
+    ]
+    monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows))
+    assert summary.protocol("P1") == "P1 sharp 2x64: does not hold, +0.120 [+0.100, +0.140]"
+    monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows[:-1]))
+    assert summary.protocol("P1") == ""
+
+
+def test_two_settings_are_never_taken_for_one():
+    with pytest.raises(ValueError, match="two settings"):
+        summary.losses(summary.SCARCE, "standard", "2x128")
+
+
+def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
+    summary_pictures.draw_r(tmp_path / "r.png", {1: {22.6: 5.1, 32: 5.0}, 4: {68: 4.9}}, {"x 2": 4.8, "x 4": 4.7})
+    pairs = [(1, 5.1, 5.0), (2, 5.2, 5.0)]
+    row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}}
+    rows = [
+        row | {"arm": arm, "seed": seed, "val_loss": 5 + seed / 10 + (arm == "sharp") * seed}
+        for arm in ("standard", "sharp")
+        for seed in (1, 2)
+    ]
+    summary_pictures.draw_sizes(tmp_path / "sizes.png", {"2x64": {"1": pairs, "1/4": pairs}}, rows)
+    curves = [{"head": head, "curve": [[1000, 6.0], [2000, 5.9]]} for head in ("harmonic", "standard")]
+    summary_pictures.draw_scarce(tmp_path / "scarce.png", curves)
+    assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())
+    assert len(summary_pictures.scarce_rows()) == 8
