@@ -158,9 +158,12 @@ def _torchs_best(settings: Settings, inputs: tuple[Tensor, Tensor, Tensor]) -> C
     for policy in ("auto", "balanced", "compact"):
         for chunk in chunks:
             # float32 sums under every policy, as "auto" has them; without a chunk its heuristic chooses one
-            options = torch.nn.LinearCrossEntropyOptions(
-                acc_policy=policy, batch_chunk_size=chunk, acc_dtype=torch.float32
-            )
+            try:
+                options = torch.nn.LinearCrossEntropyOptions(
+                    acc_policy=policy, batch_chunk_size=chunk, acc_dtype=torch.float32
+                )
+            except ValueError:  # torch 2.15 has no "balanced"
+                continue
             candidates[f"{policy}, {chunk or 'its own'} rows a chunk"] = Contender(
                 lambda x, w, y, options=options: F.linear_cross_entropy(x, w, y, options=options)
             )

@@ -67,7 +67,8 @@ def test_every_stage(out, tmp_path, monkeypatch, in_this_process, capsys):
     assert (suite["passed"], suite["n_failed"]) == (2, 0)
     assert list(suite["skipped_tests"].values()) == ["no reason"]
     ours = {row["contender"]: row for row in rows if row["measurement"] == "head, fp32"}
-    for name in (head.HARMONIC, head.STANDARD, "F.linear_cross_entropy"):
+    torchs_best = ["F.linear_cross_entropy"] if hasattr(torch.nn, "LinearCrossEntropyOptions") else []  # not in 2.9
+    for name in (head.HARMONIC, head.STANDARD, *torchs_best):
         assert max(ours[name]["grad_x_error"], ours[name]["grad_w_error"]) < 1e-5
     assert all(row["flash"] for row in rows if "flash" in row)
     assert all(row["tokens_per_second"] > 0 for row in rows if row["measurement"] == "throughput")
