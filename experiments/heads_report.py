@@ -20,6 +20,7 @@ from harmonic_gpt.files import read_jsonl, write_text
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE, PICTURE = (ROOT / "docs" / name for name in ("results/heads.jsonl", "results/heads.md", "images/heads.png"))
+COSTS = ROOT / "docs/results/heads_cpu.jsonl"  # of benchmarks/head.py --heads
 QUEUE = Path(__file__).with_name("heads.yaml")
 MARKERS = ("<!-- made by experiments/heads_report.py; not to be edited -->", "<!-- end of what is made -->")
 READING = ("lens_agreement", "label_distance", "own_center")
@@ -120,6 +121,15 @@ def _smoothed(rows: list[dict]) -> list[tuple[int, float, float]]:
     return [(row["seed"], with_it[row["seed"]], row["val_loss"]) for row in fresh if row["seed"] in with_it]
 
 
+def costs(rows: list[dict]) -> str:
+    """Markdown: time of each head's loss, forward and backward, over harmonic's, cheapest first."""
+    lines = ["| head or option | time / harmonic's, median [quartiles] |", "|---|---|"]
+    for row in sorted(rows, key=lambda row: row["wall_ratio"]):
+        low, high = row["wall_quartiles"]
+        lines.append(f"| {row['head']} | {row['wall_ratio']:.3f} [{low:.3f}, {high:.3f}] |")
+    return "\n".join(lines)
+
+
 def draw(rows: list[dict], searches: list[ArmSearch], path: Path) -> None:
     """Left: best screening loss of every head. Right: difference to standard over the fresh seeds, with intervals."""
     matplotlib.use("Agg")
@@ -165,7 +175,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_jsonl(ROWS)
     searches = read_searches(QUEUE, losses_of(rows))
-    text = "\n\n".join(part for part in (table(rows, searches), claims(rows)) if part)
+    title = "## What they cost"
+    text = "\n\n".join(part for part in (table(rows, searches), claims(rows), title, costs(read_jsonl(COSTS))) if part)
     if not args.write:
         print(text)
         return

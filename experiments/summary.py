@@ -334,7 +334,8 @@ def answers() -> list[Answer]:
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
             f"{'In part' if ': holds' in protocol('P1') else 'No'}. Standard is ahead in the mean at "
-            f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} sizes, its interval leaves out zero at {clear}; at most 17 M parameters, three seeds a size",
+            f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} sizes, "
+            f"its interval leaves out zero at {clear}; at most 17 M parameters, three seeds a size",
             _with_protocol(
                 f"harmonic − standard: {min(gaps):+.3f} to {max(gaps):+.3f} nats per token; at 4 x 192 "
                 f"{shown(sizes['4x192']['1/4'])}", "P1",

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import yaml
 
-from tests.test_docs import ROOT, broken_links
+from tests.test_docs import ROOT, broken_links, missing_names
 
 make_notebook = importlib.import_module("docs.make_notebook")
 make_reference = importlib.import_module("docs.make_reference")
@@ -46,6 +46,12 @@ def test_outputs_are_of_the_code(committed):
 def test_a_changed_cell_is_seen(committed):
     next(cell for cell in committed.cells if cell.cell_type == "code").source += "\n"
     assert committed.metadata[make_notebook.CODE_SHA256] != make_notebook.sha256_of(committed)
+
+
+def test_what_the_notebook_imports_exists(committed):
+    code = "\n".join(make_notebook.code_of(committed))
+    assert "from harmonic_gpt.runs.load import load_model" in code
+    assert not missing_names(code)
 
 
 def test_links_of_the_notebook():

@@ -46,6 +46,13 @@ def test_a_verdict_needs_an_interval_without_zero(gaps, expected):
     assert heads_report.verdict(pairs[:1]) == "undecided"
 
 
+def test_the_cheapest_head_stands_first():
+    rows = [
+        {"head": head, "wall_ratio": ratio, "wall_quartiles": [1.0, 2.0]} for head, ratio in (("a", 1.5), ("b", 1.25))
+    ]
+    assert heads_report.costs(rows).splitlines()[2:] == ["| b | 1.250 [1.000, 2.000] |", "| a | 1.500 [1.000, 2.000] |"]
+
+
 def test_the_picture_is_drawn(tmp_path):
     found = rows()
     heads_report.draw(found, read_searches(heads_report.QUEUE, losses_of(found)), tmp_path / "heads.png")
