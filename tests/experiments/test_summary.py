@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import results
 import summary
 import summary_pictures
 
@@ -14,6 +15,9 @@ PAGES = {  # page -> where else its numbers may stand
     RESULTS / "index.md": None,
 }
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+PROTOCOL = re.compile(
+    f"{re.escape(results.MARKERS[0])}.*?{re.escape(results.MARKERS[1])}", re.DOTALL
+)  # test_results.py
 NO_ROWS = re.compile(r"<!-- no rows: [^>]+ -->\n\n(?:^\|.*\n)+", re.MULTILINE)
 CODE = re.compile(r"^ {4}.*\n|`[^`\n]+`|\]\([^)]*\)", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\d.])\d+\.\d{2,}(?![\d.])")
@@ -21,7 +25,7 @@ NUMBER = re.compile(r"(?<![\d.])\d+\.\d{2,}(?![\d.])")
 
 def tables_without_source(text: str) -> list[str]:
     """Tables that hold a number, are made by no program, and do not say that they have no rows."""
-    left = NO_ROWS.sub("", summary.PART.sub("", text))
+    left = NO_ROWS.sub("", PROTOCOL.sub("", summary.PART.sub("", text)))
     return [table for table in TABLE.findall(left) if re.search(r"\d\.\d", table)]
 
 
@@ -29,7 +33,7 @@ def numbers_from_nowhere(text: str, archive: str) -> list[str]:
     """Numbers in the prose, of two decimals or more, that stand in no table of the page or its archive."""
     known = NUMBER.findall("".join(match[0] for match in summary.PART.finditer(text)) + archive)
     known += NUMBER.findall("".join(NO_ROWS.findall(text)))
-    prose = CODE.sub("", TABLE.sub("", summary.PART.sub("", text)))
+    prose = CODE.sub("", TABLE.sub("", PROTOCOL.sub("", summary.PART.sub("", text))))
     return [number for number in NUMBER.findall(prose) if number not in known]
 
 
