@@ -148,8 +148,8 @@ def draw(rows: list[dict], searches: list[ArmSearch], path: Path) -> None:
         _interval(right, place, three, _color(arm))
     right.axvline(0, color=HEAD_COLORS["standard"], lw=1)
     right.set_yticks(range(len(pairs)), [name_of(arm) for arm, _ in pairs], fontsize=9)
-    right.set(xlabel="minus standard, nats per token")
-    right.set_title("Three fresh seeds, 95 % intervals", fontsize=10, loc="left")
+    right.set(xlabel="minus standard, nats")
+    right.set_title("Three fresh seeds, 95 %", fontsize=10, loc="left")
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
