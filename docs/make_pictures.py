@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread as read_png
 
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
+
 IMAGES = Path(__file__).parent / "images"
-HARMONIC, STANDARD = "#1f77b4", "#ff7f0e"
+HARMONIC, STANDARD = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
 TOKENS = {
     "sea": (1.4, 1.15),
     "lake": (0.62, 0.86),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from harmonic_gpt.evaluation.comparison.canvas import arm_colors
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, arm_colors
 from harmonic_gpt.evaluation.comparison.result_figures import Read, forest, lens_agreement, paper_losses
 from harmonic_gpt.evaluation.comparison.results import read_results
 from harmonic_gpt.files import read_jsonl
@@ -16,9 +16,9 @@ DOCS = Path(__file__).parent
 PROTOCOL = DOCS / "results/protocol.jsonl"
 # The arms of the protocol: harmonic in two blues, standard in orange
 ARMS = {
-    "harmonic": ("C0", "harmonic, r = 1"),
+    "harmonic": (HEAD_COLORS["harmonic"], "harmonic, r = 1"),
     "quarter": ("#7fb8e6", "harmonic, r = 1/4"),
-    "standard": ("C1", "standard"),
+    "standard": (HEAD_COLORS["standard"], "standard"),
 }
 
 

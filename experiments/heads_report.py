@@ -1,28 +1,16 @@
-"""Which head is best: the table and the picture of docs/results/heads.md, from the rows of heads.yaml.
+"""Which head is best: the tables and the picture of docs/results/heads.md, from the rows of heads.yaml."""
 
-python experiments/heads_report.py            # print
-python experiments/heads_report.py --write    # put the table into the page, and draw docs/images/heads.png
-"""
-
-import argparse
-import re
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
 from matplotlib.figure import Figure
-from report import arm_of, interval, paired
+from report import SeedPairs, arm_of, difference, interval, markdown_table, paired
 from results import number_at
 from run_queue import TIMES, ArmSearch, losses_of, read_searches
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
-from harmonic_gpt.files import read_jsonl, write_text
 
-ROOT = Path(__file__).parents[1]
-ROWS, PAGE, PICTURE = (ROOT / "docs" / name for name in ("results/heads.jsonl", "results/heads.md", "images/heads.png"))
-COSTS = ROOT / "docs/results/heads_cpu.jsonl"  # of benchmarks/head.py --heads
 QUEUE = Path(__file__).with_name("heads.yaml")
-MARKERS = ("<!-- made by experiments/heads_report.py; not to be edited -->", "<!-- end of what is made -->")
 READING = ("lens_agreement", "label_distance", "own_center")
 NAMES = {
     "quarter": "harmonic, r = 1/4",
@@ -42,15 +30,20 @@ def name_of(arm: str) -> str:
     return NAMES.get(arm, arm)
 
 
-def screened(searches: list[ArmSearch]) -> list[tuple[float, str, int, str]]:
-    """(best loss, arm, runs, settings found) of every arm, best first."""
+def searches(rows: list[dict]) -> list[ArmSearch]:
+    """Where the screening of every head stands."""
+    return read_searches(QUEUE, losses_of(rows))
+
+
+def screened(searches: list[ArmSearch]) -> list[tuple[float, str, str]]:
+    """(best loss, arm, settings found) of every arm, best first."""
     found = []
     for one in searches:
         tried = {point: one.loss(point, seed) for point, seed in one.state.asked}
         losses = {point: loss for point, loss in tried.items() if loss is not None}
         if losses:
             best = min(losses, key=losses.__getitem__)
-            found.append((losses[best], one.arm, len(losses), _settings(one.settings(best))))
+            found.append((losses[best], one.arm, _settings(one.settings(best))))
     return sorted(found)
 
 
@@ -65,48 +58,41 @@ def _settings(chosen: dict) -> str:
     return ", ".join(cells)
 
 
-def compared(rows: list[dict], baseline: str = "standard") -> dict[str, list[tuple[int, float, float]]]:
+def compared(rows: list[dict], baseline: str = "standard") -> dict[str, SeedPairs]:
     """arm -> (seed, its loss, the baseline's), of the fresh seeds."""
     fresh = [row for row in rows if row["question"] == "comparison"]
     return {arm: pairs for (_, _, arm), pairs in paired(fresh, baseline=baseline).items()}
 
 
-def difference(pairs: list[tuple[int, float, float]]) -> str:
-    """Mean difference with its 95 % interval."""
-    limits = interval(pairs)
-    shown = "" if limits is None else " [{:+.3f}, {:+.3f}]".format(*limits)
-    return f"{mean(ours - theirs for _, ours, theirs in pairs):+.3f}{shown}"
-
-
 def table(rows: list[dict], searches: list[ArmSearch]) -> str:
     """Markdown: a line for each head, best screening loss first."""
-    names = ["head", "screening, nats", "found at", "fresh seeds: minus standard", *READING]
-    lines = ["| " + " | ".join(names).replace("_", " ") + " |", "|---" * len(names) + "|"]
+    lines = []
     pairs = compared(rows)
-    for loss, arm, _, settings in screened(searches):
+    for loss, arm, settings in screened(searches):
         fresh = [row for row in rows if row["question"] == "comparison" and arm_of(row) == arm]
         cells = [name_of(arm), f"{loss:.3f}", settings]
         cells.append("0" if arm == "standard" and fresh else difference(pairs[arm]) if arm in pairs else "")
         for key in READING:
             values = [v for row in fresh if (v := number_at(row, f"reading.{key}")) is not None]
             cells.append(f"{mean(values):.3f}" if values else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    measures = " | ".join(READING).replace("_", " ")
+    return markdown_table(f"head | screening, nats | found at | fresh seeds: minus standard | {measures}", lines)
 
 
 def claims(rows: list[dict]) -> str:
-    """Markdown: what arXiv 2603.10225 says, with a verdict at this size."""
-    lines = ["| arXiv 2603.10225 says | here | difference, nats [95 %] |", "|---|---|---|"]
+    """Markdown: what arXiv 2603.10225 says, with verdicts; last, what its baseline's label smoothing does."""
+    lines = []
     for text, arm, baseline in CLAIMS:
         if pairs := compared(rows, baseline).get(arm):
-            lines.append(f"| {text} | {verdict(pairs)} | {difference(pairs)} |")
+            lines.append([text, verdict(pairs), difference(pairs)])
     if smoothed := _smoothed(rows):
-        text = "(its cross-entropy baseline: label smoothing 0.1, against the same without)"
-        lines.append(f"| {text} | {verdict(smoothed, better='better', worse='worse')} | {difference(smoothed)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        text = "(not a claim: what the label smoothing of its cross-entropy baseline, 0.1, does to the standard head)"
+        lines.append([text, verdict(smoothed, better="better", worse="worse"), difference(smoothed)])
+    return markdown_table("arXiv 2603.10225 says | here | difference, nats [95 %]", lines) if lines else ""
 
 
-def verdict(pairs: list[tuple[int, float, float]], better: str = "holds", worse: str = "does not hold") -> str:
+def verdict(pairs: SeedPairs, better: str = "holds", worse: str = "does not hold") -> str:
     """By the sign of the interval; over three seeds it is wide."""
     limits = interval(pairs)
     if limits is None or limits[0] <= 0 <= limits[1]:
@@ -114,7 +100,7 @@ def verdict(pairs: list[tuple[int, float, float]], better: str = "holds", worse:
     return better if limits[1] < 0 else worse
 
 
-def _smoothed(rows: list[dict]) -> list[tuple[int, float, float]]:
+def _smoothed(rows: list[dict]) -> SeedPairs:
     """(seed, loss with label smoothing, loss without) of the standard head."""
     with_it = {row["seed"]: row["val_loss"] for row in rows if row["question"] == "their baseline"}
     fresh = [row for row in rows if row["question"] == "comparison" and arm_of(row) == "standard"]
@@ -123,24 +109,23 @@ def _smoothed(rows: list[dict]) -> list[tuple[int, float, float]]:
 
 def costs(rows: list[dict]) -> str:
     """Markdown: time of each head's loss, forward and backward, over harmonic's, cheapest first."""
-    lines = ["| head or option | time / harmonic's, median [quartiles] |", "|---|---|"]
+    lines = []
     for row in sorted(rows, key=lambda row: row["wall_ratio"]):
         low, high = row["wall_quartiles"]
-        lines.append(f"| {row['head']} | {row['wall_ratio']:.3f} [{low:.3f}, {high:.3f}] |")
-    return "\n".join(lines)
+        lines.append([row["head"], f"{row['wall_ratio']:.3f} [{low:.3f}, {high:.3f}]"])
+    return markdown_table("head or option | time / harmonic's, median [quartiles]", lines)
 
 
 def draw(rows: list[dict], searches: list[ArmSearch], path: Path) -> None:
     """Left: best screening loss of every head. Right: difference to standard over the fresh seeds, with intervals."""
-    matplotlib.use("Agg")
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     found = screened(searches)[::-1]
     worst = found[-1][0] + 0.12  # what lies far outside is written as a number
-    for place, (loss, arm, _, _) in enumerate(found):
+    for place, (loss, arm, _) in enumerate(found):
         left.plot(min(loss, worst), place, "o" if loss <= worst else ">", color=_color(arm), ms=8)
         left.annotate(f"{loss:.3f}", (min(loss, worst), place), (7, -3.5), textcoords="offset points", fontsize=8)
-    left.set_yticks(range(len(found)), [name_of(arm) for _, arm, _, _ in found], fontsize=9)
+    left.set_yticks(range(len(found)), [name_of(arm) for _, arm, _ in found], fontsize=9)
     left.set(xlabel="validation loss, nats per token", xlim=(found[-1][0] - 0.01, worst + 0.02))
     left.set_title("Screening: best of five runs, seed 0", fontsize=10, loc="left")
     pairs = sorted(compared(rows).items(), key=lambda item: -mean(a - b for _, a, b in item[1]))
@@ -156,7 +141,7 @@ def draw(rows: list[dict], searches: list[ArmSearch], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _interval(axes, place: int, pairs: list[tuple[int, float, float]], color: str) -> None:
+def _interval(axes, place: int, pairs: SeedPairs, color: str) -> None:
     gap, limits = mean(ours - theirs for _, ours, theirs in pairs), interval(pairs)
     if limits is not None:
         axes.plot(limits, [place, place], color=color, lw=2)
@@ -167,24 +152,3 @@ def _color(arm: str) -> str:
     if arm.startswith("standard"):
         return HEAD_COLORS["standard"]
     return HEAD_COLORS["harmonic"] if arm in NAMES else "0.45"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="update the page and the picture instead of printing")
-    args = parser.parse_args()
-    rows = read_jsonl(ROWS)
-    searches = read_searches(QUEUE, losses_of(rows))
-    title = "## What they cost"
-    text = "\n\n".join(part for part in (table(rows, searches), claims(rows), title, costs(read_jsonl(COSTS))) if part)
-    if not args.write:
-        print(text)
-        return
-    pattern = re.compile(f"{re.escape(MARKERS[0])}.*?{re.escape(MARKERS[1])}", re.DOTALL)
-    content = PAGE.read_text(encoding="utf-8")
-    write_text(PAGE, pattern.sub(lambda _: f"{MARKERS[0]}\n{text}\n{MARKERS[1]}", content))
-    draw(rows, searches, PICTURE)
-
-
-if __name__ == "__main__":
-    main()

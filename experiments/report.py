@@ -11,7 +11,7 @@ have answered with several seeds. The figure shows validation loss against token
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
@@ -20,9 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.files import read_jsonl
-
-HEAD_COLORS = {"standard": "tab:orange", "harmonic": "tab:blue"}  # in every figure of the project
 
 
 def own_settings(row: dict) -> tuple[dict, dict]:
@@ -107,7 +106,8 @@ def loss_of(row: dict) -> float:
     return row["val_loss"]
 
 
-Pairs = dict[tuple[str, str, str], list[tuple[int, float, float]]]
+SeedPairs = list[tuple[int, float, float]]  # (seed, ours, the baseline's)
+Pairs = dict[tuple[str, str, str], SeedPairs]
 
 
 def paired(rows: list[dict], value: Callable[[dict], float | None] = loss_of, baseline: str = "standard") -> Pairs:
@@ -133,7 +133,7 @@ def paired(rows: list[dict], value: Callable[[dict], float | None] = loss_of, ba
     return pairs
 
 
-def interval(pairs: list[tuple[int, float, float]]) -> tuple[float, float] | None:
+def interval(pairs: SeedPairs) -> tuple[float, float] | None:
     """95 % of the mean difference, by a paired t test over seeds; None with a single pair."""
     if len(pairs) < 2:
         return None
@@ -142,6 +142,19 @@ def interval(pairs: list[tuple[int, float, float]]) -> tuple[float, float] | Non
         return (ours[0] - theirs[0],) * 2
     low, high = stats.ttest_rel(ours, theirs).confidence_interval()
     return float(low), float(high)
+
+
+def difference(pairs: SeedPairs) -> str:
+    """Mean difference with its 95 % interval, where there are several seeds."""
+    limits = interval(pairs)
+    gap = f"{mean(ours - theirs for _, ours, theirs in pairs):+.3f}"
+    return gap if limits is None else f"{gap} [{limits[0]:+.3f}, {limits[1]:+.3f}]"
+
+
+def markdown_table(header: str, lines: Iterable[Iterable[str]]) -> str:
+    """header: names of the columns with " | " between."""
+    head = f"| {header} |"
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def arms_compared(rows: list[dict]) -> str:

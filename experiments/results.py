@@ -1,27 +1,18 @@
-"""The protocol's results as Markdown, from the rows that there are, in every page that has a place for them.
+"""The protocol's verdicts, certificates and frontier as Markdown, from the rows that there are.
 
-    python experiments/results.py            # print
-    python experiments/results.py --write    # put it between the markers of the pages
-
-What has no row is not mentioned; what has too few says so. PROTOCOL.md has hypotheses and rules.
+summary.py puts them into docs/results/prediction.md. What has no row is not mentioned; what has too few says so.
+PROTOCOL.md has hypotheses and rules.
 """
 
-import argparse
-import re
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from report import arm_of, interval, paired, settings_of
-from run_queue import TIMES, ArmSearch, losses_of, read_searches
+from run_queue import TIMES, ArmSearch
 
-from harmonic_gpt.files import read_jsonl, write_text
-
-ROOT = Path(__file__).parents[1]
-ROWS = ROOT / "docs/results/protocol.jsonl"
 QUEUE = Path(__file__).with_name("protocol.yaml")
-MARKERS = ("<!-- results of experiments/results.py; not to be edited -->", "<!-- end of the results -->")
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
@@ -159,41 +150,10 @@ def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
 
 
 def results(rows: list[dict], searches: list[ArmSearch]) -> str:
-    """Everything between the markers."""
+    """All of it."""
     rows = list({row["key"]: row for row in rows}.values())  # a run that was repeated, for its reading, counts once
     parts = [f"{len(rows)} runs of the protocol (`experiments/PROTOCOL.md`) so far.", verdicts(rows)]
     if any(one.loss(*one.state.asked[0]) is not None for one in searches):
         parts.append(certificates(searches))
     parts += [text for text in [frontier(rows)] if text]
     return "\n\n".join(parts)
-
-
-def with_results(page: Path, text: str) -> str:
-    """The page's text with `text` between its markers; as it is if it has none."""
-    content = page.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(MARKERS[0])}.*?{re.escape(MARKERS[1])}", re.DOTALL)
-    return pattern.sub(lambda _: f"{MARKERS[0]}\n{text}\n{MARKERS[1]}", content)
-
-
-def pages() -> list[Path]:
-    """Pages that have the markers."""
-    candidates = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [page for page in candidates if MARKERS[0] in page.read_text(encoding="utf-8")]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="update the pages instead of printing")
-    args = parser.parse_args()
-    rows = read_jsonl(ROWS)
-    text = results(rows, read_searches(QUEUE, losses_of(rows)))
-    if not args.write:
-        print(text)
-        return
-    for page in pages():
-        write_text(page, with_results(page, text))
-        print(f"wrote {page.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,139 +3,47 @@
     python experiments/summary.py            # print
     python experiments/summary.py --write    # put each part between its markers in every page that has them
 
-A part stands between `<!-- NAME, made by experiments/summary.py -->` and `<!-- end of NAME -->`. The protocol's own
-table is made by results.py; what it decides is added here to the answers.
+A part stands between `<!-- NAME, made by experiments/summary.py -->` and `<!-- end of NAME -->`. Numbers come from
+measured.py, the tables of protocol and heads from results.py and heads_report.py.
 """
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import NamedTuple
 
-from report import interval, own_settings, paired, spread
-from results import HYPOTHESES, SEEDS, number_at, verdict
+import heads_report
+import results
+from measured import (
+    FILES,
+    R_NAMES,
+    ROOT,
+    by_size,
+    changes,
+    claims,
+    growth,
+    head_ratio,
+    over_r,
+    rows_of,
+    scarce,
+    standard_over_r,
+    step_speed,
+)  # fmt: skip
+from report import SeedPairs, difference, interval, markdown_table, paired, spread
+from run_queue import losses_of, read_searches
 
-from harmonic_gpt.files import read_jsonl, write_text
-
-ROOT = Path(__file__).parents[1]
-FILES = ROOT / "docs/results"
-Pairs = list[tuple[int, float, float]]
-
-R_ONE, R_QUARTER = "confirmation with Muon", "confirmation of the bridge"  # questions of recipe.jsonl
-SCARCE, SHORT = "data efficiency", "0.85 of the tokens"
-SIZES = ("2x64", "2x128", "4x192", "6x384")
-R_NAMES = {1: "1", 2: "1/2", 4: "1/4", 8: "1/8", 11.3: "1/11.3"}  # 1 / r
-
-
-@cache
-def rows_of(name: str) -> tuple[dict, ...]:
-    return tuple(read_jsonl(FILES / name))
-
-
-def losses(question: str, head: str, size: str, **settings: object) -> dict[int, float]:
-    """seed -> final validation loss (nats per token) of recipe.jsonl's runs with exactly one setting that matches.
-
-    `settings`: last parts of setting names, as in `head_lr_scale=2.0`; `dir` None for the whole corpus.
-    """
-    found: dict[int, float] = {}
-    for row in rows_of("recipe.jsonl"):
-        if (row["question"], row["head"], row["size"]) != (question, head, size):
-            continue
-        chosen, trial = own_settings(row)
-        short = {name.rsplit(".", 1)[-1]: value for name, value in (chosen | trial).items()}
-        if all(short.get(name) == value for name, value in settings.items()):
-            if row["seed"] in found:
-                raise ValueError(f"two settings of {head} at {size} for {question!r} match {settings}")
-            found[row["seed"]] = row["val_loss"]
-    return found
+from harmonic_gpt.files import write_text
 
 
-def pair(ours: dict[int, float], theirs: dict[int, float]) -> Pairs:
-    return [(seed, ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-
-
-def by_size() -> dict[str, dict[str, Pairs]]:
-    """size -> r -> pairs of harmonic and the standard head at its best, seeds that took no part in choosing."""
-    standard = {size: losses(R_QUARTER, "standard", size) for size in SIZES}
-    return {
-        size: {
-            r: pair(losses(question, "harmonic", size), standard[size])
-            for r, question in (("1/4", R_QUARTER), ("1", R_ONE))
-        }
-        for size in SIZES
-    }
-
-
-def scarce() -> dict[str, Pairs]:
-    """A sixteenth of the corpus, no weight decay: what both heads did -> pairs of harmonic (r = 1) and standard."""
-    share = partial(losses, size="2x128", dir="prose8k-16", head_lr_scale=2.0)
-    plain = {"dropout": None, "label_smoothing": None, "exponent": 22.6}
-    of_standard = plain | {"exponent": None}
-    ours, theirs = share(SCARCE, "harmonic", **plain), share(SCARCE, "standard", **of_standard)
-    short = share(SHORT, "harmonic"), share(SHORT, "standard")
-    return {
-        "400 steps (3.5 epochs)": pair(ours, theirs),
-        "340 steps": pair(*short),
-        "each with its better schedule: harmonic 400, standard 340": pair(ours, short[1]),
-        "400 steps, dropout 0.1": pair(
-            share(SCARCE, "harmonic", dropout=0.1), share(SCARCE, "standard", dropout=0.1)
-        ),
-        "400 steps, label smoothing 0.05": pair(
-            share(SCARCE, "harmonic", label_smoothing=0.05), share(SCARCE, "standard", label_smoothing=0.05)
-        ),
-    }  # fmt: skip
-
-
-def over_r() -> dict[float, dict[float, float]]:
-    """1 / r -> n -> loss, 2 x 128, seed 0, Muon, rate of the head x 2: the sweep towards the dot product."""
-    found: dict[float, dict[float, float]] = {}
-    for row in rows_of("recipe.jsonl"):
-        chosen, trial = own_settings(row)
-        fixed = {"optim.head_lr_scale": 2.0, "optim.lr": 0.008, "optim.eps": 1e-5, "optim.optimizer": "muon"}
-        own = {"model.center_std", "model.hidden_scale", "model.exponent", "model.tie_word_embeddings"}
-        swept = chosen.items() >= fixed.items() and chosen.keys() <= fixed.keys() | own and not trial
-        if swept and (row["size"], row["head"], row["seed"]) == ("2x128", "harmonic", 0):
-            inverse = chosen.get("model.hidden_scale", 1) / chosen.get("model.center_std", 1)
-            found.setdefault(min(R_NAMES, key=lambda one: abs(one - inverse)), {})[chosen["model.exponent"]] = row[
-                "val_loss"
-            ]
-    return dict(sorted(found.items()))
-
-
-def standard_over_r() -> dict[str, float]:
-    """The standard head beside that sweep: its best std at twice the rate of the head, and at four times."""
-    return {
-        f"x {scale:g}": min(
-            row["val_loss"]
-            for row in rows_of("recipe.jsonl")
-            if (row["question"], row["head"], row["seed"]) == ("bridge", "standard", 0)
-            and own_settings(row)[0]["optim.head_lr_scale"] == scale
-        )
-        for scale in (2.0, 4.0)
-    }
-
-
-def shown(pairs: Pairs) -> str:
-    """Mean difference with its 95 % interval (paired t over seeds), where there are several seeds."""
-    limits = interval(pairs)
-    gap = f"{mean(a - b for _, a, b in pairs):+.3f}"
-    return gap if limits is None else f"{gap} [{limits[0]:+.3f}, {limits[1]:+.3f}]"
-
-
-def ahead(pairs: Pairs) -> str:
+def ahead(pairs: SeedPairs) -> str:
     """Which head has the lower loss, if the interval leaves out zero."""
     limits = interval(pairs)
     if limits is None or limits[0] <= 0 <= limits[1]:
         return "no difference shown" if limits else "one seed: a lead, no result"
     return "harmonic" if limits[1] < 0 else "standard"
-
-
-def table(header: str, lines: Iterable[Iterable[str]]) -> str:
-    head = f"| {header} |"
-    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def sizes_table() -> str:
@@ -144,8 +52,10 @@ def sizes_table() -> str:
         quarter = arms["1/4"]
         ours, theirs = (spread([one[i] for one in quarter]).replace("+-", "±") for i in (1, 2))
         named = size.replace("x", " x ")
-        lines.append([named, ours, theirs, shown(quarter), ahead(quarter), shown(arms["1"])])
-    return table("size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", lines)
+        lines.append([named, ours, theirs, difference(quarter), ahead(quarter), difference(arms["1"])])
+    return markdown_table(
+        "size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", lines
+    )
 
 
 def r_table() -> str:
@@ -155,68 +65,21 @@ def r_table() -> str:
         lines.append([f"harmonic, r = {R_NAMES[inverse]}", f"{min(points.values()):.3f}", tried])
     for name, loss in standard_over_r().items():
         lines.append([f"standard, rate of the head {name}", f"{loss:.3f}", ""])
-    return table("2 x 128, seed 0 | best, nats per token | n: nats per token", lines)
+    return markdown_table("2 x 128, seed 0 | best, nats per token | n: nats per token", lines)
 
 
 def scarce_table() -> str:
     lines = []
     for name, pairs in scarce().items():
         ours, theirs = (f"{mean(one[i] for one in pairs):.3f}" for i in (1, 2))
-        lines.append([name, ours, theirs, str(len(pairs)), shown(pairs), ahead(pairs)])
+        lines.append([name, ours, theirs, str(len(pairs)), difference(pairs), ahead(pairs)])
     columns = "harmonic, r = 1 | standard | seeds | difference [95 %] | ahead"
-    return table(f"a sixteenth of the text, no weight decay | {columns}", lines)
+    return markdown_table(f"a sixteenth of the text, no weight decay | {columns}", lines)
 
 
 def changes_table() -> str:
-    """One change at a time at 2 x 128 on seed 0: what it does to each head."""
-
-    def loss(head: str, settings: dict) -> float:
-        found = {
-            row["val_loss"]
-            for row in rows_of("recipe.jsonl")
-            if (row["size"], row["head"], row["seed"]) == ("2x128", head, 0) and _plain(row) == settings
-        }
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} rows of {head} with {settings}")
-        return found.pop()
-
-    n, std = {"exponent": 22.6}, {"center_std": 0.088}
-    adam = {"tie_word_embeddings": False, "lr": 0.008}
-    eps, muon, beta2 = {"eps": 1e-5}, {"optimizer": "muon"}, {"betas": [0.9, 0.99]}
-    twice, four = {"head_lr_scale": 2.0}, {"head_lr_scale": 4.0}
-    tied = {"lr": 0.008, "random_signs": True}
-    quarter = {"exponent": 68, "center_std": 0.0884, "hidden_scale": 0.3536} | adam | eps | muon | twice
-    best = std | adam | eps | muon | four
-    changes = [
-        ("Muon for the blocks' matrices (rate of the head: harmonic x 1 to x 2, standard x 2)",
-         (n | adam | eps, n | adam | eps | muon | twice),
-         (std | adam | eps | twice, std | adam | eps | muon | twice)),
-        ("untied, without random signs", (n | tied, n | adam), (std | tied, std | adam)),
-        ("AdamW's eps 1e-5, not 1e-8", (n | adam, n | adam | eps), (std | adam, std | adam | eps)),
-        ("beta2 0.99, not 0.95 (r = 1/4)", (quarter, quarter | beta2), (best, best | beta2)),
-        ("100 steps of warmup, not 40 (r = 1/4)", (quarter, quarter | {"warmup_steps": 100}),
-         (best, best | {"warmup_steps": 100})),
-        ("label smoothing 0.05 (r = 1/4)", (quarter, quarter | {"label_smoothing": 0.05}),
-         (best, best | {"label_smoothing": 0.05})),
-        ("three times the learning rate (r = 1/4)", (quarter, quarter | {"lr": 0.024}), (best, best | {"lr": 0.024})),
-    ]  # fmt: skip
-    lines = [
-        [name, *(f"{loss(head, after) - loss(head, before):+.3f}" for head, (before, after) in
-                 (("harmonic", ours), ("standard", theirs)))]
-        for name, ours, theirs in changes
-    ]  # fmt: skip
-    return table("one change, nats per token (less is better) | harmonic | standard", lines)
-
-
-def _plain(row: dict) -> dict:
-    chosen, trial = own_settings(row)
-    return {name.rsplit(".", 1)[-1]: value for name, value in (chosen | trial).items()}
-
-
-def head_ratio(name: str) -> float:
-    """Time of the head that starts with `name` over the fastest linear one, 2,048 x 768 x 50,257 on a CPU."""
-    seconds = {row["head"].split()[0]: row["seconds"] for row in rows_of("head_cpu.jsonl")}
-    return seconds[name] / min(seconds[one] for one in "abc")
+    lines = [[name, f"{ours:+.3f}", f"{theirs:+.3f}"] for name, ours, theirs in changes()]
+    return markdown_table("one change, nats per token (less is better) | harmonic | standard", lines)
 
 
 HEAD_NAMES = {
@@ -238,12 +101,7 @@ def head_table() -> str:
         transient = f"{row['transient_bytes'] / 2**20:,.0f}"
         lines.append([HEAD_NAMES[name], seconds, f"{head_ratio(name):.2f}", transient])
     shape = "2,048 tokens x 768 x 50,257 classes, forward + backward"
-    return table(f"{shape} | seconds [quartiles] | / fastest linear | transient MiB", lines)
-
-
-def step_speed(size: str, model: str = "harmonic", baseline: str = "standard") -> float:
-    speeds = {row["model"]: row["tokens_per_second"] for row in rows_of("train_step_cpu.jsonl") if row["size"] == size}
-    return speeds[model] / speeds[baseline]
+    return markdown_table(f"{shape} | seconds [quartiles] | / fastest linear | transient MiB", lines)
 
 
 def step_table() -> str:
@@ -252,61 +110,46 @@ def step_table() -> str:
         speed = "{:,.0f} [{:,.0f}, {:,.0f}]".format(row["tokens_per_second"], *row["quartiles"])
         ratios = [f"{step_speed(row['size'], row['model'], other):.2f}" for other in ("standard", "nanoGPT")]
         lines.append([row["size"], row["model"], speed, *ratios])
-    return table("size | model | tokens per second [quartiles] | / standard here | / nanoGPT", lines)
-
-
-def growth() -> tuple[float, float, float]:
-    """Harmonic here over the chunked linear head: lowest, median and highest ratio of times over N and V."""
-    points: dict[tuple[int, int], dict[str, float]] = {}
-    for row in rows_of("head_growth.jsonl"):
-        points.setdefault((row["tokens"], row["classes"]), {})[row["head"].split()[0]] = row["seconds"]
-    ratios = sorted(at["e"] / at["c"] for at in points.values())
-    return ratios[0], median(ratios), ratios[-1]
-
-
-def claims() -> str:
-    """Verdicts on the paper's claims about the algorithmic tasks, from the page that the study writes."""
-    page = (FILES / "studies_claims_algorithmic.md").read_text(encoding="utf-8").partition("<details")[0]
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
-    found = [match[1] for line in lines if (match := re.search(r"\*\*(holds|partly|does not hold)\*\*", line))]
-    count = found.count
-    return f"of {len(found)} claims {count('holds')} hold, {count('partly')} in part, {count('does not hold')} do not"
-
-
-def screening() -> list[tuple[float, str]]:
-    """(best loss, arm) of every head that heads.yaml screens, best first."""
-    best: dict[str, float] = {}
-    for row in rows_of("heads.jsonl"):
-        if row["question"] == "screening":
-            best[row["arm"]] = min(best.get(row["arm"], float("inf")), row["val_loss"])
-    return sorted((loss, arm) for arm, loss in best.items())
-
-
-HEADS = {"quarter": "harmonic, r = 1/4"}  # arms whose names do not say what they are
+    return markdown_table("size | model | tokens per second [quartiles] | / standard here | / nanoGPT", lines)
 
 
 def _other_heads() -> str:
     """Which heads are ahead of standard over fresh seeds, by their intervals."""
-    compared = [row for row in rows_of("heads.jsonl") if row["question"] == "comparison"]
-    pairs = {arm: found for (_, _, arm), found in paired(compared).items() if len(found) > 1}
-    better = [HEADS.get(arm, arm) for arm, found in pairs.items() if interval(found)[1] < 0]  # type: ignore[index]
-    few = f"a screening of {len(screening())} heads on one seed"
+    pairs = {arm: found for arm, found in heads_report.compared(list(rows_of("heads.jsonl"))).items() if len(found) > 1}
+    better = [heads_report.name_of(arm) for arm, found in pairs.items() if ahead(found) == "harmonic"]
+    few = f"a screening of {len(_screened())} heads on one seed"
     if not pairs:
         return f"Not shown: {few} is all there is"
     return f"{', '.join(better) or 'None'} of {len(pairs)} compared with standard over fresh seeds, after {few}"
+
+
+def _screened() -> list[tuple[float, str, str]]:
+    return heads_report.screened(heads_report.searches(list(rows_of("heads.jsonl"))))
 
 
 def protocol(*names: str) -> str:
     """The protocol's verdicts on hypotheses, of every arm and size that has five pairs."""
     found = list({row["key"]: row for row in rows_of("protocol.jsonl")}.values())
     said = []
-    for hypothesis in HYPOTHESES:
+    for hypothesis in results.HYPOTHESES:
         if hypothesis.name not in names:
             continue
-        for (question, size, arm), pairs in paired(found, partial(number_at, path=hypothesis.measure)).items():
-            if question == hypothesis.question and len(pairs) >= SEEDS:
-                said.append(f"{hypothesis.name} {arm} {size}: {verdict(hypothesis, pairs)}, {shown(pairs)}")
+        for (question, size, arm), pairs in paired(found, partial(results.number_at, path=hypothesis.measure)).items():
+            if question == hypothesis.question and len(pairs) >= results.SEEDS:
+                said.append(
+                    f"{hypothesis.name} {arm} {size}: {results.verdict(hypothesis, pairs)}, {difference(pairs)}"
+                )
     return "; ".join(said)
+
+
+def protocol_tables() -> str:
+    rows = list(rows_of("protocol.jsonl"))
+    return results.results(rows, read_searches(results.QUEUE, losses_of(rows)))
+
+
+def heads_table() -> str:
+    rows = list(rows_of("heads.jsonl"))
+    return heads_report.table(rows, heads_report.searches(rows))
 
 
 class Answer(NamedTuple):
@@ -329,6 +172,7 @@ def answers() -> list[Answer]:
     clear = sum(ahead(arms["1/4"]) == "standard" for arms in sizes.values())
     text = next(iter(little.values()))
     short = little["340 steps"]
+    best = [f"{heads_report.name_of(arm)} {loss:.3f}" for loss, arm, _ in _screened()[:2]]
     return [
         Answer(
             "Does it predict as well?",
@@ -338,7 +182,7 @@ def answers() -> list[Answer]:
             f"its interval leaves out zero at {clear}; at most 17 M parameters, three seeds a size",
             _with_protocol(
                 f"harmonic − standard: {min(gaps):+.3f} to {max(gaps):+.3f} nats per token; at 4 x 192 "
-                f"{shown(sizes['4x192']['1/4'])}", "P1",
+                f"{difference(sizes['4x192']['1/4'])}", "P1",
             ),
             "prediction", "prediction.md",
         ),
@@ -347,7 +191,7 @@ def answers() -> list[Answer]:
             "Less data needed, on small tasks",
             "Only against a standard head that is not regularized; a shorter schedule alone leaves no difference "
             "shown, and with weight decay standard was ahead (one seed, rows not kept)",
-            _with_protocol(f"no weight decay: {shown(text)}; shorter schedule: {shown(short)}", "P2", "P3"),
+            _with_protocol(f"no weight decay: {difference(text)}; shorter schedule: {difference(short)}", "P2", "P3"),
             "prediction", "prediction.md#scarce-text-a-lead-over-a-standard-head-without-regularization",
         ),
         Answer(
@@ -364,8 +208,7 @@ def answers() -> list[Answer]:
         ),
         Answer(
             "Does another head predict better?", "", _other_heads(),
-            "best in the screening: " + ", ".join(f"{HEADS.get(arm, arm)} {loss:.3f}" for loss, arm in screening()[:2])
-            + " nats per token",
+            f"best in the screening: {', '.join(best)} nats per token",
             "heads", "heads.md",
         ),
         Answer(
@@ -383,7 +226,7 @@ def _capital(text: str) -> str:
 
 
 def what_we_know() -> str:
-    return table(
+    return markdown_table(
         "question | the paper | measured here | page",
         [
             [
@@ -399,7 +242,7 @@ def what_we_know() -> str:
 
 
 def index() -> str:
-    return table(
+    return markdown_table(
         "question | answer | number | page",
         [[one.question, one.answer, one.number, f"[{one.label}]({one.page})"] for one in answers()],
     )
@@ -418,14 +261,14 @@ def prediction_conclusions() -> str:
             f"- **With enough text the standard head predicts better**, by {min(gaps.values()):.3f} to "
             f"{max(gaps.values()):.3f} nats per token at four sizes,",
             f"  each head at its best; it has the lower loss in {lower} of {count} pairs of runs. At 4 x 192: "
-            f"{shown(sizes['4x192']['1/4'])}.",
+            f"{difference(sizes['4x192']['1/4'])}.",
             f"- **With the paper's geometry (r = 1) it is {min(whole):.3f} to {max(whole):.3f} ahead.** At 4 x 192: "
-            f"{shown(sizes['4x192']['1'])}.",
+            f"{difference(sizes['4x192']['1'])}.",
             f"- **The loss falls from r = 1 towards the dot product**: {best[1]:.3f} (r = 1), {best[4]:.3f} (1/4), "
             f"{best[8]:.3f} (1/8), standard {min(beside.values()):.3f}",
             "  (2 x 128, one seed).",
             "- **With a sixteenth of the text harmonic (r = 1) leads a standard head without weight decay**,",
-            f"  {shown(plain)}, four seeds; after a shorter schedule {shown(short)}, {ahead(short)}.",
+            f"  {difference(plain)}, four seeds; after a shorter schedule {difference(short)}, {ahead(short)}.",
         ]
     )
 
@@ -465,6 +308,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_conclusions,
     "head": head_table,
     "step": step_table,
+    "protocol": protocol_tables,
+    "heads": heads_table,
+    "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),
+    "costs of heads": lambda: heads_report.costs(list(rows_of("heads_cpu.jsonl"))),
 }
 PART = re.compile(
     r"(<!-- (?P<name>[\w ]+), made by experiments/summary.py -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL

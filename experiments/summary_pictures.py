@@ -1,16 +1,19 @@
-"""The pictures of docs/results/prediction.md, from the same numbers as its tables.
+"""The pictures of docs/results/{prediction,heads}.md, from the same numbers as their tables.
 
-python experiments/summary_pictures.py      # writes docs/images/prediction_*.png
+python experiments/summary_pictures.py      # writes docs/images/prediction_*.png and heads.png
 """
 
 from pathlib import Path
 from statistics import mean
 
-import summary
+import heads_report
+import measured
 from matplotlib.figure import Figure
-from report import HEAD_COLORS, interval, own_settings, paired
+from report import SeedPairs, interval, own_settings, paired
 
-IMAGES = summary.ROOT / "docs/images"
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
+
+IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
 EPOCH = 0.234e6  # tokens of the sixteenth of the corpus (PROTOCOL.md: 819,200 tokens are 3.5 epochs)
 
@@ -34,7 +37,7 @@ def draw_r(path: Path, sweep: dict[float, dict[float, float]], standard: dict[st
     for (name, loss), style in zip(standard.items(), ("--", "-"), strict=True):
         axes.axhline(loss, color=ORANGE, ls=style, lw=2, label=f"standard, rate of the head {name}")
     axes.set_xscale("log")
-    axes.set_xticks(list(sweep), [summary.R_NAMES[inverse] for inverse in sweep])
+    axes.set_xticks(list(sweep), [measured.R_NAMES[inverse] for inverse in sweep])
     axes.minorticks_off()
     axes.set_xlabel("r: length of a center / length of a hidden state at the start  (right: dot product)")
     axes.set_ylabel("validation loss, nats per token")
@@ -42,7 +45,7 @@ def draw_r(path: Path, sweep: dict[float, dict[float, float]], standard: dict[st
     figure.savefig(path)
 
 
-def draw_sizes(path: Path, by_size: dict[str, dict[str, summary.Pairs]], protocol: list[dict]) -> None:
+def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
     """Difference to the standard head by size, with 95 % intervals over seeds; the protocol's where it has pairs."""
     figure, axes = _axes()
     sizes = list(by_size)
@@ -88,21 +91,23 @@ def _scarce_label(head: str, seeds: int) -> str:
 
 
 def scarce_rows() -> list[dict]:
-    """The runs of summary.scarce's first line."""
+    """The runs of measured.scarce's first line."""
     found = []
-    for row in summary.rows_of("recipe.jsonl"):
+    for row in measured.rows_of("recipe.jsonl"):
         chosen, trial = own_settings(row)
         plain = {"optim.head_lr_scale": 2.0, "data.dir": "prose8k-16"}.items() <= chosen.items() and not trial
         other = {"model.dropout", "train.label_smoothing", "model.hidden_scale"} & chosen.keys()
-        if row["question"] == summary.SCARCE and plain and not other:
+        if row["question"] == measured.SCARCE and plain and not other:
             found.append(row)
     return found
 
 
 def main(folder: Path = IMAGES) -> None:
-    draw_r(folder / "prediction_r.png", summary.over_r(), summary.standard_over_r())
-    draw_sizes(folder / "prediction_sizes.png", summary.by_size(), list(summary.rows_of("protocol.jsonl")))
+    draw_r(folder / "prediction_r.png", measured.over_r(), measured.standard_over_r())
+    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), list(measured.rows_of("protocol.jsonl")))
     draw_scarce(folder / "prediction_scarce.png", scarce_rows())
+    rows = list(measured.rows_of("heads.jsonl"))
+    heads_report.draw(rows, heads_report.searches(rows), folder / "heads.png")
 
 
 if __name__ == "__main__":

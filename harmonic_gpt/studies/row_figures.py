@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.extras import require
 from harmonic_gpt.studies.algorithmic import CODE_EXPONENT, MAIN_FRACTION
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = ("standard_mlp", "harmonic_mlp", "standard_transformer", "harmonic_transformer")
-HEAD_COLORS = {"harmonic": "tab:blue", "standard": "tab:orange"}
 LIGHT = {"harmonic": "#7fb8e6", "standard": "#ffbe86"}
 OTHER_HEADS = "0.5"  # the ablations and other losses, named on the axis
 HEADS = ("standard", *(head for head in HEAD_KINDS if head not in ("standard", "harmonic")), "harmonic")

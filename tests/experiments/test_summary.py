@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+import measured
 import pytest
-import results
 import summary
 import summary_pictures
 
@@ -13,11 +13,9 @@ PAGES = {  # page -> where else its numbers may stand
     RESULTS / "prediction.md": ARCHIVE / "recipe_2026_11.md",
     RESULTS / "speed.md": ARCHIVE / "speed_2026_11.md",
     RESULTS / "index.md": None,
+    RESULTS / "heads.md": None,
 }
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
-PROTOCOL = re.compile(
-    f"{re.escape(results.MARKERS[0])}.*?{re.escape(results.MARKERS[1])}", re.DOTALL
-)  # test_results.py
 NO_ROWS = re.compile(r"<!-- no rows: [^>]+ -->\n\n(?:^\|.*\n)+", re.MULTILINE)
 CODE = re.compile(r"^ {4}.*\n|`[^`\n]+`|\]\([^)]*\)", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\d.])\d+\.\d{2,}(?![\d.])")
@@ -25,7 +23,7 @@ NUMBER = re.compile(r"(?<![\d.])\d+\.\d{2,}(?![\d.])")
 
 def tables_without_source(text: str) -> list[str]:
     """Tables that hold a number, are made by no program, and do not say that they have no rows."""
-    left = NO_ROWS.sub("", PROTOCOL.sub("", summary.PART.sub("", text)))
+    left = NO_ROWS.sub("", summary.PART.sub("", text))
     return [table for table in TABLE.findall(left) if re.search(r"\d\.\d", table)]
 
 
@@ -33,7 +31,7 @@ def numbers_from_nowhere(text: str, archive: str) -> list[str]:
     """Numbers in the prose, of two decimals or more, that stand in no table of the page or its archive."""
     known = NUMBER.findall("".join(match[0] for match in summary.PART.finditer(text)) + archive)
     known += NUMBER.findall("".join(NO_ROWS.findall(text)))
-    prose = CODE.sub("", TABLE.sub("", PROTOCOL.sub("", summary.PART.sub("", text))))
+    prose = CODE.sub("", TABLE.sub("", summary.PART.sub("", text)))
     return [number for number in NUMBER.findall(prose) if number not in known]
 
 
@@ -64,7 +62,7 @@ def test_a_number_that_was_typed_is_seen():
 
 def test_verdicts_follow_their_intervals(monkeypatch):
     lost = [(1, 5.1, 5.0), (2, 5.12, 5.01), (3, 5.09, 5.0)]
-    assert summary.shown(lost) == "+0.100 [+0.075, +0.125]"
+    assert summary.difference(lost) == "+0.100 [+0.075, +0.125]"
     assert summary.ahead(lost) == "standard"
     assert summary.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
     assert summary.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
@@ -83,7 +81,7 @@ def test_verdicts_follow_their_intervals(monkeypatch):
 
 def test_two_settings_are_never_taken_for_one():
     with pytest.raises(ValueError, match="two settings"):
-        summary.losses(summary.SCARCE, "standard", "2x128")
+        measured.losses(measured.SCARCE, "standard", "2x128")
 
 
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):

@@ -1,0 +1,180 @@
+"""Numbers that pages state, each from a results file of docs/results: what summary.py tells and draws."""
+
+import re
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+
+from report import SeedPairs, own_settings
+
+from harmonic_gpt.files import read_jsonl
+
+ROOT = Path(__file__).parents[1]
+FILES = ROOT / "docs/results"
+
+R_ONE, R_QUARTER = "confirmation with Muon", "confirmation of the bridge"  # questions of recipe.jsonl
+SCARCE, SHORT = "data efficiency", "0.85 of the tokens"
+SIZES = ("2x64", "2x128", "4x192", "6x384")
+R_NAMES = {1: "1", 2: "1/2", 4: "1/4", 8: "1/8", 11.3: "1/11.3"}  # 1 / r
+
+
+@cache
+def rows_of(name: str) -> tuple[dict, ...]:
+    return tuple(read_jsonl(FILES / name))
+
+
+def short_settings(row: dict) -> dict:
+    """Settings and trials of a row beyond its size and head, by the last part of their names."""
+    chosen, trial = own_settings(row)
+    return {name.rsplit(".", 1)[-1]: value for name, value in (chosen | trial).items()}
+
+
+def losses(question: str, head: str, size: str, **settings: object) -> dict[int, float]:
+    """seed -> final validation loss (nats per token) of recipe.jsonl's runs with exactly one setting that matches.
+
+    `settings`: last parts of setting names, as in `head_lr_scale=2.0`; `dir` None for the whole corpus.
+    """
+    found: dict[int, float] = {}
+    for row in rows_of("recipe.jsonl"):
+        if (row["question"], row["head"], row["size"]) != (question, head, size):
+            continue
+        short = short_settings(row)
+        if all(short.get(name) == value for name, value in settings.items()):
+            if row["seed"] in found:
+                raise ValueError(f"two settings of {head} at {size} for {question!r} match {settings}")
+            found[row["seed"]] = row["val_loss"]
+    return found
+
+
+def pair(ours: dict[int, float], theirs: dict[int, float]) -> SeedPairs:
+    return [(seed, ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def by_size() -> dict[str, dict[str, SeedPairs]]:
+    """size -> r -> pairs of harmonic and the standard head at its best, seeds that took no part in choosing."""
+    standard = {size: losses(R_QUARTER, "standard", size) for size in SIZES}
+    return {
+        size: {
+            r: pair(losses(question, "harmonic", size), standard[size])
+            for r, question in (("1/4", R_QUARTER), ("1", R_ONE))
+        }
+        for size in SIZES
+    }
+
+
+def scarce() -> dict[str, SeedPairs]:
+    """A sixteenth of the corpus, no weight decay: what both heads did -> pairs of harmonic (r = 1) and standard."""
+    share = partial(losses, size="2x128", dir="prose8k-16", head_lr_scale=2.0)
+    plain = {"dropout": None, "label_smoothing": None, "exponent": 22.6}
+    of_standard = plain | {"exponent": None}
+    ours, theirs = share(SCARCE, "harmonic", **plain), share(SCARCE, "standard", **of_standard)
+    short = share(SHORT, "harmonic"), share(SHORT, "standard")
+    return {
+        "400 steps (3.5 epochs)": pair(ours, theirs),
+        "340 steps": pair(*short),
+        "each with its better schedule: harmonic 400, standard 340": pair(ours, short[1]),
+        "400 steps, dropout 0.1": pair(
+            share(SCARCE, "harmonic", dropout=0.1), share(SCARCE, "standard", dropout=0.1)
+        ),
+        "400 steps, label smoothing 0.05": pair(
+            share(SCARCE, "harmonic", label_smoothing=0.05), share(SCARCE, "standard", label_smoothing=0.05)
+        ),
+    }  # fmt: skip
+
+
+def over_r() -> dict[float, dict[float, float]]:
+    """1 / r -> n -> loss, 2 x 128, seed 0, Muon, rate of the head x 2: the sweep towards the dot product."""
+    found: dict[float, dict[float, float]] = {}
+    for row in rows_of("recipe.jsonl"):
+        chosen, trial = own_settings(row)
+        fixed = {"optim.head_lr_scale": 2.0, "optim.lr": 0.008, "optim.eps": 1e-5, "optim.optimizer": "muon"}
+        own = {"model.center_std", "model.hidden_scale", "model.exponent", "model.tie_word_embeddings"}
+        swept = chosen.items() >= fixed.items() and chosen.keys() <= fixed.keys() | own and not trial
+        if swept and (row["size"], row["head"], row["seed"]) == ("2x128", "harmonic", 0):
+            inverse = chosen.get("model.hidden_scale", 1) / chosen.get("model.center_std", 1)
+            found.setdefault(min(R_NAMES, key=lambda one: abs(one - inverse)), {})[chosen["model.exponent"]] = row[
+                "val_loss"
+            ]
+    return dict(sorted(found.items()))
+
+
+def standard_over_r() -> dict[str, float]:
+    """The standard head beside that sweep: its best std at twice the rate of the head, and at four times."""
+    return {
+        f"x {scale:g}": min(
+            row["val_loss"]
+            for row in rows_of("recipe.jsonl")
+            if (row["question"], row["head"], row["seed"]) == ("bridge", "standard", 0)
+            and own_settings(row)[0]["optim.head_lr_scale"] == scale
+        )
+        for scale in (2.0, 4.0)
+    }
+
+
+def changes() -> list[tuple[str, float, float]]:
+    """One change at a time at 2 x 128 on seed 0: (its name, what it does to the loss of harmonic, and of standard)."""
+
+    def loss(head: str, settings: dict) -> float:
+        found = {
+            row["val_loss"]
+            for row in rows_of("recipe.jsonl")
+            if (row["size"], row["head"], row["seed"]) == ("2x128", head, 0) and short_settings(row) == settings
+        }
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} rows of {head} with {settings}")
+        return found.pop()
+
+    n, std = {"exponent": 22.6}, {"center_std": 0.088}
+    adam = {"tie_word_embeddings": False, "lr": 0.008}
+    eps, muon, beta2 = {"eps": 1e-5}, {"optimizer": "muon"}, {"betas": [0.9, 0.99]}
+    twice, four = {"head_lr_scale": 2.0}, {"head_lr_scale": 4.0}
+    tied = {"lr": 0.008, "random_signs": True}
+    quarter = {"exponent": 68, "center_std": 0.0884, "hidden_scale": 0.3536} | adam | eps | muon | twice
+    best = std | adam | eps | muon | four
+    made = [
+        ("Muon for the blocks' matrices (rate of the head: harmonic x 1 to x 2, standard x 2)",
+         (n | adam | eps, n | adam | eps | muon | twice),
+         (std | adam | eps | twice, std | adam | eps | muon | twice)),
+        ("untied, without random signs", (n | tied, n | adam), (std | tied, std | adam)),
+        ("AdamW's eps 1e-5, not 1e-8", (n | adam, n | adam | eps), (std | adam, std | adam | eps)),
+        ("beta2 0.99, not 0.95 (r = 1/4)", (quarter, quarter | beta2), (best, best | beta2)),
+        ("100 steps of warmup, not 40 (r = 1/4)", (quarter, quarter | {"warmup_steps": 100}),
+         (best, best | {"warmup_steps": 100})),
+        ("label smoothing 0.05 (r = 1/4)", (quarter, quarter | {"label_smoothing": 0.05}),
+         (best, best | {"label_smoothing": 0.05})),
+        ("three times the learning rate (r = 1/4)", (quarter, quarter | {"lr": 0.024}), (best, best | {"lr": 0.024})),
+    ]  # fmt: skip
+    return [
+        (name, *(loss(head, after) - loss(head, before) for head, (before, after) in
+                 (("harmonic", ours), ("standard", theirs))))
+        for name, ours, theirs in made
+    ]  # fmt: skip
+
+
+def head_ratio(name: str) -> float:
+    """Time of the head that starts with `name` over the fastest linear one, 2,048 x 768 x 50,257 on a CPU."""
+    seconds = {row["head"].split()[0]: row["seconds"] for row in rows_of("head_cpu.jsonl")}
+    return seconds[name] / min(seconds[one] for one in "bc")
+
+
+def step_speed(size: str, model: str = "harmonic", baseline: str = "standard") -> float:
+    speeds = {row["model"]: row["tokens_per_second"] for row in rows_of("train_step_cpu.jsonl") if row["size"] == size}
+    return speeds[model] / speeds[baseline]
+
+
+def growth() -> tuple[float, float, float]:
+    """Harmonic here over the chunked linear head: lowest, median and highest ratio of times over N and V."""
+    points: dict[tuple[int, int], dict[str, float]] = {}
+    for row in rows_of("head_growth.jsonl"):
+        points.setdefault((row["tokens"], row["classes"]), {})[row["head"].split()[0]] = row["seconds"]
+    ratios = sorted(at["e"] / at["c"] for at in points.values())
+    return ratios[0], median(ratios), ratios[-1]
+
+
+def claims() -> str:
+    """Verdicts on the paper's claims about the algorithmic tasks, from the page that the study writes."""
+    page = (FILES / "studies_claims_algorithmic.md").read_text(encoding="utf-8").partition("<details")[0]
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    found = [match[1] for line in lines if (match := re.search(r"\*\*(holds|partly|does not hold)\*\*", line))]
+    count = found.count
+    return f"of {len(found)} claims {count('holds')} hold, {count('partly')} in part, {count('does not hold')} do not"
