@@ -52,13 +52,13 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
     names = {"1": "r = 1, as in the paper, three seeds", "1/4": "r = 1/4, three seeds"}
     series = {name: {size: arms[r] for size, arms in by_size.items()} for r, name in names.items()}
     for (question, size, arm), pairs in paired(protocol).items():
-        if question == "enough text" and size in sizes:
-            series.setdefault(f"{arm}, protocol", {})[size] = pairs
+        if question == "enough text" and size in sizes and len(pairs) > 1:
+            name = heads_report.name_of(arm).removeprefix("harmonic, ")
+            series.setdefault(f"{name}, protocol", {})[size] = pairs
     for i, (label, points) in enumerate(series.items()):
-        shown = {size: pairs for size, pairs in points.items() if interval(pairs) is not None}
-        places = [sizes.index(size) + 0.12 * (i - (len(series) - 1) / 2) for size in shown]
-        gaps = [mean(a - b for _, a, b in pairs) for pairs in shown.values()]
-        limits = [interval(pairs) or (0.0, 0.0) for pairs in shown.values()]
+        places = [sizes.index(size) + 0.12 * (i - (len(series) - 1) / 2) for size in points]
+        gaps = [mean(a - b for _, a, b in pairs) for pairs in points.values()]
+        limits = [interval(pairs) or (0.0, 0.0) for pairs in points.values()]
         bars = [[gap - low for gap, (low, _) in zip(gaps, limits, strict=True)]]
         bars += [[high - gap for gap, (_, high) in zip(gaps, limits, strict=True)]]
         marker = "osD^v"[i % 5]
