@@ -1,6 +1,6 @@
-"""The protocol's verdicts, certificates and frontier as Markdown, from the rows that there are.
+"""The protocol's verdicts, certificates, frontier and scaling as Markdown, from the rows that there are.
 
-summary.py puts them into docs/results/prediction.md. What has no row is not mentioned; what has too few says so.
+summary.py puts them into the pages of docs/results. What has no row is not mentioned; what has too few says so.
 PROTOCOL.md has hypotheses and rules.
 """
 
@@ -9,12 +9,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from report import arm_of, interval, paired, settings_of
+import numpy as np
+from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
 from run_queue import TIMES, ArmSearch
+from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
+ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
+# Arms of protocol.yaml, as the pages call them
+ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "standard": "standard"}
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
 
 
@@ -27,17 +32,18 @@ class Hypothesis(NamedTuple):
 
 
 HYPOTHESES = (
-    Hypothesis("P1", "predicts better with enough text", "enough text", "val_loss"),
+    Hypothesis("P1", "predicts better with enough text", ENOUGH, "val_loss"),
     Hypothesis("P2", "predicts better with scarce text, 3.5 epochs", "scarce text, 4 epochs", "val_loss"),
     Hypothesis("P3", "predicts better with scarce text, 14 epochs", "scarce text, 16 epochs", "val_loss"),
-    Hypothesis("R1", "higher lens agreement", "enough text", "reading.lens_agreement", True),
-    Hypothesis("R2", "higher agreement of a tuned lens", "enough text", "reading.tuned_lens", True),
-    Hypothesis("R3", "lower label distance", "enough text", "reading.label_distance"),
-    Hypothesis("R4", "higher own center", "enough text", "reading.own_center", True),
-    Hypothesis("U1", "lower calibration error, without temperature", "enough text", "uses.calibration.error"),
-    Hypothesis("U2", "loses less by a head in int4", "enough text", "uses.quantized.int4"),
-    Hypothesis("U3", "early exit at 0.9 saves more blocks", "enough text", "uses.early_exit.2.blocks_saved", True),
-    Hypothesis("U4", "tokens added from 16 contexts cost less", "enough text", "uses.new_token.2.best.cost"),
+    Hypothesis("R1", "higher lens agreement", ENOUGH, "reading.lens_agreement", True),
+    Hypothesis("R2", "higher agreement of a tuned lens", ENOUGH, "reading.tuned_lens", True),
+    Hypothesis("R3", "lower label distance", ENOUGH, "reading.label_distance"),
+    Hypothesis("R4", "higher own center", ENOUGH, "reading.own_center", True),
+    Hypothesis("S2", "loses less at three times the learning rate", THRICE, "lost_at_three_times"),
+    Hypothesis("U1", "lower calibration error, without temperature", ENOUGH, "uses.calibration.error"),
+    Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
+    Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
+    Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
 )
 
 
@@ -52,22 +58,83 @@ def verdict(hypothesis: Hypothesis, pairs: list[tuple[int, float, float]]) -> st
     return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 
-def verdicts(rows: list[dict]) -> str:
-    """Markdown: a line for each hypothesis, size and arm that has a pair of seeds; negative results first."""
+class Outcome(NamedTuple):
+    hypothesis: Hypothesis
+    arm: str
+    size: str  # depth x width
+    pairs: SeedPairs
+    verdict: str
+
+
+def outcomes(rows: list[dict]) -> list[Outcome]:
+    """Of every hypothesis, arm and size that has a pair of seeds. A run repeated for its reading counts once."""
+    rows = with_loss_at_three_times(list({row["key"]: row for row in rows}.values()))
     found = []
     for hypothesis in HYPOTHESES:
         for (question, size, arm), pairs in paired(rows, partial(number_at, path=hypothesis.measure)).items():
             if question == hypothesis.question:
-                gap, limits = mean(ours - theirs for _, ours, theirs in pairs), interval(pairs)
-                outcome = verdict(hypothesis, pairs)
-                known = f"{outcome}: {len(pairs)} of {SEEDS} seeds" if len(pairs) < SEEDS else outcome
-                shown = "" if limits is None else " [{:+.4f}, {:+.4f}]".format(*limits)
-                cells = [f"{hypothesis.name}: {hypothesis.text}", arm, size, known, f"{gap:+.4f}{shown}"]
-                found.append((ORDER.index(outcome), "| " + " | ".join(cells) + " |"))
+                found.append(Outcome(hypothesis, arm, size.split()[0], pairs, verdict(hypothesis, pairs)))
+    return found
+
+
+def with_loss_at_three_times(rows: list[dict]) -> list[dict]:
+    """Runs at three times the rate get what they lose against the same arm, size and seed at its own rate."""
+    own = {(row["size"], arm_of(row), row["seed"]): row["val_loss"] for row in rows if row["question"] == ENOUGH}
+    return [
+        row | {"lost_at_three_times": row["val_loss"] - own[at]}
+        if row["question"] == THRICE and (at := (row["size"], arm_of(row), row["seed"])) in own
+        else row
+        for row in rows
+    ]
+
+
+def verdicts(rows: list[dict], *initials: str) -> str:
+    """Markdown: a line for each hypothesis whose name begins with one of `initials` and arm, a column for each size;
+    negative results first."""
+    found = [one for one in outcomes(rows) if one.hypothesis.name[0] in initials]
     if not found:
         return f"No verdict yet: every hypothesis is undecided, 0 of {SEEDS} seeds."
-    header = ["| the harmonic head ... | arm | size | verdict | arm - standard, mean [95 %] |", "|---|---|---|---|---|"]
-    return "\n".join([*header, *(line for _, line in sorted(found, key=lambda pair: pair[0]))])
+    sizes = sorted({one.size for one in found}, key=lambda size: [int(part) for part in size.split("x")])
+    table: dict[tuple[str, str], dict[str, Outcome]] = {}
+    for one in found:
+        table.setdefault((f"{one.hypothesis.name}: {one.hypothesis.text}", one.arm), {})[one.size] = one
+    lines = []
+    for (asked, arm), by_size in table.items():
+        cells = [_cell(by_size[size]) if size in by_size else "" for size in sizes]
+        worst = min(ORDER.index(one.verdict) for one in by_size.values())
+        lines.append((worst, [asked, ARMS.get(arm, arm), *cells]))
+    named = " | ".join(size.replace("x", " x ") for size in sizes)
+    return markdown_table(
+        f"the harmonic head ... | arm | {named}", [line for _, line in sorted(lines, key=lambda one: one[0])]
+    )
+
+
+def _cell(one: Outcome) -> str:
+    few = f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
+    return f"**{one.verdict}**{few}: {difference(one.pairs)}"
+
+
+def scaling(rows: list[dict], width: int = 768) -> str:
+    """Markdown: the paired difference of losses as a line over log2(width), for arms with three sizes or more."""
+    found: dict[str, dict[int, SeedPairs]] = {}
+    for (question, size, arm), pairs in paired(rows).items():
+        if question == ENOUGH and len(pairs) >= SEEDS:
+            found.setdefault(arm, {})[int(size.split("x")[1])] = pairs
+    lines = []
+    for arm, by_width in found.items():
+        if len(by_width) < 3:
+            continue
+        x = np.array([np.log2(one) for one, pairs in by_width.items() for _ in pairs])
+        y = np.array([ours - theirs for pairs in by_width.values() for _, ours, theirs in pairs])
+        fit = stats.linregress(x, y)
+        half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+        at, low, high = line_at(x, y, np.log2(width))
+        slope = f"{fit.slope:+.3f} [{fit.slope - half:+.3f}, {fit.slope + half:+.3f}]"
+        shrinks = "holds" if fit.slope + half < 0 else "does not hold" if fit.slope - half > 0 else "undecided"
+        cells = [ARMS.get(arm, arm), ", ".join(map(str, sorted(by_width))), slope, f"**{shrinks}**"]
+        lines.append([*cells, f"{at:+.3f} [{low:+.3f}, {high:+.3f}]"])
+    columns = "arm | widths | for each doubling of the width [95 %] | S1: the difference shrinks"
+    return markdown_table(f"{columns} | the line at {width} [95 %]", lines) if lines else ""
 
 
 def number_at(row: dict, path: str) -> float | None:
@@ -115,33 +182,50 @@ def _value(value: object) -> str:
     return f"{value[1]:g}" if isinstance(value, list) else f"{value:g}"  # of betas, the second
 
 
-def frontier(rows: list[dict]) -> str:
-    """Markdown: loss against reading over r and n, best loss first. A point keeps the geometry if it reads better than
-    standard on every seed, by lens agreement and label distance."""
+class FrontierPoint(NamedTuple):
+    r: float | None  # length of a center over length of a hidden state at the start; None for the standard head
+    n: float | None
+    runs: list[dict]  # one a seed
+    keeps: str  # the geometry, as `keeps_geometry` says
+
+    def mean(self, path: str) -> float:
+        """Mean over seeds of the number at a dotted path of a row."""
+        return mean(value for row in self.runs if (value := number_at(row, path)) is not None)
+
+
+def frontier_points(rows: list[dict]) -> list[FrontierPoint]:
+    """Points of the frontier and the standard head beside them, best loss first."""
     read = [row for row in rows if row["question"] == "frontier" and "reading" in row]
     standard = {row["seed"]: row["reading"] for row in read if arm_of(row) == "standard"}
-    points: dict[str, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     for row in read:
-        points.setdefault(f"{arm_of(row)} {settings_of(row)}", []).append(row)
-    lines = ["| r | n | seeds | nats per token | lens agreement | label distance | own center | keeps the geometry |"]
-    lines.append("|---" * 8 + "|")
-    for runs in sorted(points.values(), key=lambda runs: mean(row["val_loss"] for row in runs)):
+        groups.setdefault(f"{arm_of(row)} {settings_of(row)}", []).append(row)
+    points = []
+    for runs in groups.values():
         chosen = runs[0]["settings"]
-        is_standard = arm_of(runs[0]) == "standard"
-        r = "standard" if is_standard else f"{chosen['model.center_std'] / chosen['model.hidden_scale']:.3g}"
-        keeps = "-" if is_standard else keeps_geometry(runs, standard)
-        numbers = [mean(row["val_loss"] for row in runs)]
-        numbers += [
-            mean(row["reading"][key] for row in runs) for key in ("lens_agreement", "label_distance", "own_center")
-        ]
-        n = "-" if is_standard else f"{chosen['model.exponent']:g}"
-        cells = [r, n, str(len(runs)), *(f"{value:.4f}" for value in numbers), keeps]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if points else ""
+        if arm_of(runs[0]) == "standard":
+            points.append(FrontierPoint(None, None, runs, "-"))
+        else:
+            r = chosen["model.center_std"] / chosen["model.hidden_scale"]
+            points.append(FrontierPoint(r, chosen["model.exponent"], runs, keeps_geometry(runs, standard)))
+    return sorted(points, key=lambda point: point.mean("val_loss"))
+
+
+def frontier(rows: list[dict]) -> str:
+    """Markdown: loss against reading over r and n, best loss first."""
+    measures = ("val_loss", "reading.lens_agreement", "reading.label_distance", "reading.own_center")
+    lines = [
+        ["standard" if point.r is None else f"{point.r:.3g}", "-" if point.n is None else f"{point.n:g}",
+         str(len(point.runs)), *(f"{point.mean(path):.3f}" for path in measures), point.keeps]
+        for point in frontier_points(rows)
+    ]  # fmt: skip
+    columns = "r | n | seeds | nats per token | lens agreement | label distance | own center | keeps the geometry"
+    return markdown_table(columns, lines) if lines else ""
 
 
 def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
-    """yes or no by PROTOCOL.md's rule; "undecided" where a seed of the standard head is missing."""
+    """yes or no: whether a point reads better than the standard head, by lens agreement and label distance, on every
+    seed; "undecided" where a seed of the standard head is missing."""
     if any(row["seed"] not in standard for row in runs):
         return "undecided"
     both = [(row["reading"], standard[row["seed"]]) for row in runs]
@@ -149,11 +233,39 @@ def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
     return "yes" if all(better) else "no"
 
 
-def results(rows: list[dict], searches: list[ArmSearch]) -> str:
-    """All of it."""
-    rows = list({row["key"]: row for row in rows}.values())  # a run that was repeated, for its reading, counts once
-    parts = [f"{len(rows)} runs of the protocol (`experiments/PROTOCOL.md`) so far.", verdicts(rows)]
-    if any(one.loss(*one.state.asked[0]) is not None for one in searches):
-        parts.append(certificates(searches))
-    parts += [text for text in [frontier(rows)] if text]
-    return "\n\n".join(parts)
+READING_MEANS = (
+    ("lens agreement (higher is better)", "reading.lens_agreement"),
+    ("agreement of a tuned lens (higher)", "reading.tuned_lens"),
+    ("label distance (lower)", "reading.label_distance"),
+    ("own center, mean reciprocal rank (higher)", "reading.own_center"),
+)
+USES_MEANS = (
+    ("calibration error (lower)", "uses.calibration.error"),
+    ("calibration error after one temperature (lower)", "uses.calibration.error_after"),
+    ("nats lost by a head in int8 (lower)", "uses.quantized.int8"),
+    ("nats lost by a head in int4 (lower)", "uses.quantized.int4"),
+    ("positions that leave early at a confidence of 0.5 (higher)", "uses.early_exit.0.left"),
+    ("share of those that say what the whole model says (higher)", "uses.early_exit.0.agreement_of_those"),
+    ("blocks saved at a confidence of 0.9 (higher)", "uses.early_exit.2.blocks_saved"),
+    ("nats for each occurrence of a token placed from 1 context (lower)", "uses.new_token.0.best.cost"),
+    ("from 4 contexts (lower)", "uses.new_token.1.best.cost"),
+    ("from 16 contexts (lower)", "uses.new_token.2.best.cost"),
+)
+
+
+def means(rows: list[dict], size: str, measures: tuple[tuple[str, str], ...]) -> str:
+    """Markdown: mean over the fresh seeds of each measure (its text, its path), a column for each arm."""
+    runs: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        if (row["question"], row["size"]) == (ENOUGH, size):
+            runs.setdefault(arm_of(row), {})[row["seed"]] = row
+    arms = [arm for arm in (*ARMS, *runs) if arm in runs]
+    arms = list(dict.fromkeys(arms))
+    lines = []
+    for text, path in measures:
+        found = [[v for row in runs[arm].values() if (v := number_at(row, path)) is not None] for arm in arms]
+        if all(found):
+            lines.append([text, *(f"{mean(values):.3f}" for values in found)])
+    seeds = min((len(found) for found in runs.values()), default=0)
+    named = " | ".join(ARMS.get(arm, arm) for arm in arms)
+    return markdown_table(f"{size.replace('x', ' x ')}, mean over {seeds} seeds | {named}", lines) if lines else ""

@@ -42,6 +42,11 @@ HEADS = {
     "harmonic": {"model.similarity": "euclidean", "model.normalization": "harmax"},
     "standard": {"model.similarity": "dot", "model.normalization": "softmax"},
 }
+READS = (
+    False,
+    "reading",
+    True,
+)  # what a row gets beside its loss: nothing, the measures of reading.py, those of uses.py too
 TIMES = "times "  # before the name of a setting: the value is a factor on the arm's own
 _SOUND: set[str] = set()  # keys of runs whose settings were checked: a search builds the same ones again and again
 BLOCK_KEYS = {
@@ -84,6 +89,8 @@ def _read(path: Path, losses: dict[str, float]) -> tuple[list[dict], list["ArmSe
         try:
             if unknown := block.keys() - BLOCK_KEYS:
                 raise InputError(f"unknown {sorted(unknown)}; expected some of {sorted(BLOCK_KEYS)}")
+            if block.get("read", False) not in READS:
+                raise InputError(f"read: expected one of {list(READS)}, got {block['read']!r}")
             if "search" in block:
                 found, arms = _searched(block, queue, losses, tuned)
                 searches += arms
@@ -91,7 +98,10 @@ def _read(path: Path, losses: dict[str, float]) -> tuple[list[dict], list["ArmSe
                 found = _runs_of(block, queue, tuned)
             for run in found:
                 first = runs.setdefault(run["key"], run)
-                first |= {flag: first[flag] or run[flag] for flag in ("keep", "read")}
+                first |= {
+                    "keep": first["keep"] or run["keep"],
+                    "read": max(first["read"], run["read"], key=READS.index),
+                }
         except KeyError as error:
             raise InputError(f"{path}: experiment {block.get('question')!r}: {error} is missing") from error
         except InputError as error:
@@ -288,7 +298,8 @@ def train_one(run: dict, folder: Path) -> dict:
         "training": stability(training, config.optim.warmup_steps, config.optim.grad_clip),
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
-        **({"reading": reading(*trained), "uses": uses(*trained)} if run["read"] else {}),
+        **({"reading": reading(*trained)} if run["read"] else {}),
+        **({"uses": uses(*trained) if run["read"] is True else {}} if run["read"] else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),

@@ -10,7 +10,6 @@ measured.py, the tables of protocol and heads from results.py and heads_report.p
 import argparse
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from measured import (
     standard_over_r,
     step_speed,
 )  # fmt: skip
-from report import SeedPairs, difference, interval, markdown_table, paired, spread
+from report import SeedPairs, difference, interval, markdown_table, spread
 from run_queue import losses_of, read_searches
 
 from harmonic_gpt.files import write_text
@@ -129,22 +128,20 @@ def _screened() -> list[tuple[float, str, str]]:
 
 def protocol(*names: str) -> str:
     """The protocol's verdicts on hypotheses, of every arm and size that has five pairs."""
-    found = list({row["key"]: row for row in rows_of("protocol.jsonl")}.values())
-    said = []
-    for hypothesis in results.HYPOTHESES:
-        if hypothesis.name not in names:
-            continue
-        for (question, size, arm), pairs in paired(found, partial(results.number_at, path=hypothesis.measure)).items():
-            if question == hypothesis.question and len(pairs) >= results.SEEDS:
-                said.append(
-                    f"{hypothesis.name} {arm} {size}: {results.verdict(hypothesis, pairs)}, {difference(pairs)}"
-                )
-    return "; ".join(said)
+    return "; ".join(
+        f"{one.hypothesis.name} {results.ARMS.get(one.arm, one.arm)}, {one.size.replace('x', ' x ')}: {one.verdict}, "
+        f"{difference(one.pairs)}"
+        for one in results.outcomes(protocol_rows())
+        if one.hypothesis.name in names and len(one.pairs) >= results.SEEDS
+    )
 
 
-def protocol_tables() -> str:
-    rows = list(rows_of("protocol.jsonl"))
-    return results.results(rows, read_searches(results.QUEUE, losses_of(rows)))
+def protocol_rows() -> list[dict]:
+    return list(rows_of("protocol.jsonl"))
+
+
+def certificates_table() -> str:
+    return results.certificates(read_searches(results.QUEUE, losses_of(protocol_rows())))
 
 
 def heads_table() -> str:
@@ -308,7 +305,14 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_conclusions,
     "head": head_table,
     "step": step_table,
-    "protocol": protocol_tables,
+    "verdicts on prediction": lambda: results.verdicts(protocol_rows(), "P"),
+    "verdicts on reading": lambda: results.verdicts(protocol_rows(), "R"),
+    "verdicts on uses": lambda: results.verdicts(protocol_rows(), "U", "S"),
+    "means of reading": lambda: results.means(protocol_rows(), "2x128", results.READING_MEANS),
+    "means of uses": lambda: results.means(protocol_rows(), "2x128", results.USES_MEANS),
+    "certificates": certificates_table,
+    "frontier": lambda: results.frontier(protocol_rows()),
+    "scaling": lambda: results.scaling(protocol_rows()),
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),
     "costs of heads": lambda: heads_report.costs(list(rows_of("heads_cpu.jsonl"))),

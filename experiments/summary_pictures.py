@@ -1,20 +1,32 @@
-"""The pictures of docs/results/{prediction,heads}.md, from the same numbers as their tables.
+"""The pictures of docs/results/{prediction,reading,heads}.md, from the same numbers as their tables.
 
-python experiments/summary_pictures.py      # writes docs/images/prediction_*.png and heads.png
+python experiments/summary_pictures.py      # writes prediction_*, frontier, lens_agreement_protocol and heads.png
 """
 
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import heads_report
 import measured
+import numpy as np
+import results
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from report import SeedPairs, interval, own_settings, paired
+from report import SeedPairs, arm_of, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
+from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreement
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
+# The arms of the protocol: name and color
+ARMS = {
+    "harmonic": ("harmonic, r = 1", BLUE),
+    "quarter": ("harmonic, r = 1/4", "#7fb8e6"),
+    "standard": ("standard", ORANGE),
+}
+SCARCE = "scarce text, 4 epochs"  # a question of protocol.yaml
 EPOCH = 0.234e6  # tokens of the sixteenth of the corpus (PROTOCOL.md: 819,200 tokens are 3.5 epochs)
 
 
@@ -71,26 +83,42 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
     figure.savefig(path)
 
 
-def draw_scarce(path: Path, rows: list[dict]) -> None:
-    """Loss along training on a sixteenth of the text: means and ranges over seeds, no weight decay."""
+class Curves(NamedTuple):
+    label: str
+    color: str
+    style: str
+    points: list[list[list[float]]]  # of each seed, [tokens, loss] along training
+
+
+def draw_scarce(path: Path, drawn: list[Curves]) -> None:
+    """Loss along training on a sixteenth of the text: means and ranges over seeds."""
     figure, axes = _axes()
-    for head, color in HEAD_COLORS.items():
-        curves = [row["curve"] for row in rows if row["head"] == head]
+    for label, color, style, curves in drawn:
         epochs = [tokens / EPOCH for tokens, _ in curves[0]]
         losses = list(zip(*[[loss for _, loss in curve] for curve in curves], strict=True))
-        axes.plot(epochs, [mean(at) for at in losses], "o-", color=color, lw=2, label=_scarce_label(head, len(curves)))
-        axes.fill_between(epochs, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.25)
+        axes.plot(epochs, [mean(at) for at in losses], style, color=color, lw=2, label=f"{label} ({len(curves)} seeds)")
+        axes.fill_between(epochs, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.25, lw=0)
     axes.set(xlabel="epochs over 0.23 M tokens, one schedule of 400 steps", ylabel="validation loss, nats per token")
-    axes.set_ylim(5.45, 6.4)
+    axes.set_ylim(5.35, 6.2)
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _scarce_label(head: str, seeds: int) -> str:
-    return f"{head}{', r = 1' if head == 'harmonic' else ''}, no weight decay ({seeds} seeds)"
+def scarce_curves(protocol: list[dict]) -> list[Curves]:
+    """Both heads without weight decay (measured.scarce's first line), and the protocol's arms with what was found."""
+    drawn = []
+    for head, color in HEAD_COLORS.items():
+        curves = [row["curve"] for row in plain_scarce_rows() if row["head"] == head]
+        name = "harmonic, r = 1" if head == "harmonic" else head
+        drawn.append(Curves(f"{name}, no weight decay", color, "o:", curves))
+    for arm, (name, color) in ARMS.items():
+        asked = [row for row in protocol if (row["question"], row["size"]) == (SCARCE, "2x128")]
+        if curves := [row["curve"] for row in asked if arm_of(row) == arm]:
+            drawn.append(Curves(f"{name}, regularized", color, "o-", curves))
+    return drawn
 
 
-def scarce_rows() -> list[dict]:
+def plain_scarce_rows() -> list[dict]:
     """The runs of measured.scarce's first line."""
     found = []
     for row in measured.rows_of("recipe.jsonl"):
@@ -102,10 +130,68 @@ def scarce_rows() -> list[dict]:
     return found
 
 
+def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
+    """Loss against lens agreement and against label distance: a curve over n for each r, the standard head beside."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained", dpi=150)
+    panels = figure.subplots(1, 2, sharey=True)
+    measures = ("reading.lens_agreement", "reading.label_distance")
+    names = ("lens agreement  (right: easier to read)", "label distance  (left: easier to read)")
+    ours = sorted({point.r for point in points if point.r is not None}, reverse=True)
+    shades = dict(zip(ours, colormaps["Blues"](np.linspace(1, 0.35, len(ours))), strict=True))
+    for axes, path_in_row, name in zip(panels, measures, names, strict=True):
+        for r, shade in shades.items():
+            line = sorted((point for point in points if point.r == r), key=lambda point: point.n or 0)
+            x, y = [point.mean(path_in_row) for point in line], [point.mean("val_loss") for point in line]
+            axes.plot(x, y, "o-", color=shade, lw=1.5, ms=6, label=f"harmonic, r = {r:.3g}")
+        for point in points:
+            if point.r is None:
+                x, y = point.mean(path_in_row), point.mean("val_loss")
+                axes.plot(x, y, "s", color=ORANGE, ms=9, label="standard")
+                axes.axhline(y, color=ORANGE, lw=1, ls=":")
+                axes.axvline(x, color=ORANGE, lw=1, ls=":")
+        axes.set_xlabel(name)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("validation loss, nats per token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def draw_lens(path: Path, rows: list[dict]) -> None:
+    """Lens agreement by layer of the protocol's arms, a panel for each size: mean over seeds, bars from the least to
+    the largest."""
+    held: dict[str, dict[str, list[dict]]] = {}
+    for row in rows:
+        if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in ARMS:
+            held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
+    panels = {}
+    for size, arms in sorted(held.items()):
+        reads = [Read(color, name, over_seeds(arms[arm])) for arm, (name, color) in ARMS.items() if arm in arms]
+        panels[f"{size.replace('x', ' x ')}, seeds: {min(map(len, arms.values()))}"] = reads
+    if figure := lens_agreement(panels):
+        figure.savefig(path, dpi=150)
+
+
+def over_seeds(layers: list[dict[str, list[float]]]) -> list[dict]:
+    """Rows of a layer each, as results.json has them, from {measure: [value a layer]} of every seed."""
+    rows: list[dict] = [{"layer": layer} for layer in range(len(layers[0]["context_agreement"]))]
+    for row in rows:
+        for key in ("context_agreement", "tuned_context_agreement"):
+            values = [seed[key][row["layer"]] for seed in layers if row["layer"] < len(seed[key])]
+            if values:
+                row |= {key: mean(values), f"{key}_interval": [min(values), max(values)]}
+    return rows
+
+
 def main(folder: Path = IMAGES) -> None:
+    protocol = list(measured.rows_of("protocol.jsonl"))
     draw_r(folder / "prediction_r.png", measured.over_r(), measured.standard_over_r())
-    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), list(measured.rows_of("protocol.jsonl")))
-    draw_scarce(folder / "prediction_scarce.png", scarce_rows())
+    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
+    draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
+    draw_lens(folder / "lens_agreement_protocol.png", protocol)
+    if points := results.frontier_points(protocol):
+        draw_frontier(folder / "frontier.png", points)
     rows = list(measured.rows_of("heads.jsonl"))
     heads_report.draw(rows, heads_report.searches(rows), folder / "heads.png")
 

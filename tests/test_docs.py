@@ -105,19 +105,6 @@ def test_messages_of_the_troubleshooting_page_exist():
     assert unknown_messages("| `OUT exists` | x |\n| `gone away` | y |\n", 'f"{out} exists"') == ["gone away"]
 
 
-def test_pictures_of_reading_come_from_the_rows_that_there_are(tmp_path):
-    pictures = import_module("docs.make_reading_pictures")
-    row = {"question": "enough text", "size": "2x64", "arm": "standard"}
-    pictures.draw_protocol([row, row | {"arm": "harmonic", "question": "certificate", "reading": {}}], tmp_path)
-    assert not list(tmp_path.iterdir())
-    seeds = [{"context_agreement": [0.2, 0.4], "tuned_context_agreement": []}, {"context_agreement": [0.4, 0.4]}]
-    averaged = pictures.over_seeds([{"tuned_context_agreement": []} | seed for seed in seeds])
-    assert averaged[0]["context_agreement"] == pytest.approx(0.3)
-    assert averaged[0]["context_agreement_interval"] == [0.2, 0.4]
-    pictures.draw_protocol([row | {"reading": {"layers": seeds[0]}}], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["lens_agreement_protocol.png"]
-
-
 def test_pages_of_claims_are_those_of_the_committed_rows():
     for name, text in import_module("docs.make_study_pages").pages().items():
         assert (ROOT / "docs/results" / name).read_text(encoding="utf-8") == text, "run python docs/make_study_pages.py"

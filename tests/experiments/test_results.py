@@ -1,11 +1,9 @@
 """The results table: verdicts by the protocol's rule, negative ones first, and pages that cannot disagree with rows."""
 
+import math
+
 import pytest
 import results
-import summary
-from run_queue import losses_of, read_searches
-
-from harmonic_gpt.files import read_jsonl
 
 BETTER, WORSE = [0.02, 0.03, 0.02, 0.03, 0.02], [-0.02, -0.03, -0.02, -0.03, -0.02]
 P1, R1 = results.HYPOTHESES[0], results.HYPOTHESES[3]
@@ -55,12 +53,54 @@ def test_negative_results_stand_first_and_what_is_missing_is_said():
         for i, gap in enumerate(BETTER)
     ]
     rows += [row(arm, 10, question="scarce text, 4 epochs") for arm in lenses]
-    lines = results.verdicts(rows).splitlines()[2:]
-    assert [line.split(" | ")[0][2:4] for line in lines] == ["R1", "P2", "P1"]
-    assert "| does not hold | -0.1000" in lines[0]
-    assert "| undecided: 1 of 5 seeds | +0.0000 |" in lines[1]
-    assert "| holds | -0.0240 [-0.0308, -0.0172] |" in lines[2]
-    assert results.verdicts([]) == "No verdict yet: every hypothesis is undecided, 0 of 5 seeds."
+    lines = results.verdicts(rows, "P", "R").splitlines()
+    assert lines[0] == "| the harmonic head ... | arm | 2 x 64 |"
+    assert [line.split(" | ")[0][2:4] for line in lines[2:]] == ["R1", "P2", "P1"]
+    assert lines[2].endswith("| r = 1 | **does not hold**: -0.100 [-0.100, -0.100] |")
+    assert lines[3].endswith("| **undecided** (1 of 5 seeds): +0.000 |")
+    assert lines[4].endswith("| **holds**: -0.024 [-0.031, -0.017] |")
+    assert "R1" not in results.verdicts(rows, "P")
+    assert results.verdicts([], "P") == "No verdict yet: every hypothesis is undecided, 0 of 5 seeds."
+
+
+def test_three_times_the_rate_is_held_against_the_same_seed_at_its_own_rate():
+    rows = [row(arm, seed, 5.0 + seed) for arm in ("harmonic", "standard") for seed in range(5)]
+    for seed in range(5):
+        rows.append(row("harmonic", seed, 5.1 + seed + seed / 1000, question=results.THRICE))
+        rows.append(row("standard", seed, 5.3 + seed, question=results.THRICE))
+    (found,) = (one for one in results.outcomes(rows) if one.hypothesis.name == "S2")
+    assert [round(ours, 3) for _, ours, _ in found.pairs] == [0.1, 0.101, 0.102, 0.103, 0.104]
+    assert found.verdict == "holds"
+    assert all(
+        ours == theirs for one in results.outcomes(rows) if one.hypothesis.name == "P1" for _, ours, theirs in one.pairs
+    )
+
+
+def test_scaling_is_a_line_over_widths_with_five_seeds():
+    rows = []
+    for width in (64, 128, 256):
+        for seed in range(5):
+            wiggle = 0.001 * (-1) ** seed
+            size = {"size": f"2x{width}"}
+            rows.append(row("standard", seed) | size)
+            rows.append(row("harmonic", seed, 5.08 - 0.01 * math.log2(width) + wiggle) | size)
+    text = results.scaling(rows).splitlines()[-1]
+    assert text.startswith("| r = 1 | 64, 128, 256 | -0.010 [")
+    assert "**holds**" in text
+    assert "| -0.016 [" in text
+    assert results.scaling(rows[:-10]) == ""  # two widths
+
+
+def test_means_have_a_column_for_each_arm():
+    rows = [
+        row(arm, seed, lens_agreement=value + seed)
+        for arm, value in (("standard", 1), ("quarter", 2))
+        for seed in (0, 1)
+    ]
+    rows.append(row("quarter", 0, question="frontier", lens_agreement=100))
+    text = results.means(rows, "2x64", (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
+    assert text.splitlines()[0] == "| 2 x 64, mean over 2 seeds | r = 1/4 | standard |"
+    assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 |"]
 
 
 def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():
@@ -70,20 +110,10 @@ def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():
     rows = [at("standard", 0, 0.5, 0.9), at("standard", 1, 0.5, 0.9)]
     assert "no |" not in results.frontier(rows)
     better = [at("harmonic", 0, 0.6, 0.8), at("harmonic", 1, 0.6, 0.8)]
-    assert "| 0.5 | 8 | 2 | 5.0000 | 0.6000 | 0.8000 | 0.5000 | yes |" in results.frontier(rows + better)
+    assert "| 0.5 | 8 | 2 | 5.000 | 0.600 | 0.800 | 0.500 | yes |" in results.frontier(rows + better)
     assert "| no |" in results.frontier([*rows, better[0], at("harmonic", 1, 0.6, 0.95)])
     assert "| undecided |" in results.frontier([rows[0], *better])
     assert results.frontier([row()]) == ""
-
-
-def test_the_pages_say_what_the_rows_say():
-    rows = read_jsonl(summary.FILES / "protocol.jsonl")
-    text = results.results(rows, read_searches(results.QUEUE, losses_of(rows)))
-    with_it = [page for page in summary.pages() if "<!-- protocol, made by" in page.read_text(encoding="utf-8")]
-    assert with_it
-    for page in with_it:
-        found = page.read_text(encoding="utf-8")
-        assert f"\n{text}\n" in found, f"{page}: python experiments/summary.py --write"
 
 
 def test_a_number_is_found_by_its_path_or_was_not_measured():

@@ -89,6 +89,7 @@ def test_a_config_file_is_overridden_and_counts_by_what_it_says(queue, run_confi
         ({"sizes": ["6x384"]}, "'q'.*'6x384' is missing"),
         ({"set": {"optim.lrate": 0.1}}, r"'q'.*optim\.lrate"),
         ({"set": {"model.n_head": 3}}, r"'q'.*n_head"),
+        ({"read": "all"}, r"'q'.*read: expected one of .*got 'all'"),
         ({"configs": ["no/such.yaml"], "question": "q"}, r"'q'.*no/such\.yaml"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -7,6 +7,7 @@ import measured
 import pytest
 import summary
 import summary_pictures
+from results import FrontierPoint
 
 README, RESULTS, ARCHIVE = summary.ROOT / "README.md", summary.FILES, summary.ROOT / "docs/archive"
 PAGES = {  # page -> where else its numbers may stand
@@ -74,7 +75,7 @@ def test_verdicts_follow_their_intervals(monkeypatch):
         for seed in range(5)
     ]
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows))
-    assert summary.protocol("P1") == "P1 sharp 2x64: does not hold, +0.120 [+0.100, +0.140]"
+    assert summary.protocol("P1") == "P1 sharp, 2 x 64: does not hold, +0.120 [+0.100, +0.140]"
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows[:-1]))
     assert summary.protocol("P1") == ""
 
@@ -94,7 +95,31 @@ def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
         for seed in (1, 2)
     ]
     summary_pictures.draw_sizes(tmp_path / "sizes.png", {"2x64": {"1": pairs, "1/4": pairs}}, rows)
-    curves = [{"head": head, "curve": [[1000, 6.0], [2000, 5.9]]} for head in ("harmonic", "standard")]
-    summary_pictures.draw_scarce(tmp_path / "scarce.png", curves)
+    curves = [[[1000, 6.0], [2000, 5.9]]]
+    summary_pictures.draw_scarce(tmp_path / "scarce.png", [summary_pictures.Curves("standard", "red", "o-", curves)])
     assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())
-    assert len(summary_pictures.scarce_rows()) == 8
+    assert len(summary_pictures.plain_scarce_rows()) == 8
+
+
+def test_the_frontier_has_a_curve_for_each_r(tmp_path: Path):
+    def point(r, n, loss):
+        return FrontierPoint(
+            r, n, [{"val_loss": loss, "reading": {"lens_agreement": 0.7, "label_distance": 0.8}}], "yes"
+        )
+
+    points = [point(1.0, 20.0, 5.1), point(1.0, 30.0, 5.0), point(0.25, 60.0, 4.9), point(None, None, 4.8)]
+    summary_pictures.draw_frontier(tmp_path / "frontier.png", points)
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_lens_agreement_is_drawn_for_the_fresh_seeds_alone(tmp_path: Path):
+    path = tmp_path / "lens.png"
+    row = {"question": "enough text", "size": "2x64", "arm": "standard"}
+    summary_pictures.draw_lens(path, [row, row | {"arm": "harmonic", "question": "certificate", "reading": {}}])
+    assert not path.exists()
+    seeds = [{"context_agreement": [0.2, 0.4], "tuned_context_agreement": []}, {"context_agreement": [0.4, 0.4]}]
+    averaged = summary_pictures.over_seeds([{"tuned_context_agreement": []} | seed for seed in seeds])
+    assert averaged[0]["context_agreement"] == pytest.approx(0.3)
+    assert averaged[0]["context_agreement_interval"] == [0.2, 0.4]
+    summary_pictures.draw_lens(path, [row | {"reading": {"layers": seeds[0]}}])
+    assert path.stat().st_size > 5000
