@@ -20,6 +20,7 @@ from harmonic_gpt.interop.export import export
 from harmonic_gpt.model.harmonic_head import HarmonicHead
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.swap_head import swap_head
+from tests.aligned import aligned
 
 SIZE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1}
@@ -78,8 +79,8 @@ def test_trains_generates_saves_and_loads(make, tmp_path):
     with pytest.raises(InputError, match="has its head by swap_head"):
         export(str(tmp_path / "model"), tmp_path / "out")
     with torch.no_grad():
-        assert torch.equal(evaluated.model(IDS).logits, model.eval()(IDS).logits)
-        assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
+        assert torch.equal(aligned(evaluated.model)(IDS).logits, model.eval()(IDS).logits)
+        assert torch.equal(aligned(again)(IDS).logits, model.eval()(IDS).logits)
 
 
 @pytest.mark.parametrize("name", ["cosine_harmonic", "mahalanobis_low_rank", "standard", "lorentz_harmonic"])
@@ -99,7 +100,7 @@ def test_any_head_is_saved_and_loaded_with_what_it_learned(name, tmp_path):
     model.save_pretrained(tmp_path)
     again = load_model(str(tmp_path))
     assert again.head == name
-    assert torch.equal(again.model(IDS).logits, model(IDS).logits)
+    assert torch.equal(aligned(again.model)(IDS).logits, model(IDS).logits)
     assert swap_head(model, head="harmonic").name == "harmonic"  # back, with nothing of the other head
     assert model.config.harmonic_head["learn"] == []
 

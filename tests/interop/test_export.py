@@ -18,6 +18,7 @@ from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.interop.export import _write_tokenizer, check_folder, export
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.metrics import read_metrics
+from tests.aligned import aligned
 from tests.hub_stand_in import TOKEN
 from tests.interop import environments
 
@@ -74,8 +75,8 @@ def test_a_loaded_tokenizer_is_left_as_it_was(harmonic_run, tmp_path):
 
 def test_weights_are_the_runs(exported, harmonic_run):
     ids = torch.arange(20)[None]
-    ours = load_model(str(harmonic_run)).model(ids).logits
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(exported)(ids).logits, ours)
+    ours = aligned(load_model(str(harmonic_run)).model)(ids).logits
+    assert torch.equal(aligned(AutoModelForCausalLM.from_pretrained(exported))(ids).logits, ours)
 
 
 def test_card_says_what_was_measured_and_how_it_was_trained(exported, harmonic_run):
