@@ -15,7 +15,6 @@ FILES = ROOT / "docs/results"
 R_ONE, R_QUARTER = "confirmation with Muon", "confirmation of the bridge"  # questions of recipe.jsonl
 SCARCE, SHORT = "data efficiency", "0.85 of the tokens"
 SIZES = ("2x64", "2x128", "4x192", "6x384")
-R_NAMES = {1: "1", 2: "1/2", 4: "1/4", 8: "1/8", 11.3: "1/11.3"}  # 1 / r
 
 
 @cache
@@ -80,35 +79,6 @@ def scarce() -> dict[str, SeedPairs]:
             share(SCARCE, "harmonic", label_smoothing=0.05), share(SCARCE, "standard", label_smoothing=0.05)
         ),
     }  # fmt: skip
-
-
-def over_r() -> dict[float, dict[float, float]]:
-    """1 / r -> n -> loss, 2 x 128, seed 0, Muon, rate of the head x 2: the sweep towards the dot product."""
-    found: dict[float, dict[float, float]] = {}
-    for row in rows_of("recipe.jsonl"):
-        chosen, trial = own_settings(row)
-        fixed = {"optim.head_lr_scale": 2.0, "optim.lr": 0.008, "optim.eps": 1e-5, "optim.optimizer": "muon"}
-        own = {"model.center_std", "model.hidden_scale", "model.exponent", "model.tie_word_embeddings"}
-        swept = chosen.items() >= fixed.items() and chosen.keys() <= fixed.keys() | own and not trial
-        if swept and (row["size"], row["head"], row["seed"]) == ("2x128", "harmonic", 0):
-            inverse = chosen.get("model.hidden_scale", 1) / chosen.get("model.center_std", 1)
-            found.setdefault(min(R_NAMES, key=lambda one: abs(one - inverse)), {})[chosen["model.exponent"]] = row[
-                "val_loss"
-            ]
-    return dict(sorted(found.items()))
-
-
-def standard_over_r() -> dict[str, float]:
-    """The standard head beside that sweep: its best std at twice the rate of the head, and at four times."""
-    return {
-        f"x {scale:g}": min(
-            row["val_loss"]
-            for row in rows_of("recipe.jsonl")
-            if (row["question"], row["head"], row["seed"]) == ("bridge", "standard", 0)
-            and own_settings(row)[0]["optim.head_lr_scale"] == scale
-        )
-        for scale in (2.0, 4.0)
-    }
 
 
 def changes() -> list[tuple[str, float, float]]:

@@ -18,17 +18,14 @@ import heads_report
 import results
 from measured import (
     FILES,
-    R_NAMES,
     ROOT,
     by_size,
     changes,
     claims,
     growth,
     head_ratio,
-    over_r,
     rows_of,
     scarce,
-    standard_over_r,
     step_speed,
 )  # fmt: skip
 from report import SeedPairs, difference, interval, markdown_table, spread
@@ -55,16 +52,6 @@ def sizes_table() -> str:
     return markdown_table(
         "size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", lines
     )
-
-
-def r_table() -> str:
-    lines = []
-    for inverse, points in over_r().items():
-        tried = ", ".join(f"{n:g}: {loss:.3f}" for n, loss in sorted(points.items()))
-        lines.append([f"harmonic, r = {R_NAMES[inverse]}", f"{min(points.values()):.3f}", tried])
-    for name, loss in standard_over_r().items():
-        lines.append([f"standard, rate of the head {name}", f"{loss:.3f}", ""])
-    return markdown_table("2 x 128, seed 0 | best, nats per token | n: nats per token", lines)
 
 
 def scarce_table() -> str:
@@ -126,16 +113,6 @@ def _screened() -> list[tuple[float, str, str]]:
     return heads_report.screened(heads_report.searches(list(rows_of("heads.jsonl"))))
 
 
-def protocol(*names: str) -> str:
-    """The protocol's verdicts on hypotheses, of every arm and size that has five pairs."""
-    return "; ".join(
-        f"{one.hypothesis.name} {results.ARMS.get(one.arm, one.arm)}, {one.size.replace('x', ' x ')}: {one.verdict}, "
-        f"{difference(one.pairs)}"
-        for one in results.outcomes(protocol_rows())
-        if one.hypothesis.name in names and len(one.pairs) >= results.SEEDS
-    )
-
-
 def protocol_rows() -> list[dict]:
     return list(rows_of("protocol.jsonl"))
 
@@ -158,46 +135,47 @@ class Answer(NamedTuple):
     page: str  # of docs/results, with its anchor
 
 
-def _with_protocol(text: str, *names: str) -> str:
-    said = protocol(*names)
-    return f"{text} Protocol, five fresh seeds: {said}" if said else text
+def told(name: str, arm: str = "quarter") -> str:
+    return results.told(protocol_rows(), name, arm)
+
+
+def _reading_answer() -> str:
+    """Yes, no or in part, by the protocol's verdicts on reading."""
+    found = {one.verdict for one in results.outcomes(protocol_rows()) if one.hypothesis.name[0] == "R"}
+    return "Yes" if found == {"holds"} else "In part" if "holds" in found else "Not shown"
 
 
 def answers() -> list[Answer]:
-    sizes, little = by_size(), scarce()
-    gaps = [mean(a - b for _, a, b in arms["1/4"]) for arms in sizes.values()]
-    clear = sum(ahead(arms["1/4"]) == "standard" for arms in sizes.values())
-    text = next(iter(little.values()))
-    short = little["340 steps"]
     best = [f"{heads_report.name_of(arm)} {loss:.3f}" for loss, arm, _ in _screened()[:2]]
     return [
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"{'In part' if ': holds' in protocol('P1') else 'No'}. Standard is ahead in the mean at "
-            f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} sizes, "
-            f"its interval leaves out zero at {clear}; at most 17 M parameters, three seeds a size",
-            _with_protocol(
-                f"harmonic − standard: {min(gaps):+.3f} to {max(gaps):+.3f} nats per token; at 4 x 192 "
-                f"{difference(sizes['4x192']['1/4'])}", "P1",
-            ),
+            f"With r = 1/4: {told('P1')}; with the paper's r = 1: {told('P1', 'harmonic')}",
+            "Harmonic − standard in nats per token, both with weight decay, five fresh seeds",
             "prediction", "prediction.md",
         ),
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            "Only against a standard head that is not regularized; a shorter schedule alone leaves no difference "
-            "shown, and with weight decay standard was ahead (one seed, rows not kept)",
-            _with_protocol(f"no weight decay: {difference(text)}; shorter schedule: {difference(short)}", "P2", "P3"),
-            "prediction", "prediction.md#scarce-text-a-lead-over-a-standard-head-without-regularization",
+            f"With a sixteenth of the text, both regularized, r = 1: {told('P2', 'harmonic')}; r = 1/4: {told('P2')}",
+            f"Without weight decay r = 1 leads: {difference(next(iter(scarce().values())))}",
+            "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            "Mixed. That loss favors it for random word pairs too. At three seeds it is ahead in none of five "
-            "measures and behind in two; on one pair ahead in lens agreement and label distance",
-            _with_protocol("intervals on the page.", "R1", "R3"),
+            f"{_reading_answer()}. Agreement of inner layers with the output, r = 1/4: {told('R1')}; distance to the "
+            f"right token's center: {told('R3')}",
+            "Not by word pairs or probes, and the paper's loss favors it for random word pairs too",
             "reading", "reading.md",
+        ),
+        Answer(
+            "Is it good for something else?",
+            "",
+            f"Not shown: calibration {told('U1')}, head in int4 {told('U2')}, tokens added from contexts {told('U4')}",
+            "r = 1/4",
+            "uses", "uses.md",
         ),
         Answer(
             "Do the paper's small studies reproduce?", "Yes", "In part, without the code's leak of test examples",
@@ -246,26 +224,17 @@ def index() -> str:
 
 
 def prediction_conclusions() -> str:
-    sizes, little, sweep, beside = by_size(), scarce(), over_r(), standard_over_r()
-    gaps = {size: mean(a - b for _, a, b in arms["1/4"]) for size, arms in sizes.items()}
-    whole = [mean(a - b for _, a, b in arms["1"]) for arms in sizes.values()]
-    lower = sum(b < a for arms in sizes.values() for _, a, b in arms["1/4"])
-    count = sum(len(arms["1/4"]) for arms in sizes.values())
-    best = {inverse: min(points.values()) for inverse, points in sweep.items()}
-    plain, short = little["400 steps (3.5 epochs)"], little["340 steps"]
+    sizes, little = by_size(), scarce()
+    gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     return "\n".join(
         [
-            f"- **With enough text the standard head predicts better**, by {min(gaps.values()):.3f} to "
-            f"{max(gaps.values()):.3f} nats per token at four sizes,",
-            f"  each head at its best; it has the lower loss in {lower} of {count} pairs of runs. At 4 x 192: "
-            f"{difference(sizes['4x192']['1/4'])}.",
-            f"- **With the paper's geometry (r = 1) it is {min(whole):.3f} to {max(whole):.3f} ahead.** At 4 x 192: "
-            f"{difference(sizes['4x192']['1'])}.",
-            f"- **The loss falls from r = 1 towards the dot product**: {best[1]:.3f} (r = 1), {best[4]:.3f} (1/4), "
-            f"{best[8]:.3f} (1/8), standard {min(beside.values()):.3f}",
-            "  (2 x 128, one seed).",
-            "- **With a sixteenth of the text harmonic (r = 1) leads a standard head without weight decay**,",
-            f"  {difference(plain)}, four seeds; after a shorter schedule {difference(short)}, {ahead(short)}.",
+            f"- **With enough text, both heads with weight decay**: r = 1/4 {told('P1')};",
+            f"  r = 1, the paper's, {told('P1', 'harmonic')}. Five fresh seeds.",
+            f"- **Without weight decay standard is ahead at four sizes**: of r = 1/4 by {min(gaps):.3f} to "
+            f"{max(gaps):.3f},",
+            f"  of r = 1 by {min(whole):.3f} to {max(whole):.3f} (three seeds).",
+            f"- **With a sixteenth of the text, both regularized**: r = 1 {told('P2', 'harmonic')};",
+            f"  r = 1/4 {told('P2')}. Without regularization r = 1 leads: {difference(next(iter(little.values())))}.",
         ]
     )
 
@@ -299,7 +268,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "index": index,
     "prediction": prediction_conclusions,
     "sizes": sizes_table,
-    "r": r_table,
     "scarce text": scarce_table,
     "changes": changes_table,
     "speed": speed_conclusions,

@@ -39,24 +39,6 @@ def _axes(width: float = 7.0, height: float = 4.0):
     return figure, axes
 
 
-def draw_r(path: Path, sweep: dict[float, dict[float, float]], standard: dict[str, float]) -> None:
-    """Loss against r, with n at equal spread and at the best n, beside the standard head's two rates."""
-    figure, axes = _axes()
-    for inverse, points in sweep.items():
-        axes.plot([inverse] * len(points), list(points.values()), "o", color=BLUE, mfc="white", ms=6)
-    best = {inverse: min(points.values()) for inverse, points in sweep.items()}
-    axes.plot(list(best), list(best.values()), "o-", color=BLUE, ms=7, lw=2, label="harmonic: best n (hollow: other n)")
-    for (name, loss), style in zip(standard.items(), ("--", "-"), strict=True):
-        axes.axhline(loss, color=ORANGE, ls=style, lw=2, label=f"standard, rate of the head {name}")
-    axes.set_xscale("log")
-    axes.set_xticks(list(sweep), [measured.R_NAMES[inverse] for inverse in sweep])
-    axes.minorticks_off()
-    axes.set_xlabel("r: length of a center / length of a hidden state at the start  (right: dot product)")
-    axes.set_ylabel("validation loss, nats per token")
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
 def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
     """Difference to the standard head by size, with 95 % intervals over seeds; the protocol's where it has pairs."""
     figure, axes = _axes()
@@ -186,7 +168,6 @@ def over_seeds(layers: list[dict[str, list[float]]]) -> list[dict]:
 
 def main(folder: Path = IMAGES) -> None:
     protocol = list(measured.rows_of("protocol.jsonl"))
-    draw_r(folder / "prediction_r.png", measured.over_r(), measured.standard_over_r())
     draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", protocol)

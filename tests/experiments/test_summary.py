@@ -75,9 +75,10 @@ def test_verdicts_follow_their_intervals(monkeypatch):
         for seed in range(5)
     ]
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows))
-    assert summary.protocol("P1") == "P1 sharp, 2 x 64: does not hold, +0.120 [+0.100, +0.140]"
+    assert summary.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows[:-1]))
-    assert summary.protocol("P1") == ""
+    assert summary.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.095, +0.135], 4 of 5 seeds)"
+    assert summary.told("P2") == "not measured yet"
 
 
 def test_two_settings_are_never_taken_for_one():
@@ -86,7 +87,6 @@ def test_two_settings_are_never_taken_for_one():
 
 
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
-    summary_pictures.draw_r(tmp_path / "r.png", {1: {22.6: 5.1, 32: 5.0}, 4: {68: 4.9}}, {"x 2": 4.8, "x 4": 4.7})
     pairs = [(1, 5.1, 5.0), (2, 5.2, 5.0)]
     row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}}
     rows = [
