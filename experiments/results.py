@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
+from queue_file import TIMES, ArmSearch
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
-from run_queue import TIMES, ArmSearch
 from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")

@@ -28,8 +28,8 @@ from measured import (
     scarce,
     step_speed,
 )  # fmt: skip
+from queue_file import losses_of, read_searches
 from report import SeedPairs, difference, interval, markdown_table, spread
-from run_queue import losses_of, read_searches
 
 from harmonic_gpt.files import write_text
 

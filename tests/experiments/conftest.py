@@ -37,6 +37,7 @@ def queue(token_folder, tmp_path):
 @pytest.fixture
 def train(queue, tmp_path, monkeypatch):
     """A function that trains the one run of a block: its row, and the trained state."""
+    import queue_file
     import run_queue
 
     from harmonic_gpt.training import loop
@@ -45,7 +46,7 @@ def train(queue, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "setup", lambda *args, **kwargs: states.append(setup(*args, **kwargs)) or states[-1])
 
     def train(block: dict) -> tuple[dict, loop.Run]:
-        (run,) = run_queue.read_queue(queue(block))
+        (run,) = queue_file.read_queue(queue(block))
         return run_queue.train_one(run, tmp_path / "trained"), states[-1]
 
     return train

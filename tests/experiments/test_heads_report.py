@@ -2,7 +2,7 @@
 
 import heads_report
 import pytest
-from run_queue import losses_of, read_searches
+from queue_file import losses_of, read_searches
 
 LOSSES = {"standard": 5.0, "harmonic": 5.2, "cosine_harmonic": 5.1}
 

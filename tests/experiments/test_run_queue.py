@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import queue_file
 import report
 import run_queue
 import trials
@@ -30,7 +31,7 @@ def test_a_queue_expands_in_order_and_names_equal_runs_once(queue):
         "each": [{}, {"optim.eps": 1e-5}],
         "arms": ["standard", "harmonic"],
     }
-    runs = run_queue.read_queue(
+    runs = queue_file.read_queue(
         queue(
             {"vary": vary, "seeds": [0, 1]},
             {"question": "again", "set": {"optim.lr": 0.01, "trial.label_smoothing": 0.5}, "seeds": [1, 2]},
@@ -55,7 +56,7 @@ def test_a_queue_expands_in_order_and_names_equal_runs_once(queue):
 
 def test_a_key_is_of_all_that_is_trained_and_not_of_where_the_corpus_lies(queue):
     def key(**block):
-        (run,) = run_queue.read_queue(queue(block))
+        (run,) = queue_file.read_queue(queue(block))
         return run["key"]
 
     here = key(set={"data.dir": "data/prose"})
@@ -71,14 +72,14 @@ def test_a_config_file_is_overridden_and_counts_by_what_it_says(queue, run_confi
     config = run_config(model__similarity="dot", model__normalization="softmax")
     path.write_text(config.to_yaml())
     block = {"question": "q", "configs": [str(path)], "vary": {"optim.lr": [0.01, 0.02]}, "seeds": [3]}
-    first, second = run_queue.read_queue(queue(block))
+    first, second = queue_file.read_queue(queue(block))
     assert (first["size"], first["head"], first["set"]) == ("2x32", "standard", {"optim.lr": 0.01})
     row = run_queue.train_one(second, tmp_path / "trained")
     trained = load_run_config(tmp_path / "trained" / "config.yaml")
     assert (trained.optim.lr, trained.seed, trained.model) == (0.02, 3, config.model)
     assert row["config"] == str(path)
     path.write_text(config.to_yaml().replace("steps: 6", "steps: 7"))
-    assert {first["key"], second["key"]}.isdisjoint(run["key"] for run in run_queue.read_queue(queue(block)))
+    assert {first["key"], second["key"]}.isdisjoint(run["key"] for run in queue_file.read_queue(queue(block)))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_config_file_is_overridden_and_counts_by_what_it_says(queue, run_confi
 )
 def test_a_mistake_in_a_queue_is_named_before_the_first_run(queue, block, message):
     with pytest.raises(InputError, match=f"(?s){message}"):
-        run_queue.read_queue(queue({}, block))
+        queue_file.read_queue(queue({}, block))
 
 
 @pytest.mark.parametrize("text", ["", "experiments: 3", "experiments: [{question: q"])
@@ -104,7 +105,7 @@ def test_a_file_that_is_no_queue_is_a_mistake_of_the_user(tmp_path, text):
     path = tmp_path / "queue.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"queue\.yaml"):
-        run_queue.read_queue(path)
+        queue_file.read_queue(path)
 
 
 class _NoRepeats(yaml.SafeLoader):
@@ -120,7 +121,7 @@ class _NoRepeats(yaml.SafeLoader):
 def test_the_shipped_queues_are_sound(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     yaml.load(path.read_text(), _NoRepeats)
-    runs = run_queue.read_queue(path)  # checks every setting
+    runs = queue_file.read_queue(path)  # checks every setting
     assert runs
     assert {name for run in runs for name in run["trial"]} <= trials.TRIALS.keys()
 
@@ -131,14 +132,14 @@ def test_every_row_of_the_results_is_found_by_its_key():
     rows = read_jsonl(RESULTS)
     for row in rows:
         chosen, trial = report.own_settings(row)
-        settings = queue["base"] | queue["sizes"][row["size"]] | run_queue.HEADS[row["head"]] | chosen
+        settings = queue["base"] | queue["sizes"][row["size"]] | queue_file.HEADS[row["head"]] | chosen
         run = {"settings": settings, "trial": trial, "seed": row["seed"], "config": None}
-        assert run_queue.key_of(run) == row["key"], run_queue.describe(row)
+        assert queue_file.key_of(run) == row["key"], run_queue.describe(row)
     assert len({row["key"] for row in rows}) == len(rows) > 100
 
 
 def test_a_row_holds_what_the_product_measured(queue, tmp_path):
-    (run,) = run_queue.read_queue(queue({"set": {"optim.lr": 0.02}, "seeds": [3]}))
+    (run,) = queue_file.read_queue(queue({"set": {"optim.lr": 0.02}, "seeds": [3]}))
     row = run_queue.train_one(run, tmp_path / "queue")
     config = load_run_config(tmp_path / "queue" / "config.yaml")
     assert (config.optim.lr, config.seed, config.model.exponent) == (0.02, 3, 8.0)
@@ -185,7 +186,7 @@ def worked(tmp_path, monkeypatch):
 
 def test_a_queue_continues_where_it_was_cut_off(queue, worked, tmp_path, capsys):
     out, path = tmp_path / "out.jsonl", queue({"seeds": [0, 1, 13, 2]}, {"seeds": [3], "keep": True})
-    done, cut, bad, *rest = run_queue.read_queue(path)
+    done, cut, bad, *rest = queue_file.read_queue(path)
     out.write_text(json.dumps(done | {"val_loss": 5.0}) + "\n" + json.dumps(cut)[:40])  # as a crash leaves it
     assert [run["seed"] for run in worked(path)] == [1, 13, 2, 3]
     assert [row["seed"] for row in read_jsonl(out)] == [0, 1, 2, 3]

@@ -89,11 +89,12 @@ AFTER = {
 
 def worked(path, loss, most=100):
     """Work a queue without training: its runs in order, and what is known at the end."""
+    import queue_file
     import run_queue
 
     rows = []
     while len(rows) < most:
-        runs = run_queue.read_queue(path, run_queue.losses_of(rows))
+        runs = queue_file.read_queue(path, queue_file.losses_of(rows))
         if not (left := run_queue.not_done(runs, rows)):
             break
         rows.append(left[0] | {"val_loss": loss(left[0])})
@@ -116,26 +117,28 @@ def test_a_queue_searches_arm_by_arm_and_tunes_what_comes_after(queue):
 
 
 def test_a_search_stops_at_its_most_runs(queue):
-    import run_queue
+    import queue_file
 
     path = queue(SEARCH | {"most": 3}, AFTER)
     rows = worked(path, lambda run: 5 + 1e-6 * int(run["key"], 16) / 16**12)
     assert sum(row["question"] == "best" for row in rows) == 6
     assert sum(row["question"] == "after" for row in rows) == 2
-    assert all(one.state.certified < 2 for one in run_queue.read_searches(path, run_queue.losses_of(rows)))
+    assert all(one.state.certified < 2 for one in queue_file.read_searches(path, queue_file.losses_of(rows)))
 
 
 def test_a_search_that_starts_beside_its_ladder_is_a_mistake(queue):
+    import queue_file
     import run_queue
 
     with pytest.raises(run_queue.InputError, match="beside a ladder"):
-        run_queue.read_queue(queue(SEARCH | {"set": {"optim.eps": 0.5}}))
+        queue_file.read_queue(queue(SEARCH | {"set": {"optim.eps": 0.5}}))
 
 
 def test_a_row_without_reading_is_trained_again_where_it_is_to_be_read(queue):
+    import queue_file
     import run_queue
 
-    runs = run_queue.read_queue(queue({}, {"question": "read", "read": True}))
+    runs = queue_file.read_queue(queue({}, {"question": "read", "read": True}))
     assert [run["read"] for run in runs] == [True]  # one run answers both questions
     row = runs[0] | {"val_loss": 5.0}
     assert run_queue.not_done(runs, [row]) == runs
