@@ -16,6 +16,7 @@ from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
+DECAY = "optim.weight_decay"
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -194,6 +195,26 @@ def _ladder(one: ArmSearch, axis: int, name: str) -> str:
 
 def _value(value: object) -> str:
     return f"{value[1]:g}" if isinstance(value, list) else f"{value:g}"  # of betas, the second
+
+
+def decay(rows: list[dict], size: str = "2x128") -> str:
+    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, from the certificates:
+    of each arm the setting at which most values of it were tried."""
+    tried: dict[str, dict[str, dict[float, dict]]] = {}
+    for row in rows:
+        if (row["question"], row["size"], row["seed"]) == ("certificate", size, 0):
+            others = str(sorted((k, v) for k, v in row["set"].items() if k != DECAY))
+            tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][DECAY]] = row
+    most = {arm: max(groups.values(), key=len) for arm, groups in tried.items()}
+    lines = []
+    for value in sorted({value for by_value in most.values() for value in by_value}):
+        cells = [f"{value:g}"]
+        for by_value in most.values():
+            row = by_value.get(value)
+            cells += [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
+        lines.append(cells)
+    named = " | ".join(f"{ARMS.get(arm, arm)}, loss | length of centers" for arm in most)
+    return markdown_table(f"weight decay | {named}", lines) if lines else ""
 
 
 class FrontierPoint(NamedTuple):

@@ -279,6 +279,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "means of reading": lambda: results.means(protocol_rows(), "2x128", results.READING_MEANS),
     "means of uses": lambda: results.means(protocol_rows(), "2x128", results.USES_MEANS),
     "certificates": certificates_table,
+    "decay": lambda: results.decay(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
     "scaling": lambda: results.scaling(protocol_rows()),
     "heads": heads_table,

@@ -103,6 +103,19 @@ def test_means_have_a_column_for_each_arm():
     assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 |"]
 
 
+def test_decay_is_told_where_nothing_else_changes():
+    def tried(arm, decay, rate, loss):
+        return row(arm, 0, loss, "certificate") | {
+            "set": {results.DECAY: decay, "optim.lr": rate},
+            "center_norms": [[100, 2.0, 0.1], [400, 1 + decay, 0.1]],
+        }
+
+    rows = [tried("harmonic", 0, 0.1, 5.2), tried("harmonic", 0.3, 0.1, 5.1), tried("harmonic", 0.3, 0.2, 5.0)]
+    text = results.decay([*rows, tried("standard", 0, 0.1, 5.3)], "2x64").splitlines()
+    assert text[0] == "| weight decay | r = 1, loss | length of centers | standard, loss | length of centers |"
+    assert text[2:] == ["| 0 | 5.200 | 1.00 | 5.300 | 1.00 |", "| 0.3 | 5.100 | 1.30 |  |  |"]
+
+
 def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():
     def at(arm, seed, lens, label):
         return row(arm, seed, question="frontier", lens_agreement=lens, label_distance=label, own_center=0.5)
