@@ -222,6 +222,7 @@ class FrontierPoint(NamedTuple):
     n: float | None
     runs: list[dict]  # one a seed
     keeps: str  # the geometry, as `keeps_geometry` says
+    gap: float  # its mean loss minus the standard head's on the same seeds
 
     def mean(self, path: str) -> float:
         """Mean over seeds of the number at a dotted path of a row."""
@@ -229,41 +230,44 @@ class FrontierPoint(NamedTuple):
 
 
 def frontier_points(rows: list[dict]) -> list[FrontierPoint]:
-    """Points of the frontier and the standard head beside them, best loss first."""
+    """Points of the frontier and the standard head beside them, best loss first; none without the standard head."""
     read = [row for row in rows if row["question"] == "frontier" and "reading" in row]
-    standard = {row["seed"]: row["reading"] for row in read if arm_of(row) == "standard"}
+    standard = {row["seed"]: row for row in read if arm_of(row) == "standard"}
     groups: dict[str, list[dict]] = {}
     for row in read:
         groups.setdefault(f"{arm_of(row)} {settings_of(row)}", []).append(row)
     points = []
     for runs in groups.values():
+        if not standard.keys() & {row["seed"] for row in runs}:
+            continue  # nothing to hold it against
         chosen = runs[0]["settings"]
+        gap = mean(row["val_loss"] - standard[row["seed"]]["val_loss"] for row in runs if row["seed"] in standard)
         if arm_of(runs[0]) == "standard":
-            points.append(FrontierPoint(None, None, runs, "-"))
+            points.append(FrontierPoint(None, None, runs, "-", gap))
         else:
             r = chosen["model.center_std"] / chosen["model.hidden_scale"]
-            points.append(FrontierPoint(r, chosen["model.exponent"], runs, keeps_geometry(runs, standard)))
-    return sorted(points, key=lambda point: point.mean("val_loss"))
+            points.append(FrontierPoint(r, chosen["model.exponent"], runs, keeps_geometry(runs, standard), gap))
+    return sorted(points, key=lambda point: point.gap)
 
 
 def frontier(rows: list[dict]) -> str:
     """Markdown: loss against reading over r and n, best loss first."""
-    measures = ("val_loss", "reading.lens_agreement", "reading.label_distance", "reading.own_center")
-    lines = [
-        ["standard" if point.r is None else f"{point.r:.3g}", "-" if point.n is None else f"{point.n:g}",
-         str(len(point.runs)), *(f"{point.mean(path):.3f}" for path in measures), point.keeps]
-        for point in frontier_points(rows)
-    ]  # fmt: skip
-    columns = "r | n | seeds | nats per token | lens agreement | label distance | own center | keeps the geometry"
-    return markdown_table(columns, lines) if lines else ""
+    measures = ("reading.lens_agreement", "reading.label_distance", "reading.own_center")
+    lines = []
+    for point in frontier_points(rows):
+        r, n = ("standard", "-") if point.r is None else (f"{point.r:.3g}", f"{point.n:g}")
+        read = [f"{point.mean(path):.3f}" for path in measures]
+        lines.append(
+            [r, n, str(len(point.runs)), f"{point.mean('val_loss'):.3f}", f"{point.gap:+.3f}", *read, point.keeps]
+        )
+    columns = "r | n | seeds | nats per token | - standard, same seeds | lens agreement | label distance | own center"
+    return markdown_table(f"{columns} | keeps the geometry", lines) if lines else ""
 
 
 def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
     """yes or no: whether a point reads better than the standard head, by lens agreement and label distance, on every
-    seed; "undecided" where a seed of the standard head is missing."""
-    if any(row["seed"] not in standard for row in runs):
-        return "undecided"
-    both = [(row["reading"], standard[row["seed"]]) for row in runs]
+    seed that both have."""
+    both = [(row["reading"], standard[row["seed"]]["reading"]) for row in runs if row["seed"] in standard]
     better = [a["lens_agreement"] > b["lens_agreement"] and a["label_distance"] < b["label_distance"] for a, b in both]
     return "yes" if all(better) else "no"
 

@@ -123,18 +123,18 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     for axes, path_in_row, name in zip(panels, measures, names, strict=True):
         for r, shade in shades.items():
             line = sorted((point for point in points if point.r == r), key=lambda point: point.n or 0)
-            x, y = [point.mean(path_in_row) for point in line], [point.mean("val_loss") for point in line]
+            x, y = [point.mean(path_in_row) for point in line], [point.gap for point in line]
             axes.plot(x, y, "o-", color=shade, lw=1.5, ms=6, label=f"harmonic, r = {r:.3g}")
         for point in points:
             if point.r is None:
-                x, y = point.mean(path_in_row), point.mean("val_loss")
+                x, y = point.mean(path_in_row), point.gap
                 axes.plot(x, y, "s", color=ORANGE, ms=9, label="standard")
                 axes.axhline(y, color=ORANGE, lw=1, ls=":")
                 axes.axvline(x, color=ORANGE, lw=1, ls=":")
         axes.set_xlabel(name)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("validation loss, nats per token")
+    panels[0].set_ylabel("loss minus the standard head's,\nsame seeds, nats per token")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     figure.savefig(path)

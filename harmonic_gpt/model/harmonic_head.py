@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .harmonic_logits import head_logits
+from .harmonic_logits import head_logits, squared_norms, takes_center_norms
 from .harmonic_loss import head_cross_entropy
 from .heads import HIDDEN_SCALE, Constant, Head, HeadSpec, find_head, find_pair
 
@@ -57,6 +58,8 @@ class HarmonicHead(nn.Module):
         self.learn = self.definition.check_learned(learn, prior)
         self.allow_slow = allow_slow
         self.impl = "auto"
+        self._generations = 0  # that are going on
+        self._norms: tuple[Any, Tensor] | None = None  # of the centers, for them
         self.label_smoothing = self.z_loss = 0.0
 
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
@@ -125,6 +128,30 @@ class HarmonicHead(nn.Module):
         values |= {name: getattr(self, f"log_{name}").exp() for name in self.learned_numbers() if name in values}
         return values | {name: getattr(self, name) for name in self.definition.weights}
 
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Within it the norms of the centers are kept from token to token, while the weight is the same tensor at the
+        same version. Nothing is kept beyond: `weight.data` can be changed without a trace."""
+        self._generations += 1
+        try:
+            yield
+        finally:
+            self._generations -= 1
+            if not self._generations:
+                self._norms = None
+
+    def _center_norms(self) -> Tensor | None:
+        """||w||^2 (V,) while a generation goes on; None: not kept."""
+        if not self._generations or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return None
+        weight = self.weight
+        if weight.is_inference() or not takes_center_norms(self.definition, weight):
+            return None
+        now = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._norms is None or self._norms[0] != now:
+            self._norms = (now, squared_norms(weight))
+        return self._norms[1]
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -146,7 +173,7 @@ class HarmonicHead(nn.Module):
                 hidden_states, self.weight, labels, reduction=reduction, token_weights=token_weights, impl=self.impl,
                 allow_slow=self.allow_slow, **options, **head,
             )  # fmt: skip
-        logits = head_logits(hidden_states, self.weight, **head)
+        logits = head_logits(hidden_states, self.weight, center_norms=self._center_norms(), **head)
         return logits if self.name == "standard" else logits.log_softmax(-1)
 
     def extra_repr(self) -> str:

@@ -102,6 +102,7 @@ def head_logits(
     normalization: str = "harmax",
     head: str | None = None,
     log_prior: Tensor | None = None,
+    center_norms: Tensor | None = None,
     **constants: float | Tensor,
 ) -> Tensor:
     """Unnormalised logits z, of which softmax(z) are the class probabilities. Differentiable; builds all of (N, V).
@@ -113,6 +114,7 @@ def head_logits(
             and normalization ("harmax" | "softmax") name.
         exponent: harmonic exponent n on the distance; ignored by softmax. constants: the head's others.
         log_prior: (V,), added to the logits.
+        center_norms: (V,), `squared_norms(centers)` where it is known; used where `takes_center_norms`.
 
     Returns:
         (..., N, V) in float32 (float64 for float64 inputs), from float32 products (except under torch.compile, which
@@ -138,7 +140,7 @@ def head_logits(
     with no_autocast(hidden_states), full_float32() if eager else nullcontext():
         if definition.form is None:
             return pair_logits(definition, hidden_states.to(dtype), centers.to(dtype), values, log_prior)
-        z = _product_logits(definition, hidden_states, centers, values, dtype, eager)
+        z = _product_logits(definition, hidden_states, centers, values, dtype, eager, center_norms)
         return z if log_prior is None else z + widened(log_prior)
 
 
@@ -154,11 +156,20 @@ def pair_logits(head: Head, x: Tensor, w: Tensor, values: Values, log_prior: Ten
     return z if log_prior is None else z + widened(log_prior)
 
 
-def _product_logits(head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool) -> Tensor:
+def takes_center_norms(head: Head, centers: Tensor) -> bool:
+    """Whether ||w||^2 of the centers as they are is what the head's logits need."""
+    if head.form is None or head.form == ("dot", "linear") or head.form.quantity == "lorentz":
+        return False
+    return head.prepare is None and centers.dtype == widened(centers[:0]).dtype
+
+
+def _product_logits(
+    head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool, center_norms: Tensor | None
+) -> Tensor:
     """Logits (..., N, V) of a head that has a form."""
     assert head.form is not None
     quantity, curve = head.form
-    s, x2, w2, x_term, w_term = _products(head, x, w, values, dtype, eager)
+    s, x2, w2, x_term, w_term = _products(head, x, w, values, dtype, eager, center_norms)
     if x2 is None or w2 is None or x_term is None or w_term is None:
         return _per_temperature(s, values)
     if quantity == "dot":
@@ -189,7 +200,7 @@ def _sides(rows: Tensor, head: Head, sign: int) -> tuple[Tensor | None, Tensor |
 
 
 def _products(
-    head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool
+    head: Head, x: Tensor, w: Tensor, values: Values, dtype: torch.dtype, eager: bool, center_norms: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """x'.w' (..., N, V) of the prepared operands, rounded to `dtype`, and `_sides` of both, (..., N, 1) and
     (..., 1, V), in at least float32."""
@@ -204,7 +215,11 @@ def _products(
     few = eager and w.ndim == 2 and x.shape[:-1].numel() <= FEW_ROWS and w.shape[0] > rows > 0
     learned = [value for value in values.values() if isinstance(value, Tensor)]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, *learned))
-    if not (once and few and x.device.type == "cpu") or differentiated:
+    w2, w_term = center_norms, center_norms
+    if center_norms is not None and dtype == w.dtype and takes_center_norms(head, w):
+        x = widened(x.to(dtype))
+        products = x @ w.mT
+    elif not (once and few and x.device.type == "cpu") or differentiated:
         x, w = rounded(x, w)
         products, (w2, w_term) = x @ w.mT, _sides(w, head, -1)
     else:

@@ -1,5 +1,7 @@
 """GPT-2 with a harmonic (or another) unembedding head: transformers' own trunk, our head."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, GPT2Model, GPT2PreTrainedModel
@@ -77,6 +79,14 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         trunk = {"AutoModel": f"{HarmonicGPT2Model.__module__.split('.')[-1]}.{HarmonicGPT2Model.__name__}"}
         self.config.auto_map = trunk | (getattr(self.config, "auto_map", None) or {})
         return super().save_pretrained(*args, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        """As of GPT2LMHeadModel. What the head needs of the centers alone is computed once."""
+        with ExitStack() as stack:
+            for module in self.modules():  # PEFT may have wrapped and copied the head
+                if isinstance(module, HarmonicHead):
+                    stack.enter_context(module.generation())
+            return super().generate(*args, **kwargs)  # type: ignore[misc]  # its type of self is a protocol
 
     def forward(
         self,

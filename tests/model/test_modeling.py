@@ -12,12 +12,16 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
     StaticCache,
     Trainer,
     TrainingArguments,
 )
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM, HarmonicHead
+from harmonic_gpt.model import harmonic_head
+from harmonic_gpt.model.harmonic_logits import squared_norms
 from tests.aligned import aligned
 from tests.conftest import HEADS
 
@@ -175,6 +179,35 @@ def test_changed_weights_are_seen_by_the_next_generation(model, ids):
     a, b = (m.generate(ids[:1, :1], output_logits=True, **options) for m in (model, fresh))
     for x, y in zip(a.logits, b.logits, strict=True):
         assert torch.equal(x, y)
+
+
+def test_norms_of_the_centers_last_for_one_generation_and_see_a_change(model, ids, monkeypatch):
+    counted = []
+    monkeypatch.setattr(harmonic_head, "squared_norms", lambda rows: counted.append(1) or squared_norms(rows))
+    seen, expected = [], []
+
+    class Change(LogitsProcessor):
+        """Doubles a center between two tokens; compares the logits with those of a model that never generated."""
+
+        def __call__(self, input_ids, scores):
+            fresh = HarmonicGPT2ForCausalLM(model.config).eval()
+            fresh.load_state_dict(model.state_dict())
+            seen.append(scores.clone())
+            expected.append(fresh(input_ids).logits[:, -1])
+            if len(seen) == 3:
+                model.lm_head.weight[7].mul_(2)  # under no_grad, as an optimizer's step
+            return scores
+
+    model.generate(
+        ids[:1, :3], max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None,
+        logits_processor=LogitsProcessorList([Change()]),
+    )  # fmt: skip
+    torch.testing.assert_close(torch.cat(seen), torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert len(counted) == 2  # at the first token, and after the change
+    assert model.lm_head._norms is None
+    with pytest.raises(AttributeError):  # from a processor that is none
+        model.generate(ids[:1, :3], max_new_tokens=2, logits_processor=LogitsProcessorList([7]))
+    assert (model.lm_head._norms, model.lm_head._generations) == (None, 0)
 
 
 @pytest.mark.parametrize("kind", ["harmonic", "standard", "GPT2LMHeadModel"])
