@@ -4,6 +4,7 @@ summary.py puts them into the pages of docs/results. What has no row is not ment
 PROTOCOL.md has hypotheses and rules.
 """
 
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -20,7 +21,7 @@ DECAY = "optim.weight_decay"
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
-ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "standard": "standard"}
+ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "eighth": "r = 1/8", "standard": "standard"}
 # A verdict, said of the harmonic head
 WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level", "undecided": "undecided"}
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
@@ -255,7 +256,7 @@ def frontier(rows: list[dict]) -> str:
     measures = ("reading.lens_agreement", "reading.label_distance", "reading.own_center")
     lines = []
     for point in frontier_points(rows):
-        r, n = ("standard", "-") if point.r is None else (f"{point.r:.3g}", f"{point.n:g}")
+        r, n = ("standard", "-") if point.r is None else (str(Fraction(point.r).limit_denominator(16)), f"{point.n:g}")
         read = [f"{point.mean(path):.3f}" for path in measures]
         lines.append(
             [r, n, str(len(point.runs)), f"{point.mean('val_loss'):.3f}", f"{point.gap:+.3f}", *read, point.keeps]

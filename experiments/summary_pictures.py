@@ -3,6 +3,7 @@
 python experiments/summary_pictures.py      # writes prediction_*, frontier, lens_agreement_protocol and heads.png
 """
 
+from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -20,12 +21,8 @@ from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreeme
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
-# The arms of the protocol: name and color
-ARMS = {
-    "harmonic": ("harmonic, r = 1", BLUE),
-    "quarter": ("harmonic, r = 1/4", "#7fb8e6"),
-    "standard": ("standard", ORANGE),
-}
+COLORS = {"harmonic": "#08519c", "quarter": BLUE, "eighth": "#7fb8e6", "standard": ORANGE}  # of the protocol's arms
+ARMS = {arm: (f"harmonic, {name}" if arm != "standard" else name, COLORS[arm]) for arm, name in results.ARMS.items()}
 SCARCE = "scarce text, 4 epochs"  # a question of protocol.yaml
 EPOCH = 0.234e6  # tokens of the sixteenth of the corpus (PROTOCOL.md: 819,200 tokens are 3.5 epochs)
 
@@ -43,12 +40,11 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
     """Difference to the standard head by size, with 95 % intervals over seeds; the protocol's where it has pairs."""
     figure, axes = _axes()
     sizes = list(by_size)
-    names = {"1": "r = 1, as in the paper, three seeds", "1/4": "r = 1/4, three seeds"}
+    names = {"1": "r = 1, no weight decay, three seeds", "1/4": "r = 1/4, no weight decay, three seeds"}
     series = {name: {size: arms[r] for size, arms in by_size.items()} for r, name in names.items()}
     for (question, size, arm), pairs in paired(protocol).items():
         if question == "enough text" and size in sizes and len(pairs) > 1:
-            name = heads_report.name_of(arm).removeprefix("harmonic, ")
-            series.setdefault(f"{name}, protocol", {})[size] = pairs
+            series.setdefault(f"{results.ARMS.get(arm, arm)}, weight decay, five seeds", {})[size] = pairs
     for i, (label, points) in enumerate(series.items()):
         places = [sizes.index(size) + 0.12 * (i - (len(series) - 1) / 2) for size in points]
         gaps = [mean(a - b for _, a, b in pairs) for pairs in points.values()]
@@ -113,7 +109,7 @@ def plain_scarce_rows() -> list[dict]:
 
 
 def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
-    """Loss against lens agreement and against label distance: a curve over n for each r, the standard head beside."""
+    """Loss against lens agreement and against label distance: a color for each r, the standard head beside."""
     figure = Figure(figsize=(9, 4.2), layout="constrained", dpi=150)
     panels = figure.subplots(1, 2, sharey=True)
     measures = ("reading.lens_agreement", "reading.label_distance")
@@ -122,9 +118,9 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     shades = dict(zip(ours, colormaps["Blues"](np.linspace(1, 0.35, len(ours))), strict=True))
     for axes, path_in_row, name in zip(panels, measures, names, strict=True):
         for r, shade in shades.items():
-            line = sorted((point for point in points if point.r == r), key=lambda point: point.n or 0)
-            x, y = [point.mean(path_in_row) for point in line], [point.gap for point in line]
-            axes.plot(x, y, "o-", color=shade, lw=1.5, ms=6, label=f"harmonic, r = {r:.3g}")
+            mine = [point for point in points if point.r == r]
+            x, y = [point.mean(path_in_row) for point in mine], [point.gap for point in mine]
+            axes.plot(x, y, "o", color=shade, ms=8, label=f"harmonic, r = {Fraction(r).limit_denominator(16)}")
         for point in points:
             if point.r is None:
                 x, y = point.mean(path_in_row), point.gap
@@ -136,7 +132,7 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("loss minus the standard head's,\nsame seeds, nats per token")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
 
 

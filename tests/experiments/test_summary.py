@@ -101,7 +101,7 @@ def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
     assert len(summary_pictures.plain_scarce_rows()) == 8
 
 
-def test_the_frontier_has_a_curve_for_each_r(tmp_path: Path):
+def test_the_frontier_has_a_color_for_each_r(tmp_path: Path):
     def point(r, n, loss):
         return FrontierPoint(
             r, n, [{"val_loss": loss, "reading": {"lens_agreement": 0.7, "label_distance": 0.8}}], "yes"
