@@ -38,8 +38,10 @@ def test_harmonic_and_standard_differ_only_in_head_and_rates(pair):
         "model.head",
         "model.exponent",
         "model.hidden_scale",
+        "model.center_std",
         "optim.lr",
         "optim.head_lr_scale",  # each head at its own best
+        "optim.weight_decay",
         "optim.warmup_steps",
     }
     differing = {path for path, _ in fields() if _get(harmonic, path) != _get(standard, path)}
