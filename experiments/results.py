@@ -22,6 +22,7 @@ SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
 ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "eighth": "r = 1/8", "standard": "standard"}
+CHOSEN = "eighth"  # by PROTOCOL.md's rule for the shipped configs
 # A verdict, said of the harmonic head
 WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level", "undecided": "undecided"}
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
@@ -113,15 +114,14 @@ def verdicts(rows: list[dict], *initials: str) -> str:
     )
 
 
-def told(rows: list[dict], name: str, arm: str) -> str:
+def told(rows: list[dict], name: str, arm: str, numbers: bool = True) -> str:
     """A hypothesis in words, with numbers: "level at 2 x 64 (+0.001 [...]), behind at 4 x 192 (...)"."""
     said: dict[str, list[str]] = {}
     for one in outcomes(rows):
         if (one.hypothesis.name, one.arm) == (name, arm):
             few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
-            said.setdefault(WORDS[one.verdict], []).append(
-                f"{one.size.replace('x', ' x ')} ({difference(one.pairs)}{few})"
-            )
+            found = f" ({difference(one.pairs)}{few})" if numbers else ""
+            said.setdefault(WORDS[one.verdict], []).append(f"{one.size.replace('x', ' x ')}{found}")
     return ", ".join(f"{word} at {' and '.join(sizes)}" for word, sizes in said.items()) or "not measured yet"
 
 

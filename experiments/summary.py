@@ -33,6 +33,8 @@ from report import SeedPairs, difference, interval, markdown_table, spread
 
 from harmonic_gpt.files import write_text
 
+CHOSEN = results.ARMS[results.CHOSEN]
+
 
 def ahead(pairs: SeedPairs) -> str:
     """Which head has the lower loss, if the interval leaves out zero."""
@@ -135,8 +137,8 @@ class Answer(NamedTuple):
     page: str  # of docs/results, with its anchor
 
 
-def told(name: str, arm: str = "quarter") -> str:
-    return results.told(protocol_rows(), name, arm)
+def told(name: str, arm: str = results.CHOSEN, numbers: bool = True) -> str:
+    return results.told(protocol_rows(), name, arm, numbers)
 
 
 def _reading_answer() -> str:
@@ -151,30 +153,31 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"With r = 1/4: {told('P1')}; with the paper's r = 1: {told('P1', 'harmonic')}",
+            f"With {CHOSEN}: {told('P1')}. With the paper's r = 1: {told('P1', 'harmonic')}",
             "Harmonic − standard in nats per token, both with weight decay, five fresh seeds",
             "prediction", "prediction.md",
         ),
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            f"With a sixteenth of the text, both regularized, r = 1: {told('P2', 'harmonic')}; r = 1/4: {told('P2')}",
-            f"Without weight decay r = 1 leads: {difference(next(iter(scarce().values())))}",
+            f"With a sixteenth of the text and weight decay, r = 1: {told('P2', 'harmonic')}",
+            f"without weight decay it leads: {difference(next(iter(scarce().values())))}",
             "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            f"{_reading_answer()}. Agreement of inner layers with the output, r = 1/4: {told('R1')}; distance to the "
-            f"right token's center: {told('R3')}",
-            "Not by word pairs or probes, and the paper's loss favors it for random word pairs too",
+            f"{_reading_answer()}. With {CHOSEN} inner layers agree more with the output: {told('R1')}; states are nearer "
+            f"to the right token's center: {told('R3')}",
+            "not by a fitted lens, word pairs or probes, and the paper's loss favors it for random word pairs too",
             "reading", "reading.md",
         ),
         Answer(
             "Is it good for something else?",
             "",
-            f"Not shown: calibration {told('U1')}, head in int4 {told('U2')}, tokens added from contexts {told('U4')}",
-            "r = 1/4",
+            f"Nothing found. With {CHOSEN}: calibration {told('U1', numbers=False)}, head in int4 "
+            f"{told('U2', numbers=False)}, early exit {told('U3', numbers=False)}",
+            f"tokens added from contexts {told('U4', numbers=False)}",
             "uses", "uses.md",
         ),
         Answer(
@@ -228,13 +231,14 @@ def prediction_conclusions() -> str:
     gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     return "\n".join(
         [
-            f"- **With enough text, both heads with weight decay**: r = 1/4 {told('P1')};",
+            f"- **With enough text, both heads with weight decay**: {CHOSEN} {told('P1')};",
+            f"  r = 1/4 {told('P1', 'quarter')};",
             f"  r = 1, the paper's, {told('P1', 'harmonic')}. Five fresh seeds.",
             f"- **Without weight decay standard is ahead at four sizes**: of r = 1/4 by {min(gaps):.3f} to "
             f"{max(gaps):.3f},",
             f"  of r = 1 by {min(whole):.3f} to {max(whole):.3f} (three seeds).",
-            f"- **With a sixteenth of the text, both regularized**: r = 1 {told('P2', 'harmonic')};",
-            f"  r = 1/4 {told('P2')}. Without regularization r = 1 leads: {difference(next(iter(little.values())))}.",
+            f"- **With a sixteenth of the text and weight decay**: r = 1 {told('P2', 'harmonic')};",
+            f"  without weight decay it leads: {difference(next(iter(little.values())))}.",
         ]
     )
 
