@@ -167,8 +167,8 @@ def answers() -> list[Answer]:
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            f"{_reading_answer()}. With {CHOSEN} inner layers agree more with the output: {told('R1')}; states are nearer "
-            f"to the right token's center: {told('R3')}",
+            f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {told('R1')}; "
+            f"distance to the right token's center: {told('R3')}",
             "not by a fitted lens, word pairs or probes, and the paper's loss favors it for random word pairs too",
             "reading", "reading.md",
         ),
