@@ -103,9 +103,8 @@ def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
 
 def test_the_frontier_has_a_color_for_each_r(tmp_path: Path):
     def point(r, n, loss):
-        return FrontierPoint(
-            r, n, [{"val_loss": loss, "reading": {"lens_agreement": 0.7, "label_distance": 0.8}}], "yes"
-        )
+        read = {"lens_agreement": 0.7, "label_distance": 0.8}
+        return FrontierPoint(r, n, [{"val_loss": loss, "reading": read}], "yes", loss - 4.8)
 
     points = [point(1.0, 20.0, 5.1), point(1.0, 30.0, 5.0), point(0.25, 60.0, 4.9), point(None, None, 4.8)]
     summary_pictures.draw_frontier(tmp_path / "frontier.png", points)
