@@ -29,9 +29,9 @@ from measured import (
     step_speed,
 )  # fmt: skip
 from queue_file import losses_of, read_searches
-from report import SeedPairs, difference, interval, markdown_table, spread
 
 from harmonic_gpt.files import write_text
+from report import SeedPairs, difference, interval, markdown_table, spread
 
 CHOSEN = results.ARMS[results.CHOSEN]
 
@@ -231,7 +231,7 @@ def prediction_conclusions() -> str:
     gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     return "\n".join(
         [
-            f"- **With enough text, both heads with weight decay**: {CHOSEN} {told('P1')};",
+            f"- **With enough text, both heads with weight decay**: r = 1/8 {told('P1', 'eighth')};",
             f"  r = 1/4 {told('P1', 'quarter')};",
             f"  r = 1, the paper's, {told('P1', 'harmonic')}. Five fresh seeds.",
             f"- **Without weight decay standard is ahead at four sizes**: of r = 1/4 by {min(gaps):.3f} to "
