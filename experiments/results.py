@@ -131,26 +131,31 @@ def _cell(one: Outcome) -> str:
     return f"**{one.verdict}**{few}: {difference(one.pairs)}"
 
 
-def scaling(rows: list[dict], width: int = 768) -> str:
-    """Markdown: the paired difference of losses as a line over log2(width), for arms with three sizes or more."""
+def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
+    """Arm -> width -> pairs, of the fresh seeds with enough text, where there are five."""
     found: dict[str, dict[int, SeedPairs]] = {}
     for (question, size, arm), pairs in paired(rows).items():
         if question == ENOUGH and len(pairs) >= SEEDS:
-            found.setdefault(arm, {})[int(size.split("x")[1])] = pairs
+            found.setdefault(f"{ARMS.get(arm, arm)}, weight decay", {})[int(size.split("x")[1])] = pairs
+    return found
+
+
+def scaling(series: dict[str, dict[int, SeedPairs]], width: int = 768) -> str:
+    """Markdown: the paired difference of losses as a line over log2(width), for what has three widths or more."""
     lines = []
-    for arm, by_width in found.items():
-        if len(by_width) < 3:
+    for name, widths in series.items():
+        if len(widths) < 3:
             continue
-        x = np.array([np.log2(one) for one, pairs in by_width.items() for _ in pairs])
-        y = np.array([ours - theirs for pairs in by_width.values() for _, ours, theirs in pairs])
+        x = np.array([np.log2(one) for one, pairs in widths.items() for _ in pairs])
+        y = np.array([ours - theirs for pairs in widths.values() for _, ours, theirs in pairs])
         fit = stats.linregress(x, y)
         half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
         at, low, high = line_at(x, y, np.log2(width))
         slope = f"{fit.slope:+.3f} [{fit.slope - half:+.3f}, {fit.slope + half:+.3f}]"
         shrinks = "holds" if fit.slope + half < 0 else "does not hold" if fit.slope - half > 0 else "undecided"
-        cells = [ARMS.get(arm, arm), ", ".join(map(str, sorted(by_width))), slope, f"**{shrinks}**"]
+        cells = [name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**"]
         lines.append([*cells, f"{at:+.3f} [{low:+.3f}, {high:+.3f}]"])
-    columns = "arm | widths | for each doubling of the width [95 %] | S1: the difference shrinks"
+    columns = "harmonic - standard | widths | for each doubling of the width [95 %] | S1: the difference shrinks"
     return markdown_table(f"{columns} | the line at {width} [95 %]", lines) if lines else ""
 
 

@@ -128,6 +128,14 @@ def heads_table() -> str:
     return heads_report.table(rows, heads_report.searches(rows))
 
 
+def scaling_table() -> str:
+    series = results.by_width(protocol_rows())
+    for r in ("1/4", "1"):
+        of_r = {int(size.split("x")[1]): arms[r] for size, arms in by_size().items()}
+        series[f"r = {r}, no weight decay"] = of_r
+    return results.scaling(series)
+
+
 class Answer(NamedTuple):
     question: str
     paper: str
@@ -285,7 +293,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "certificates": certificates_table,
     "decay": lambda: results.decay(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
-    "scaling": lambda: results.scaling(protocol_rows()),
+    "scaling": scaling_table,
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),
     "costs of heads": lambda: heads_report.costs(list(rows_of("heads_cpu.jsonl"))),
