@@ -10,11 +10,11 @@ from tests.explorer.test_browser import BROWSER, SOFTWARE_WEBGL
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
 PICTURES = {  # name -> (address, view, size, color scheme, what to take: None is the whole window)
-    "explorer_read": ("text=1&position=249", "read", DESKTOP, "light", None),
+    "explorer_read": ("text=3&position=60", "read", DESKTOP, "light", None),
     "explorer_map": ("view=map&color=part&token=return", "map", DESKTOP, "light", None),
-    "explorer_walk": ("view=walk&text=1&position=249", "walk", DESKTOP, "dark", None),
-    "explorer_phone": ("text=1&position=249", "read", PHONE, "light", None),
-    "explorer_token": ("text=1&position=249", "read", DESKTOP, "light", "#read :has(> .pair)"),  # in idea.png
+    "explorer_walk": ("view=walk&text=3&position=60", "walk", DESKTOP, "dark", None),
+    "explorer_phone": ("text=3&position=60", "read", PHONE, "light", None),
+    "explorer_token": ("text=3&position=60", "read", DESKTOP, "light", "#read :has(> .pair)"),  # in idea.png
 }
 
 
