@@ -300,18 +300,21 @@ USES_MEANS = (
 
 
 def means(rows: list[dict], size: str, measures: tuple[tuple[str, str], ...]) -> str:
-    """Markdown: mean over the fresh seeds of each measure (its text, its path), a column for each arm."""
+    """Markdown: mean over the fresh seeds of each measure (its text, its path), a column for each arm, and the
+    difference of the shipped one to standard with its interval."""
     runs: dict[str, dict[int, dict]] = {}
     for row in rows:
         if (row["question"], row["size"]) == (ENOUGH, size):
             runs.setdefault(arm_of(row), {})[row["seed"]] = row
-    arms = [arm for arm in (*ARMS, *runs) if arm in runs]
-    arms = list(dict.fromkeys(arms))
+    arms = list(dict.fromkeys(arm for arm in (*ARMS, *runs) if arm in runs))
     lines = []
     for text, path in measures:
         found = [[v for row in runs[arm].values() if (v := number_at(row, path)) is not None] for arm in arms]
         if all(found):
-            lines.append([text, *(f"{mean(values):.3f}" for values in found)])
+            pairs = paired(rows, partial(number_at, path=path)).get((ENOUGH, size, CHOSEN), [])
+            gap = difference(pairs) if pairs else ""
+            lines.append([text, *(f"{mean(values):.3f}" for values in found), gap])
     seeds = min((len(found) for found in runs.values()), default=0)
     named = " | ".join(ARMS.get(arm, arm) for arm in arms)
-    return markdown_table(f"{size.replace('x', ' x ')}, mean over {seeds} seeds | {named}", lines) if lines else ""
+    columns = f"{size.replace('x', ' x ')}, mean over {seeds} seeds | {named} | {ARMS[CHOSEN]} - standard [95 %]"
+    return markdown_table(columns, lines) if lines else ""

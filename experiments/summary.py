@@ -183,7 +183,7 @@ def answers() -> list[Answer]:
         Answer(
             "Is it good for something else?",
             "",
-            f"Nothing found. With {CHOSEN}: calibration {told('U1', numbers=False)}, head in int4 "
+            f"Not in what was asked. With {CHOSEN}: calibration {told('U1', numbers=False)}, head in int4 "
             f"{told('U2', numbers=False)}, early exit {told('U3', numbers=False)}",
             f"tokens added from contexts {told('U4', numbers=False)}",
             "uses", "uses.md",

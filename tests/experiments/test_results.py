@@ -99,8 +99,8 @@ def test_means_have_a_column_for_each_arm():
     ]
     rows.append(row("quarter", 0, question="frontier", lens_agreement=100))
     text = results.means(rows, "2x64", (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
-    assert text.splitlines()[0] == "| 2 x 64, mean over 2 seeds | r = 1/4 | standard |"
-    assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 |"]
+    assert text.splitlines()[0] == "| 2 x 64, mean over 2 seeds | r = 1/4 | standard | r = 1/4 - standard [95 %] |"
+    assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 | +1.000 [+1.000, +1.000] |"]
 
 
 def test_decay_is_told_where_nothing_else_changes():
