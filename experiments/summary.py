@@ -177,7 +177,8 @@ def answers() -> list[Answer]:
             "Yes, by its parallelogram loss",
             f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {told('R1')}; "
             f"distance to the right token's center: {told('R3')}",
-            "not by a fitted lens, word pairs or probes, and the paper's loss favors it for random word pairs too",
+            "not by a fitted lens, nor by word pairs or probes without weight decay; the paper's loss favors it for "
+            "random word pairs too",
             "reading", "reading.md",
         ),
         Answer(
@@ -185,7 +186,7 @@ def answers() -> list[Answer]:
             "",
             f"Not in what was asked. With {CHOSEN}: calibration {told('U1', numbers=False)}, head in int4 "
             f"{told('U2', numbers=False)}, early exit {told('U3', numbers=False)}",
-            f"tokens added from contexts {told('U4', numbers=False)}",
+            f"tokens added from 16 contexts {told('U4', numbers=False)}",
             "uses", "uses.md",
         ),
         Answer(
