@@ -14,10 +14,10 @@ import numpy as np
 import results
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from report import SeedPairs, arm_of, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreement
+from report import SeedPairs, arm_of, interval, own_settings, paired
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
@@ -43,7 +43,7 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
     names = {"1": "r = 1, no weight decay, three seeds", "1/4": "r = 1/4, no weight decay, three seeds"}
     series = {name: {size: arms[r] for size, arms in by_size.items()} for r, name in names.items()}
     for (question, size, arm), pairs in paired(protocol).items():
-        if question == "enough text" and size in sizes and len(pairs) > 1:
+        if question == results.ENOUGH and size in sizes and len(pairs) >= results.SEEDS:
             series.setdefault(f"{results.ARMS.get(arm, arm)}, weight decay, five seeds", {})[size] = pairs
     for i, (label, points) in enumerate(series.items()):
         places = [sizes.index(size) + 0.12 * (i - (len(series) - 1) / 2) for size in points]
@@ -137,17 +137,22 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
 
 
 def draw_lens(path: Path, rows: list[dict]) -> None:
-    """Lens agreement by layer of the protocol's arms, a panel for each size: mean over seeds, bars from the least to
-    the largest."""
+    """Lens agreement by layer of the protocol's arms with five seeds, a panel for each size: mean over seeds, bars from
+    the least to the largest."""
     held: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in ARMS:
             held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
     panels = {}
     for size, arms in sorted(held.items()):
-        reads = [Read(color, name, over_seeds(arms[arm])) for arm, (name, color) in ARMS.items() if arm in arms]
-        panels[f"{size.replace('x', ' x ')}, seeds: {min(map(len, arms.values()))}"] = reads
-    if figure := lens_agreement(panels):
+        whole = {arm: layers for arm, layers in arms.items() if len(layers) >= results.SEEDS}
+        if whole:
+            reads = [Read(color, name, over_seeds(whole[arm])) for arm, (name, color) in ARMS.items() if arm in whole]
+            panels[f"{size.replace('x', ' x ')}, {results.SEEDS} seeds"] = reads
+    if panels and (figure := lens_agreement(panels)):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.axes[0].get_legend().remove()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels) // 2, frameon=False, fontsize=8)
         figure.savefig(path, dpi=150)
 
 

@@ -92,7 +92,7 @@ def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
     rows = [
         row | {"arm": arm, "seed": seed, "val_loss": 5 + seed / 10 + (arm == "sharp") * seed}
         for arm in ("standard", "sharp")
-        for seed in (1, 2)
+        for seed in range(5)
     ]
     summary_pictures.draw_sizes(tmp_path / "sizes.png", {"2x64": {"1": pairs, "1/4": pairs}}, rows)
     curves = [[[1000, 6.0], [2000, 5.9]]]
@@ -120,5 +120,7 @@ def test_lens_agreement_is_drawn_for_the_fresh_seeds_alone(tmp_path: Path):
     averaged = summary_pictures.over_seeds([{"tuned_context_agreement": []} | seed for seed in seeds])
     assert averaged[0]["context_agreement"] == pytest.approx(0.3)
     assert averaged[0]["context_agreement_interval"] == [0.2, 0.4]
-    summary_pictures.draw_lens(path, [row | {"reading": {"layers": seeds[0]}}])
+    summary_pictures.draw_lens(path, [row | {"reading": {"layers": seeds[0]}}] * 4)
+    assert not path.exists()  # five make a panel
+    summary_pictures.draw_lens(path, [row | {"reading": {"layers": seeds[0]}}] * 5)
     assert path.stat().st_size > 5000
