@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from queue_file import TIMES, ArmSearch
-from scipy import stats
-
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
+from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml

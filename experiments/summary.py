@@ -29,9 +29,9 @@ from measured import (
     step_speed,
 )  # fmt: skip
 from queue_file import losses_of, read_searches
+from report import SeedPairs, difference, interval, markdown_table, spread
 
 from harmonic_gpt.files import write_text
-from report import SeedPairs, difference, interval, markdown_table, spread
 
 CHOSEN = results.ARMS[results.CHOSEN]
 

@@ -14,10 +14,10 @@ import numpy as np
 import results
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from report import SeedPairs, arm_of, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreement
-from report import SeedPairs, arm_of, interval, own_settings, paired
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
