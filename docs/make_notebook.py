@@ -31,7 +31,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     Left out: what a terminal would show on stderr, and widgets, which are nothing without a running kernel.
     """
     client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+        notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(folder)}},
         record_timing=False,
     )  # fmt: skip
     client.execute()
