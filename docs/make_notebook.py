@@ -31,8 +31,8 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     Left out: what a terminal would show on stderr, and widgets, which are nothing without a running kernel.
     """
     client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+        coalesce_streams=True, record_timing=False,
     )  # fmt: skip
     client.execute()
     for cell in notebook.cells:
