@@ -31,4 +31,6 @@ def draw_pair(report: Path, images: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     draw_pair(Path(sys.argv[1]), DOCS / "images")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -170,14 +171,22 @@ def arms_compared(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def line_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float, float]:
-    """A least-squares line's value at `at`, and the 95 % interval of that mean (low, high)."""
+class Line(NamedTuple):
+    """A least-squares line, each number as (value, low, high) with its 95 % interval."""
+
+    slope: tuple[float, float, float]
+    at: tuple[float, float, float]  # the mean at one place
+
+
+def line_at(x: np.ndarray, y: np.ndarray, at: float) -> Line:
+    """The line through points x, y (N,), and its value at `at`."""
     fit, n = stats.linregress(x, y), len(x)
     value = fit.intercept + fit.slope * at
     residual = np.sqrt(np.sum((y - fit.intercept - fit.slope * x) ** 2) / (n - 2))
     error = residual * np.sqrt(1 / n + (at - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
-    half = stats.t.ppf(0.975, n - 2) * error
-    return value, value - half, value + half
+    quantile = stats.t.ppf(0.975, n - 2)
+    halves = quantile * fit.stderr, quantile * error
+    return Line(*((v, v - half, v + half) for v, half in zip((fit.slope, value), halves, strict=True)))
 
 
 def trend_over_width(rows: list[dict], width: int = 768) -> str:
@@ -195,9 +204,8 @@ def trend_over_width(rows: list[dict], width: int = 768) -> str:
         x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])
         ours, theirs = np.array([pair[1:] for pairs in found.values() for pair in pairs]).T
         for name, y in ((arm, ours), ("standard", theirs), (f"{arm} - standard", ours - theirs)):
-            value, low, high = line_at(x, y, np.log2(width))
+            (slope, *_), (value, low, high) = line_at(x, y, np.log2(width))
             named = ", ".join(map(str, sorted(set(widths.values()))))
-            slope = stats.linregress(x, y).slope
             lines.append(f"| {question} | {named} | {name} | {slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
     return "\n".join(lines)
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from queue_file import TIMES, ArmSearch
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
-from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
@@ -147,13 +146,11 @@ def scaling(series: dict[str, dict[int, SeedPairs]], width: int = 768) -> str:
             continue
         x = np.array([np.log2(one) for one, pairs in widths.items() for _ in pairs])
         y = np.array([ours - theirs for pairs in widths.values() for _, ours, theirs in pairs])
-        fit = stats.linregress(x, y)
-        half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
-        at, low, high = line_at(x, y, np.log2(width))
-        slope = f"{fit.slope:+.3f} [{fit.slope - half:+.3f}, {fit.slope + half:+.3f}]"
-        shrinks = "holds" if fit.slope + half < 0 else "does not hold" if fit.slope - half > 0 else "undecided"
-        cells = [name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**"]
-        lines.append([*cells, f"{at:+.3f} [{low:+.3f}, {high:+.3f}]"])
+        line = line_at(x, y, np.log2(width))
+        slope, at = ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*number) for number in line)
+        _, low, high = line.slope
+        shrinks = "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
+        lines.append([name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**", at])
     columns = "harmonic - standard | widths | for each doubling of the width [95 %] | S1: the difference shrinks"
     return markdown_table(f"{columns} | the line at {width} [95 %]", lines) if lines else ""
 

@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from report import SeedPairs, arm_of, interval, own_settings, paired
 
-from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreement
 
 IMAGES = measured.ROOT / "docs/images"
@@ -110,8 +110,7 @@ def plain_scarce_rows() -> list[dict]:
 
 def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     """Loss against lens agreement and against label distance: a color for each r, the standard head beside."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained", dpi=150)
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, (panels,) = subplots(1, 2, 9, 4.2, sharey=True)
     measures = ("reading.lens_agreement", "reading.label_distance")
     names = ("lens agreement  (right: easier to read)", "label distance  (left: easier to read)")
     ours = sorted({point.r for point in points if point.r is not None}, reverse=True)
@@ -129,11 +128,10 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
                 axes.axvline(x, color=ORANGE, lw=1, ls=":")
         axes.set_xlabel(name)
         axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("loss minus the standard head's,\nsame seeds, nats per token")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
 
 
 def draw_lens(path: Path, rows: list[dict]) -> None:

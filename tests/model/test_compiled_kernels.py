@@ -57,6 +57,23 @@ def faults(row: dict) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize(("spilled", "classes", "expected"), [
+    (None, 50257, []),
+    ("whole", 50257, ["local memory in a loop"]),
+    ("last", 50257, []),  # the last block, once for each row
+    ("last", 1000, ["local memory in a loop"]),  # all there is
+])  # fmt: skip
+def test_local_memory_is_a_fault_where_it_is_read_again_and_again(spilled, classes, expected):
+    loops = {"whole": {"LDG.E.128": 8}, "last": {"LDG.E": 32}}
+    if classes < 4096:
+        del loops["whole"]
+    if spilled:
+        loops[spilled] = loops[spilled] | {"LDL": 1}
+    told = [{"accesses": accesses, "instructions_per_element": 20.0} for accesses in loops.values()]
+    row = {"flags": [], "kind": "loss", "registers": 80, "stack_bytes": 0, "classes": classes, "loops": told}
+    assert faults(row) == expected
+
+
 @pytest.mark.parametrize("grid", ["fast", pytest.param("rest", marks=pytest.mark.slow)])
 def test_compiles_without_spills(tmp_path, grid):
     rows = compiled(grid, tmp_path / "rows.jsonl")
