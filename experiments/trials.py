@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rare_tokens import token_counts
 
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.activations import head_input
 from harmonic_gpt.training.run import Run
 
 
@@ -85,6 +86,50 @@ def frequency_start(run: Run, size: float) -> None:
             head.weight.add_(along[:, None] * direction)
 
 
+def decay_to_length(run: Run, length: float) -> None:
+    """Untied: weight decay pulls each center to this length, along itself, in place of zero."""
+    optimizer, centers = run.optimizer.optimizer, run.bare_model.lm_head.weight
+    (group,) = [group for group in optimizer.param_groups if any(p is centers for p in group["params"])]
+
+    @torch.no_grad()
+    def pull_back(*_):  # decay has taken lr x weight decay of each center, of which `length` is given back
+        centers.add_(F.normalize(centers, dim=1), alpha=group["lr"] * group["weight_decay"] * length)
+
+    optimizer.register_step_post_hook(pull_back)
+
+
+def watch_growth(run: Run, every: int) -> Callable[[], dict]:
+    """Changes nothing: every so many steps, lengths and logits of the first validation tokens."""
+    rows: list[dict] = []
+
+    def look(*_):
+        if (run.step + 1) % every == 0:
+            rows.append({"step": run.step + 1} | lengths_and_logits(run))
+
+    run.optimizer.optimizer.register_step_post_hook(look)
+    return lambda: {"growth": rows}
+
+
+@torch.no_grad()
+def lengths_and_logits(run: Run, tokens: int = 2048) -> dict[str, float]:
+    """Mean length of the centers and of the hidden states that the head reads; of a position's logits the standard
+    deviation over the vocabulary, and the largest above their mean, mean over positions."""
+    model, block = run.bare_model, run.config.model.n_positions
+    blocks = min(tokens, len(run.validation)) // block
+    ids = torch.from_numpy(run.validation.read(0, blocks * block).astype("int64")).view(blocks, block)
+    was_training = model.training
+    model.eval()
+    last = model.transformer(ids).last_hidden_state  # (blocks, block, D)
+    logits = model.lm_head(last)
+    model.train(was_training)
+    return {
+        "center_length": model.lm_head.weight.norm(dim=1).mean().item(),
+        "hidden_length": head_input(model, last).norm(dim=-1).mean().item(),
+        "logit_std": logits.std(dim=-1).mean().item(),
+        "largest_logit": (logits.amax(dim=-1) - logits.mean(dim=-1)).mean().item(),
+    }
+
+
 TRIALS = {
     f.__name__: f
     for f in (
@@ -92,5 +137,7 @@ TRIALS = {
         random_signs,
         input_std,
         frequency_start,
+        decay_to_length,
+        watch_growth,
     )
 }

@@ -1,6 +1,8 @@
 """Trials change what they say and nothing else."""
 
 import pytest
+import torch
+import torch.nn.functional as F
 import trials
 
 from harmonic_gpt.errors import InputError
@@ -41,6 +43,31 @@ def test_a_fresh_model_knows_the_frequencies(run_config, head):
     trials.apply_trial(run, {"frequency_start": 0.7})
     entropy = -(log_share.exp() * log_share).sum().item()
     assert abs(loop.evaluate(run)["val_loss"] - entropy) < 0.5 * abs(before - entropy)
+
+
+def test_centers_decay_to_a_length(run_config):
+    settings = {"model__tie_word_embeddings": False, "optim__weight_decay": 0.5, "optim__head_lr_scale": 2.0}
+    run = loop.setup(run_config(**settings), resume=False)
+    trials.apply_trial(run, {"decay_to_length": 0.7})
+    centers = run.bare_model.lm_head.weight
+    before = centers.detach().clone()
+    for parameter in run.bare_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.optimizer.step()  # without a gradient only decay moves the centers
+    (rate,) = [g["lr"] for g in run.optimizer.optimizer.param_groups if any(p is centers for p in g["params"])]
+    lengths = before.norm(dim=1)
+    torch.testing.assert_close(centers.norm(dim=1), lengths + rate * 0.5 * (0.7 - lengths))
+    torch.testing.assert_close(F.cosine_similarity(centers, before), torch.ones(len(centers)))
+
+
+def test_watching_growth_changes_nothing(train):
+    plain, _ = train({})
+    watched, run = train({"set": {"trial.watch_growth": 2}})
+    rows = watched["measured"]["growth"]
+    assert watched["val_loss"] == plain["val_loss"]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[-1]["center_length"] == pytest.approx(run.bare_model.lm_head.weight.norm(dim=1).mean().item())
+    assert rows[-1] == {"step": 6} | trials.lengths_and_logits(run)
 
 
 def test_an_unknown_trial_is_named():
