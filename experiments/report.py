@@ -92,7 +92,7 @@ def table(rows: list[dict]) -> str:
             f"{mean(c['grad_norm_median'] for c in calm):.2f} ({max(c['grad_norm_max'] for c in calm):.2f})",
             f"{mean(c['clipped_share'] for c in calm):.0%}",
             f"{mean(run['center_norms'][-1][1] for run in runs):.2f}",
-            "; ".join(f"{name} {value:.3g}" for run in runs for name, value in run["measured"].items()),
+            "; ".join(f"{k} {v:.3g}" for run in runs for k, v in run["measured"].items() if isinstance(v, int | float)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The protocol's verdicts, certificates, frontier and scaling as Markdown, from the rows that there are.
+"""The protocol's verdicts, frontier and scaling as Markdown, from the rows that there are.
 
 summary.py puts them into the pages of docs/results. What has no row is not mentioned; what has too few says so.
 PROTOCOL.md has hypotheses and rules.
@@ -11,12 +11,10 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
-from queue_file import TIMES, ArmSearch
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
-DECAY = "optim.weight_decay"
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -164,60 +162,6 @@ def number_at(row: dict, path: str) -> float | None:
         except (KeyError, IndexError, TypeError):
             return None
     return found
-
-
-def certificates(searches: list[ArmSearch]) -> str:
-    """Markdown: every search that has a run: whether it is certified, and what each ladder's values lose."""
-    lines = ["| arm | size | state | best so far, and what its neighbors lose (nats per token) |", "|---|---|---|---|"]
-    for one in searches:
-        center = one.state.center
-        trained = sum(one.loss(point, seed) is not None for point, seed in one.state.asked)
-        loss = one.loss(center, one.seeds[0])
-        if not trained or loss is None:
-            continue
-        state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
-        ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
-        runs = "1 run" if trained == 1 else f"{trained} runs"
-        cells = [one.arm, one.size, f"{state}, {runs}", f"{loss:.4f} at {'; '.join(ladders)}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _ladder(one: ArmSearch, axis: int, name: str) -> str:
-    """A setting's best value, with the mean loss over common seeds of each other value that was tried from there."""
-    values, center, others = one.ladders[name], one.state.center, []
-    for i, value in enumerate(values):
-        point = (*center[:axis], i, *center[axis + 1 :])
-        both = [(one.loss(point, seed), one.loss(center, seed)) for seed in one.seeds]
-        gaps = [a - b for a, b in both if a is not None and b is not None]
-        if gaps and point != center:
-            others.append(f"{_value(value)}: {mean(gaps):+.4f}")
-    short = name.removeprefix(TIMES).split(".")[-1] + (" x" if name.startswith(TIMES) else "")
-    return f"{short} **{_value(values[center[axis]])}**" + (f" ({', '.join(others)})" if others else "")
-
-
-def _value(value: object) -> str:
-    return f"{value[1]:g}" if isinstance(value, list) else f"{value:g}"  # of betas, the second
-
-
-def decay(rows: list[dict], size: str = "2x128") -> str:
-    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, from the certificates:
-    of each arm the setting at which most values of it were tried."""
-    tried: dict[str, dict[str, dict[float, dict]]] = {}
-    for row in rows:
-        if (row["question"], row["size"], row["seed"]) == ("certificate", size, 0):
-            others = str(sorted((k, v) for k, v in row["set"].items() if k != DECAY))
-            tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][DECAY]] = row
-    most = {arm: max(groups.values(), key=len) for arm, groups in tried.items()}
-    lines = []
-    for value in sorted({value for by_value in most.values() for value in by_value}):
-        cells = [f"{value:g}"]
-        for by_value in most.values():
-            row = by_value.get(value)
-            cells += [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
-        lines.append(cells)
-    named = " | ".join(f"{ARMS.get(arm, arm)}, loss | length of centers" for arm in most)
-    return markdown_table(f"weight decay | {named}", lines) if lines else ""
 
 
 class FrontierPoint(NamedTuple):

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import NamedTuple
 
 import heads_report
+import lengths
 import measured
 import numpy as np
 import results
@@ -23,8 +24,11 @@ IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
 COLORS = {"harmonic": "#08519c", "quarter": BLUE, "eighth": "#7fb8e6", "standard": ORANGE}  # of the protocol's arms
 ARMS = {arm: (f"harmonic, {name}" if arm != "standard" else name, COLORS[arm]) for arm, name in results.ARMS.items()}
-SCARCE = "scarce text, 4 epochs"  # a question of protocol.yaml
-EPOCH = 0.234e6  # tokens of the sixteenth of the corpus (PROTOCOL.md: 819,200 tokens are 3.5 epochs)
+# Questions of protocol.yaml, what each is about, and the tokens of an epoch (PROTOCOL.md)
+SCARCE = {
+    "scarce text, 4 epochs": ("a sixteenth of the text", 0.234e6),
+    "scarce text, 16 epochs": ("a sixty-fourth", 0.057e6),
+}
 
 
 def _axes(width: float = 7.0, height: float = 4.0):
@@ -68,31 +72,38 @@ class Curves(NamedTuple):
     points: list[list[list[float]]]  # of each seed, [tokens, loss] along training
 
 
-def draw_scarce(path: Path, drawn: list[Curves]) -> None:
-    """Loss along training on a sixteenth of the text: means and ranges over seeds."""
-    figure, axes = _axes()
-    for label, color, style, curves in drawn:
-        epochs = [tokens / EPOCH for tokens, _ in curves[0]]
-        losses = list(zip(*[[loss for _, loss in curve] for curve in curves], strict=True))
-        axes.plot(epochs, [mean(at) for at in losses], style, color=color, lw=2, label=f"{label} ({len(curves)} seeds)")
-        axes.fill_between(epochs, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.25, lw=0)
-    axes.set(xlabel="epochs over 0.23 M tokens, one schedule of 400 steps", ylabel="validation loss, nats per token")
-    axes.set_ylim(5.35, 6.2)
-    axes.legend(frameon=False)
-    figure.savefig(path)
+def draw_scarce(path: Path, drawn: dict[str, list[Curves]]) -> None:
+    """Loss along training with little text, a panel for each share of it: means and ranges over seeds."""
+    figure, (panels,) = subplots(1, len(drawn), 1 + 4 * len(drawn), 4.6)
+    handles = {}
+    for axes, (question, curves_of) in zip(panels, drawn.items(), strict=True):
+        name, epoch = SCARCE[question]
+        for label, color, style, curves in curves_of:
+            epochs = [tokens / epoch for tokens, _ in curves[0]]
+            losses = list(zip(*[[loss for _, loss in curve] for curve in curves], strict=True))
+            (handles[label],) = axes.plot(epochs, [mean(at) for at in losses], style, color=color, lw=2)
+            low, high = map(min, losses), map(max, losses)
+            axes.fill_between(epochs, [*low], [*high], color=color, alpha=0.25, lw=0)
+        least = min(loss for one in curves_of for curve in one.points for _, loss in curve)
+        axes.set(title=name, xlabel=f"epochs over {epoch / 1e6:.2f} M tokens", ylim=(least - 0.06, least + 0.75))
+        axes.grid(color="0.92")
+    panels[0].set_ylabel("validation loss, nats per token")
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
-def scarce_curves(protocol: list[dict]) -> list[Curves]:
-    """Both heads without weight decay (measured.scarce's first line), and the protocol's arms with what was found."""
-    drawn = []
-    for head, color in HEAD_COLORS.items():
-        curves = [row["curve"] for row in plain_scarce_rows() if row["head"] == head]
-        name = "harmonic, r = 1" if head == "harmonic" else head
-        drawn.append(Curves(f"{name}, no weight decay", color, "o:", curves))
-    for arm, (name, color) in ARMS.items():
-        asked = [row for row in protocol if (row["question"], row["size"]) == (SCARCE, "2x128")]
-        if curves := [row["curve"] for row in asked if arm_of(row) == arm]:
-            drawn.append(Curves(f"{name}, regularized", color, "o-", curves))
+def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[Curves]]:
+    """Both heads without weight decay (measured.scarce's first line), and the protocol's arms with what was found; the
+    questions that have a run."""
+    drawn: dict[str, list[Curves]] = {}
+    for head in HEAD_COLORS:
+        curves, (name, color) = [row["curve"] for row in plain_scarce_rows() if row["head"] == head], ARMS[head]
+        drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, "o:", curves))
+    for question in SCARCE:
+        for arm, (name, color) in ARMS.items():
+            asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
+            if curves := [row["curve"] for row in asked]:
+                drawn.setdefault(question, []).append(Curves(f"{name}, regularized", color, "o-", curves))
     return drawn
 
 
@@ -172,6 +183,8 @@ def main(folder: Path = IMAGES) -> None:
     draw_lens(folder / "lens_agreement_protocol.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
+    if lengths.grown(protocol):
+        lengths.draw_growth(folder / "growth.png", protocol)
     rows = list(measured.rows_of("heads.jsonl"))
     heads_report.draw(rows, heads_report.searches(rows), folder / "heads.png")
 

@@ -5,22 +5,10 @@ import math
 import pytest
 import results
 
+from tests.experiments.rows import row
+
 BETTER, WORSE = [0.02, 0.03, 0.02, 0.03, 0.02], [-0.02, -0.03, -0.02, -0.03, -0.02]
 P1, R1 = results.HYPOTHESES[0], results.HYPOTHESES[3]
-
-
-def row(arm="harmonic", seed=10, loss=5.0, question="enough text", **reading) -> dict:
-    settings = {"model.center_std": 0.1, "model.hidden_scale": 0.2, "model.exponent": 8.0}
-    start = {
-        "key": f"{arm} {seed} {question} {reading}",
-        "question": question,
-        "size": "2x64",
-        "arm": arm,
-        "seed": seed,
-    }
-    head = "standard" if arm == "standard" else "harmonic"
-    start |= {"arm": arm, "head": head, "set": {}, "trial": {}, "settings": settings, "val_loss": loss}
-    return start | ({"reading": reading} if reading else {})
 
 
 def pairs(gaps):
@@ -101,19 +89,6 @@ def test_means_have_a_column_for_each_arm():
     text = results.means(rows, "2x64", (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
     assert text.splitlines()[0] == "| 2 x 64, mean over 2 seeds | r = 1/4 | standard | r = 1/4 - standard [95 %] |"
     assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 | +1.000 [+1.000, +1.000] |"]
-
-
-def test_decay_is_told_where_nothing_else_changes():
-    def tried(arm, decay, rate, loss):
-        return row(arm, 0, loss, "certificate") | {
-            "set": {results.DECAY: decay, "optim.lr": rate},
-            "center_norms": [[100, 2.0, 0.1], [400, 1 + decay, 0.1]],
-        }
-
-    rows = [tried("harmonic", 0, 0.1, 5.2), tried("harmonic", 0.3, 0.1, 5.1), tried("harmonic", 0.3, 0.2, 5.0)]
-    text = results.decay([*rows, tried("standard", 0, 0.1, 5.3)], "2x64").splitlines()
-    assert text[0] == "| weight decay | r = 1, loss | length of centers | standard, loss | length of centers |"
-    assert text[2:] == ["| 0 | 5.200 | 1.00 | 5.300 | 1.00 |", "| 0.3 | 5.100 | 1.30 |  |  |"]
 
 
 def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():

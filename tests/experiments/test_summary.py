@@ -96,7 +96,10 @@ def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
     ]
     summary_pictures.draw_sizes(tmp_path / "sizes.png", {"2x64": {"1": pairs, "1/4": pairs}}, rows)
     curves = [[[1000, 6.0], [2000, 5.9]]]
-    summary_pictures.draw_scarce(tmp_path / "scarce.png", [summary_pictures.Curves("standard", "red", "o-", curves)])
+    drawn = {
+        question: [summary_pictures.Curves("standard", "red", "o-", curves)] for question in summary_pictures.SCARCE
+    }
+    summary_pictures.draw_scarce(tmp_path / "scarce.png", drawn)
     assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())
     assert len(summary_pictures.plain_scarce_rows()) == 8
 

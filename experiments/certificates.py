@@ -1,0 +1,116 @@
+"""Whether the settings that were chosen are the best near them: the searches, and the neighbors of what they found.
+
+The rule: PROTOCOL.md, "Certification" and its changes.
+"""
+
+from statistics import mean
+
+from queue_file import TIMES, ArmSearch
+from report import arm_of, markdown_table
+from results import ARMS, CHOSEN
+
+NEIGHBORS = "neighbors of the best"  # a question of protocol.yaml
+SEEDS = (0, 1)  # of a certificate
+EVERY = 400  # eval.every of these runs and of the frontier; the searches evaluated more often
+NAMES = {
+    "optim.betas": "AdamW's beta2",
+    "optim.lr": "learning rate",
+    "optim.head_lr_scale": "rate of the head, times",
+    "optim.weight_decay": "weight decay",
+    "model.exponent": "n",
+    "model.center_std": "std of the centers",
+}
+
+
+def neighbors(rows: list[dict]) -> str:
+    """Markdown: for each setting its best value of both heads, and what its neighbors lose over the two seeds."""
+    arms = {arm: found for arm in (CHOSEN, "standard") if (found := _neighborhood(rows, arm))}
+    lines: list[list[str]] = []
+    for setting, name in NAMES.items():
+        cells = []
+        for center, losses in arms.values():
+            best = dict(center).get(setting)
+            tried = {dict(point).get(setting): gap for point, gap in _gaps(center, losses).items()}
+            others = [f"{_value(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
+            cells.append(f"**{_value(best)}** ({', '.join(others)})" if others else "")
+        lines.append([name, *cells])
+    best = [f"{mean(losses[center].values()):.4f}" for center, losses in arms.values()]
+    lines.append(["nats per token at the best, mean of two seeds", *best])
+    lines.append(["", *(said(center, losses) for center, losses in arms.values())])
+    return markdown_table(f"setting | {' | '.join(ARMS[arm] for arm in arms)}", lines) if arms else ""
+
+
+Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as a key
+Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
+
+
+def _neighborhood(rows: list[dict], arm: str, size: str = "2x128") -> tuple[Settings, Losses] | None:
+    """The center, from which every run of the question differs in one setting, and the losses of all of them."""
+    losses: Losses = {}
+    asked = []
+    for row in rows:
+        plain = not row["trial"] and "data.dir" not in row["set"] and row["set"].get("eval.every") == EVERY
+        if plain and (arm_of(row), row["size"]) == (arm, size) and row["seed"] in SEEDS:
+            point = tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in row["set"].items()))
+            losses.setdefault(point, {})[row["seed"]] = row["val_loss"]
+            if row["question"] == NEIGHBORS:
+                asked.append(point)
+    centers = [point for point in losses if asked and all(_differences(point, other) == 1 for other in asked)]
+    if len(centers) != 1:
+        return None
+    near = {point: by_seed for point, by_seed in losses.items() if _differences(point, centers[0]) <= 1}
+    return centers[0], near
+
+
+def _differences(a: Settings, b: Settings) -> int:
+    one, other = dict(a), dict(b)
+    return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
+
+
+def _gaps(center: Settings, losses: Losses) -> dict[Settings, float]:
+    """What each neighbor with both seeds loses against the center, the mean of them."""
+    both = {point: by_seed for point, by_seed in losses.items() if point != center and len(by_seed) == len(SEEDS)}
+    return {point: mean(by_seed[s] - losses[center][s] for s in SEEDS) for point, by_seed in both.items()}
+
+
+def said(center: Settings, losses: Losses) -> str:
+    """Certified, or what the best neighbor would gain."""
+    gaps = _gaps(center, losses)
+    least = min(gaps.values(), default=0.0)
+    runs = sum(map(len, losses.values()))
+    words = f"**certified**: {len(gaps)} neighbors are worse" if least > 0 else f"**a neighbor gains {-least:.4f}**"
+    return f"{words}; {runs} runs"
+
+
+def certificates(searches: list[ArmSearch]) -> str:
+    """Markdown: every search that has a run: whether it is certified, and what each ladder's values lose."""
+    lines = ["| arm | size | state | best so far, and what its neighbors lose (nats per token) |", "|---|---|---|---|"]
+    for one in searches:
+        center = one.state.center
+        trained = sum(one.loss(point, seed) is not None for point, seed in one.state.asked)
+        loss = one.loss(center, one.seeds[0])
+        if not trained or loss is None:
+            continue
+        state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
+        ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
+        runs = "1 run" if trained == 1 else f"{trained} runs"
+        cells = [one.arm, one.size, f"{state}, {runs}", f"{loss:.4f} at {'; '.join(ladders)}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ladder(one: ArmSearch, axis: int, name: str) -> str:
+    """A setting's best value, with the mean loss over common seeds of each other value that was tried from there."""
+    values, center, others = one.ladders[name], one.state.center, []
+    for i, value in enumerate(values):
+        point = (*center[:axis], i, *center[axis + 1 :])
+        both = [(one.loss(point, seed), one.loss(center, seed)) for seed in one.seeds]
+        gaps = [a - b for a, b in both if a is not None and b is not None]
+        if gaps and point != center:
+            others.append(f"{_value(value)}: {mean(gaps):+.4f}")
+    short = name.removeprefix(TIMES).split(".")[-1] + (" x" if name.startswith(TIMES) else "")
+    return f"{short} **{_value(values[center[axis]])}**" + (f" ({', '.join(others)})" if others else "")
+
+
+def _value(value: object) -> str:
+    return f"{value[1]:g}" if isinstance(value, (list, tuple)) else f"{value:g}"  # of betas, the second

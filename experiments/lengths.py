@@ -1,0 +1,98 @@
+"""What weight decay does to the lengths of centers and to logits: by value, towards a length, over many steps."""
+
+from pathlib import Path
+
+from report import arm_of, markdown_table
+from results import ARMS
+
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
+
+DECAY = "optim.weight_decay"
+GROWTH, TO_LENGTH = "ten times the steps", "decay to a length"  # questions of protocol.yaml
+GROWN = {  # what trials.watch_growth looks at
+    "center_length": "length of centers",
+    "hidden_length": "length of hidden states",
+    "logit_std": "std of a position's logits",
+    "largest_logit": "largest logit above their mean",
+}
+
+
+def decay(rows: list[dict], size: str = "2x128") -> str:
+    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, from the certificates:
+    of each arm the setting at which most values of it were tried."""
+    tried: dict[str, dict[str, dict[float, dict]]] = {}
+    for row in rows:
+        if (row["question"], row["size"], row["seed"]) == ("certificate", size, 0):
+            others = str(sorted((k, v) for k, v in row["set"].items() if k != DECAY))
+            tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][DECAY]] = row
+    most = {arm: max(groups.values(), key=len) for arm, groups in tried.items()}
+    lines = []
+    for value in sorted({value for by_value in most.values() for value in by_value}):
+        cells = [f"{value:g}"]
+        for by_value in most.values():
+            row = by_value.get(value)
+            cells += [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
+        lines.append(cells)
+    named = " | ".join(f"{ARMS.get(arm, arm)}, loss | length of centers" for arm in most)
+    return markdown_table(f"weight decay | {named}", lines) if lines else ""
+
+
+def to_length(rows: list[dict]) -> str:
+    """Markdown: decay of the centers towards a length beside decay towards zero, the same arm, settings and seed."""
+    lines = []
+    for row in rows:
+        if row["question"] != TO_LENGTH:
+            continue
+        arm, decay = arm_of(row), row["set"][DECAY]
+        plain = [one for one in rows if not one["trial"] and _same_but_evaluation(one, row)]
+        measured = [_loss_and_length(one) for one in (plain[0] if plain else None, row)]
+        lines.append([ARMS.get(arm, arm), f"{decay:g}", *measured[0], *measured[1]])
+    columns = "arm | weight decay | towards 0, loss | length of centers | towards 1, loss | length of centers"
+    return markdown_table(columns, lines) if lines else ""
+
+
+def _same_but_evaluation(one: dict, other: dict) -> bool:
+    def key(row: dict) -> tuple:
+        chosen = {name: value for name, value in row["set"].items() if name != "eval.every"}
+        return arm_of(row), row["size"], row["seed"], str(sorted(chosen.items()))
+
+    return key(one) == key(other)
+
+
+def _loss_and_length(row: dict | None) -> list[str]:
+    return [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
+
+
+def grown(rows: list[dict]) -> dict[tuple[str, float], list[dict]]:
+    """(arm, weight decay) -> what was looked at along training."""
+    asked = [row for row in rows if row["question"] == GROWTH]
+    return {(arm_of(row), row["set"][DECAY]): row["measured"]["growth"] for row in asked}
+
+
+def growth(rows: list[dict], steps: tuple[int, ...] = (400, 1000, 2000, 4000)) -> str:
+    """Markdown: lengths and logits at some steps, a line for each arm and weight decay, and a column for each step."""
+    lines = []
+    for (arm, decay), looks in grown(rows).items():
+        at = {look["step"]: look for look in looks}
+        for key, name in GROWN.items():
+            lines.append([ARMS.get(arm, arm), f"{decay:g}", name, *(f"{at[step][key]:.2f}" for step in steps)])
+    return markdown_table(f"arm | weight decay | | {' | '.join(f'{s:,} steps' for s in steps)}", lines) if lines else ""
+
+
+def draw_growth(path: Path, rows: list[dict]) -> None:
+    """Length of the centers and spread of the logits along training; dotted: without weight decay."""
+    figure, (panels,) = subplots(1, 2, 9, 3.8)
+    for (arm, decay), looks in sorted(grown(rows).items()):
+        color = HEAD_COLORS["standard" if arm == "standard" else "harmonic"]
+        style = "-" if decay else ":"
+        label = f"{'harmonic, ' if arm != 'standard' else ''}{ARMS.get(arm, arm)}, weight decay {decay:g}"
+        for axes, key in zip(panels, ("center_length", "logit_std"), strict=True):
+            steps, values = [look["step"] for look in looks], [look[key] for look in looks]
+            axes.plot(steps, values, style, color=color, lw=2, label=label)
+            axes.set(xlabel="step", ylabel=GROWN[key])
+            axes.set_ylim(bottom=0)
+            axes.grid(color="0.92")
+    panels[1].set_ylabel("std of a position's logits, nats")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)

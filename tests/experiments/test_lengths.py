@@ -1,0 +1,38 @@
+"""What weight decay does to lengths and logits, told from rows."""
+
+import lengths
+
+from tests.experiments.rows import row
+
+
+def tried(arm, decay, rate=0.1, loss=5.0, question="certificate", **more) -> dict:
+    chosen = {"set": {lengths.DECAY: decay, "optim.lr": rate}, "center_norms": [[100, 2.0, 0.1], [400, 1 + decay, 0.1]]}
+    return row(arm, 0, loss, question) | chosen | more
+
+
+def test_decay_is_told_where_nothing_else_changes():
+    rows = [tried("harmonic", 0, loss=5.2), tried("harmonic", 0.3, loss=5.1), tried("harmonic", 0.3, 0.2)]
+    text = lengths.decay([*rows, tried("standard", 0, 0.1, 5.3)], "2x64").splitlines()
+    assert text[0] == "| weight decay | r = 1, loss | length of centers | standard, loss | length of centers |"
+    assert text[2:] == ["| 0 | 5.200 | 1.00 | 5.300 | 1.00 |", "| 0.3 | 5.100 | 1.30 |  |  |"]
+
+
+def test_decay_to_a_length_stands_beside_the_same_decay_to_zero():
+    pulled = tried("quarter", 0.3, loss=4.9, question=lengths.TO_LENGTH, trial={"decay_to_length": 1.0})
+    pulled["set"] |= {"eval.every": 400}  # how often it is evaluated changes no loss
+    rows = [tried("quarter", 0, loss=5.2), tried("harmonic", 0.3, loss=5.3), tried("quarter", 0.3, 0.2), pulled]
+    assert lengths.to_length(rows).splitlines()[2:] == ["| r = 1/4 | 0.3 |  |  | 4.900 | 1.30 |"]
+    rows.append(tried("quarter", 0.3, loss=5.1))
+    assert lengths.to_length(rows).splitlines()[2:] == ["| r = 1/4 | 0.3 | 5.100 | 1.30 | 4.900 | 1.30 |"]
+    assert lengths.to_length(rows[:3]) == ""
+
+
+def test_growth_is_told_and_drawn(tmp_path):
+    looks = [{"step": step} | {key: float(step * (i + 1)) for i, key in enumerate(lengths.GROWN)} for step in (1, 2)]
+    grown = tried("standard", 0.0, question=lengths.GROWTH, measured={"growth": looks})
+    lines = lengths.growth([grown, tried("standard", 0)], steps=(1, 2)).splitlines()
+    assert lines[0] == "| arm | weight decay | | 1 steps | 2 steps |"
+    assert lines[2] == "| standard | 0 | length of centers | 1.00 | 2.00 |"
+    assert lines[4] == "| standard | 0 | std of a position's logits | 3.00 | 6.00 |"
+    lengths.draw_growth(tmp_path / "growth.png", [grown, grown | {"set": {lengths.DECAY: 0.3}, "arm": "quarter"}])
+    assert (tmp_path / "growth.png").stat().st_size > 5000
