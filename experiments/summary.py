@@ -250,7 +250,8 @@ def prediction_conclusions() -> str:
             f"{max(gaps):.3f},",
             f"  of r = 1 by {min(whole):.3f} to {max(whole):.3f} (three seeds).",
             f"- **With a sixteenth of the text and weight decay**: {CHOSEN} {told('P2')};",
-            f"  r = 1 {told('P2', 'harmonic')}; without weight decay it leads: {difference(next(iter(little.values())))}.",
+            f"  r = 1 {told('P2', 'harmonic')};",
+            f"  without weight decay r = 1 leads: {difference(next(iter(little.values())))}.",
             f"- **With a sixty-fourth, regularized**: {CHOSEN} {told('P3')}.",
         ]
     )
