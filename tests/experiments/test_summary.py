@@ -15,6 +15,7 @@ PAGES = {  # page -> where else its numbers may stand
     RESULTS / "speed.md": ARCHIVE / "speed_2026_11.md",
     RESULTS / "index.md": None,
     RESULTS / "heads.md": None,
+    RESULTS / "uses.md": None,
 }
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 NO_ROWS = re.compile(r"<!-- no rows: [^>]+ -->\n\n(?:^\|.*\n)+", re.MULTILINE)

@@ -11,7 +11,8 @@ from harmonic_gpt.model.harmonic_loss import head_cross_entropy
 from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
 from tests.gpu.conftest import DEVICE
-from tests.model.test_harmonic_loss import EXPONENTS, FLAGS, D, N, V, hard_inputs, inputs, naive, run
+from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, run
+from tests.model.test_harmonic_loss_work import FLAGS
 from tests.model.test_heads import constants_of, graded
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -13,7 +13,7 @@ from harmonic_gpt.model.harmonic_head import HarmonicHead
 from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
 from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
-from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
 from tests.model.test_heads import constants_of, graded
 
 pytest.importorskip("triton", reason="the triton extra is not installed")

@@ -14,7 +14,7 @@ from harmonic_gpt.model.harmonic_logits import pair_logits
 from harmonic_gpt.model.heads import HEADS, PAIRS
 from harmonic_gpt.run_config import PAIRS as CONFIG_PAIRS
 from tests.aligned import aligned
-from tests.model.test_harmonic_loss import EXPONENTS, D, N, V, hard_inputs, inputs
+from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs
 
 PRODUCT = [name for name, head in HEADS.items() if head.form]
 NEW = [name for name in PRODUCT if name not in PAIRS.values()]  # the four have test_harmonic_loss.py
