@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
@@ -21,7 +21,7 @@ LEVEL = 0.01  # nats per token: a difference of loss that is none
 ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "eighth": "r = 1/8", "standard": "standard"}
 CHOSEN = "quarter"  # by PROTOCOL.md's rule for the shipped configs
 # A verdict, said of the harmonic head
-WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level", "undecided": "undecided"}
+WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level", "undecided": "no difference shown"}
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
 
 
@@ -69,14 +69,19 @@ class Outcome(NamedTuple):
 
 
 def outcomes(rows: list[dict]) -> list[Outcome]:
-    """Of every hypothesis, arm and size that has a pair of seeds. A run repeated for its reading counts once."""
+    """Of every hypothesis, arm and size that has a pair of seeds, the smallest size first. A run repeated for its
+    reading counts once."""
     rows = with_loss_at_three_times(list({row["key"]: row for row in rows}.values()))
     found = []
     for hypothesis in HYPOTHESES:
         for (question, size, arm), pairs in paired(rows, partial(number_at, path=hypothesis.measure)).items():
             if question == hypothesis.question:
                 found.append(Outcome(hypothesis, arm, size.split()[0], pairs, verdict(hypothesis, pairs)))
-    return found
+    return sorted(found, key=lambda one: (HYPOTHESES.index(one.hypothesis), depth_and_width(one.size)))
+
+
+def depth_and_width(size: str) -> list[int]:
+    return [int(part) for part in size.split("x")]
 
 
 def with_loss_at_three_times(rows: list[dict]) -> list[dict]:
@@ -96,7 +101,7 @@ def verdicts(rows: list[dict], *initials: str) -> str:
     found = [one for one in outcomes(rows) if one.hypothesis.name[0] in initials]
     if not found:
         return f"No verdict yet: every hypothesis is undecided, 0 of {SEEDS} seeds."
-    sizes = sorted({one.size for one in found}, key=lambda size: [int(part) for part in size.split("x")])
+    sizes = sorted({one.size for one in found}, key=depth_and_width)
     table: dict[tuple[str, str], dict[str, Outcome]] = {}
     for one in found:
         table.setdefault((f"{one.hypothesis.name}: {one.hypothesis.text}", one.arm), {})[one.size] = one
@@ -111,15 +116,21 @@ def verdicts(rows: list[dict], *initials: str) -> str:
     )
 
 
-def told(rows: list[dict], name: str, arm: str, numbers: bool = True) -> str:
-    """A hypothesis in words, with numbers: "level at 2 x 64 (+0.001 [...]), behind at 4 x 192 (...)"."""
+def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest", "none"] = "all") -> str:
+    """A hypothesis in words: "level at 2 x 64 (+0.001 [...]), behind at 4 x 192 (...)", with the numbers of all sizes
+    or of the largest alone."""
+    asked = [one for one in outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]
     said: dict[str, list[str]] = {}
-    for one in outcomes(rows):
-        if (one.hypothesis.name, one.arm) == (name, arm):
-            few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
-            found = f" ({difference(one.pairs)}{few})" if numbers else ""
-            said.setdefault(WORDS[one.verdict], []).append(f"{one.size.replace('x', ' x ')}{found}")
-    return ", ".join(f"{word} at {' and '.join(sizes)}" for word, sizes in said.items()) or "not measured yet"
+    for one in asked:
+        few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
+        shown = numbers == "all" or (numbers == "largest" and one is asked[-1])
+        found = f" ({difference(one.pairs)}{few})" if shown else ""
+        said.setdefault(WORDS[one.verdict], []).append(f"{one.size.replace('x', ' x ')}{found}")
+    return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items()) or "not measured yet"
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1])] * bool(words[1:]) + words[-1:])
 
 
 def _cell(one: Outcome) -> str:

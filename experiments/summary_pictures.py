@@ -41,23 +41,26 @@ def _axes(width: float = 7.0, height: float = 4.0):
 
 
 def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
-    """Difference to the standard head by size, with 95 % intervals over seeds; the protocol's where it has pairs."""
+    """Difference to the standard head by size, with 95 % intervals over seeds: hollow without weight decay, filled with
+    it (the protocol's, where three seeds are there)."""
     figure, axes = _axes()
     sizes = list(by_size)
-    names = {"1": "r = 1, no weight decay, three seeds", "1/4": "r = 1/4, no weight decay, three seeds"}
-    series = {name: {size: arms[r] for size, arms in by_size.items()} for r, name in names.items()}
-    for (question, size, arm), pairs in paired(protocol).items():
-        if question == results.ENOUGH and size in sizes and len(pairs) >= results.SEEDS:
-            series.setdefault(f"{results.ARMS.get(arm, arm)}, weight decay, five seeds", {})[size] = pairs
-    for i, (label, points) in enumerate(series.items()):
-        places = [sizes.index(size) + 0.12 * (i - (len(series) - 1) / 2) for size in points]
+    plain = {f"r = {r}, no weight decay": {size: arms[r] for size, arms in by_size.items()} for r in ("1", "1/4")}
+    decayed: dict[str, dict[str, SeedPairs]] = {}
+    for (question, size, arm), pairs in sorted(paired(protocol).items()):
+        if question == results.ENOUGH and size in sizes and len(pairs) >= 3:
+            decayed.setdefault(f"{results.ARMS.get(arm, arm)}, weight decay", {})[size] = pairs
+    colors = {name: COLORS[arm] for arm, name in results.ARMS.items()}
+    for i, (label, points) in enumerate((plain | decayed).items()):
+        places = [sizes.index(size) + 0.12 * (i - (len(plain | decayed) - 1) / 2) for size in points]
         gaps = [mean(a - b for _, a, b in pairs) for pairs in points.values()]
         limits = [interval(pairs) or (0.0, 0.0) for pairs in points.values()]
         bars = [[gap - low for gap, (low, _) in zip(gaps, limits, strict=True)]]
         bars += [[high - gap for gap, (_, high) in zip(gaps, limits, strict=True)]]
-        marker = "osD^v"[i % 5]
-        fill = "white" if label.startswith("r = 1,") else BLUE
-        axes.errorbar(places, gaps, bars, fmt=marker, color=BLUE, mfc=fill, ms=8, lw=2, label=f"harmonic, {label}")
+        color = colors.get(label.split(",")[0], BLUE)
+        fill = color if label in decayed else "white"
+        name = f"harmonic, {label}"
+        axes.errorbar(places, gaps, bars, fmt="osD^v"[i % 5], color=color, mfc=fill, ms=8, lw=2, label=name)
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
     axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
@@ -153,7 +156,7 @@ def draw_lens(path: Path, rows: list[dict]) -> None:
         if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in ARMS:
             held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
     panels = {}
-    for size, arms in sorted(held.items()):
+    for size, arms in sorted(held.items(), key=lambda one: results.depth_and_width(one[0])):
         whole = {arm: layers for arm, layers in arms.items() if len(layers) >= results.SEEDS}
         if whole:
             reads = [Read(color, name, over_seeds(whole[arm])) for arm, (name, color) in ARMS.items() if arm in whole]

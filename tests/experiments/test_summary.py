@@ -78,7 +78,7 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows))
     assert summary.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
     monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows[:-1]))
-    assert summary.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
+    assert summary.told("P1", "sharp") == "no difference shown at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
     assert summary.told("P2") == "not measured yet"
 
 
