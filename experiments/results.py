@@ -14,7 +14,7 @@ import numpy as np
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
-ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
+ENOUGH, THRICE, FREQUENCY = "enough text", "three times the rate", "loss by frequency"  # questions of protocol.yaml
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -46,6 +46,7 @@ HYPOTHESES = (
     Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
+    Hypothesis("U5", "predicts rare targets better", FREQUENCY, "measured.by_frequency.rare"),
 )
 
 

@@ -1,4 +1,5 @@
-"""Small changes to a run between `setup` and `fit`: what experiments try and the product does not offer (yet).
+"""Small changes to a run between `setup` and `fit`: what experiments try and the product does not offer (yet), and
+measures that need the run.
 
 A trial that pays becomes a setting of the product, with its gradient in the chunked loss; one that does not is deleted
 with a line in docs/results/prediction.md. In a queue file the setting `trial.NAME` asks for it.
@@ -6,9 +7,10 @@ with a line in docs/results/prediction.md. In a queue file the setting `trial.NA
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from rare_tokens import token_counts
+from rare_tokens import EDGES, by_frequency, token_counts
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input
@@ -130,6 +132,29 @@ def lengths_and_logits(run: Run, tokens: int = 2048) -> dict[str, float]:
     }
 
 
+def watch_frequencies(run: Run, tokens: int) -> Callable[[], dict]:
+    """Changes nothing: the trained model's loss by how often the target occurs in the training text (rare_tokens.py),
+    over so many leading validation tokens. losses: nats per target of each class, None without a target; rare: of all
+    targets that occur 1 to 99 times."""
+
+    def measure() -> dict:
+        model, block = run.bare_model, run.config.model.n_positions
+        count = min(tokens, len(run.validation) - 1) // block
+        ids = torch.from_numpy(run.validation.read(0, count * block + 1).astype("int64"))
+        blocks = ids.unfold(0, block + 1, block)  # (count, block + 1)
+        classes = torch.from_numpy(np.digitize(token_counts(run.data, model.config.vocab_size), EDGES))
+        was_training = model.training
+        model.eval()
+        found = by_frequency(model, blocks, classes)
+        model.train(was_training)
+        nats, targets = found["losses"].sum(0), found["targets"].sum(0)
+        losses = [n / t if t else None for n, t in zip(nats.tolist(), targets.tolist(), strict=True)]
+        rare = float(nats[1:3].sum() / max(targets[1:3].sum(), 1))
+        return {"by_frequency": {"losses": losses, "targets": targets.astype(int).tolist(), "rare": rare}}
+
+    return measure
+
+
 TRIALS = {
     f.__name__: f
     for f in (
@@ -139,5 +164,6 @@ TRIALS = {
         frequency_start,
         decay_to_length,
         watch_growth,
+        watch_frequencies,
     )
 }
