@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from rare_tokens import NAMES
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
@@ -251,19 +252,25 @@ USES_MEANS = (
 )
 
 
-def means(rows: list[dict], size: str, measures: tuple[tuple[str, str], ...]) -> str:
+FREQUENCY_MEANS = (
+    *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
+    ("1 to 99 times (U5)", "measured.by_frequency.rare"),
+)
+
+
+def means(rows: list[dict], size: str, measures: tuple[tuple[str, str], ...], question: str = ENOUGH) -> str:
     """Markdown: mean over the fresh seeds of each measure (its text, its path), a column for each arm, and the
     difference of the shipped one to standard with its interval."""
     runs: dict[str, dict[int, dict]] = {}
     for row in rows:
-        if (row["question"], row["size"]) == (ENOUGH, size):
+        if (row["question"], row["size"]) == (question, size):
             runs.setdefault(arm_of(row), {})[row["seed"]] = row
     arms = list(dict.fromkeys(arm for arm in (*ARMS, *runs) if arm in runs))
     lines = []
     for text, path in measures:
         found = [[v for row in runs[arm].values() if (v := number_at(row, path)) is not None] for arm in arms]
-        if all(found):
-            pairs = paired(rows, partial(number_at, path=path)).get((ENOUGH, size, CHOSEN), [])
+        if found and all(found):
+            pairs = paired(rows, partial(number_at, path=path)).get((question, size, CHOSEN), [])
             gap = difference(pairs) if pairs else ""
             lines.append([text, *(f"{mean(values):.3f}" for values in found), gap])
     seeds = min((len(found) for found in runs.values()), default=0)

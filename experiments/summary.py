@@ -315,6 +315,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "certificates": certificates_table,
     "decay": lambda: lengths.decay(protocol_rows()),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
+    "loss by frequency": lambda: results.means(protocol_rows(), "2x128", results.FREQUENCY_MEANS, results.FREQUENCY),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
     "scaling": scaling_table,
