@@ -22,7 +22,7 @@ LEVEL = 0.01  # nats per token: a difference of loss that is none
 ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "eighth": "r = 1/8", "standard": "standard"}
 CHOSEN = "quarter"  # by PROTOCOL.md's rule for the shipped configs
 # A verdict, said of the harmonic head
-WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level", "undecided": "no difference shown"}
+WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level"}
 ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
 
 
@@ -99,7 +99,7 @@ def with_loss_at_three_times(rows: list[dict]) -> list[dict]:
 
 def verdicts(rows: list[dict], *initials: str) -> str:
     """Markdown: a line for each hypothesis whose name begins with one of `initials` and arm, a column for each size;
-    negative results first."""
+    the shipped arm first, and of each arm negative results first."""
     found = [one for one in outcomes(rows) if one.hypothesis.name[0] in initials]
     if not found:
         return f"No verdict yet: every hypothesis is undecided, 0 of {SEEDS} seeds."
@@ -111,10 +111,11 @@ def verdicts(rows: list[dict], *initials: str) -> str:
     for (asked, arm), by_size in table.items():
         cells = [_cell(by_size[size]) if size in by_size else "" for size in sizes]
         worst = min(ORDER.index(one.verdict) for one in by_size.values())
-        lines.append((worst, [asked, ARMS.get(arm, arm), *cells]))
+        place = [CHOSEN, *ARMS].index(arm) if arm in ARMS else len(ARMS) + 1
+        lines.append((place, worst, [asked, ARMS.get(arm, arm), *cells]))
     named = " | ".join(size.replace("x", " x ") for size in sizes)
     return markdown_table(
-        f"the harmonic head ... | arm | {named}", [line for _, line in sorted(lines, key=lambda one: one[0])]
+        f"the harmonic head ... | arm | {named}", [line for *_, line in sorted(lines, key=lambda one: one[:2])]
     )
 
 
@@ -127,7 +128,7 @@ def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest
         few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
         shown = numbers == "all" or (numbers == "largest" and one is asked[-1])
         found = f" ({difference(one.pairs)}{few})" if shown else ""
-        said.setdefault(WORDS[one.verdict], []).append(f"{one.size.replace('x', ' x ')}{found}")
+        said.setdefault(WORDS.get(one.verdict, _undecided(one)), []).append(f"{one.size.replace('x', ' x ')}{found}")
     return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items()) or "not measured yet"
 
 
@@ -137,7 +138,12 @@ def _listed(words: list[str]) -> str:
 
 def _cell(one: Outcome) -> str:
     few = f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
-    return f"**{one.verdict}**{few}: {difference(one.pairs)}"
+    word = _undecided(one) if one.verdict == "undecided" else one.verdict
+    return f"**{word}**{few}: {difference(one.pairs)}"
+
+
+def _undecided(one: Outcome) -> str:
+    return "no difference shown" if len(one.pairs) >= SEEDS else "undecided"
 
 
 def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
@@ -237,6 +243,7 @@ READING_MEANS = (
     ("agreement of a tuned lens (higher)", "reading.tuned_lens"),
     ("label distance (lower)", "reading.label_distance"),
     ("own center, mean reciprocal rank (higher)", "reading.own_center"),
+    ("cosine of a center and its mean context (higher)", "reading.center_cosine"),
 )
 USES_MEANS = (
     ("calibration error (lower)", "uses.calibration.error"),
@@ -258,22 +265,19 @@ FREQUENCY_MEANS = (
 )
 
 
-def means(rows: list[dict], size: str, measures: tuple[tuple[str, str], ...], question: str = ENOUGH) -> str:
-    """Markdown: mean over the fresh seeds of each measure (its text, its path), a column for each arm, and the
-    difference of the shipped one to standard with its interval."""
-    runs: dict[str, dict[int, dict]] = {}
-    for row in rows:
-        if (row["question"], row["size"]) == (question, size):
-            runs.setdefault(arm_of(row), {})[row["seed"]] = row
-    arms = list(dict.fromkeys(arm for arm in (*ARMS, *runs) if arm in runs))
-    lines = []
+def differences(
+    rows: list[dict], measures: tuple[tuple[str, str], ...], question: str = ENOUGH, arm: str = CHOSEN
+) -> str:
+    """Markdown: of each measure (its text, its path) at every size the means over the fresh seeds of the arm and of
+    standard, and their difference with its interval."""
+    table: dict[str, dict[str, str]] = {}
     for text, path in measures:
-        found = [[v for row in runs[arm].values() if (v := number_at(row, path)) is not None] for arm in arms]
-        if found and all(found):
-            pairs = paired(rows, partial(number_at, path=path)).get((question, size, CHOSEN), [])
-            gap = difference(pairs) if pairs else ""
-            lines.append([text, *(f"{mean(values):.3f}" for values in found), gap])
-    seeds = min((len(found) for found in runs.values()), default=0)
-    named = " | ".join(ARMS.get(arm, arm) for arm in arms)
-    columns = f"{size.replace('x', ' x ')}, mean over {seeds} seeds | {named} | {ARMS[CHOSEN]} - standard [95 %]"
-    return markdown_table(columns, lines) if lines else ""
+        for (asked, size, name), pairs in paired(rows, partial(number_at, path=path)).items():
+            if (asked, name) == (question, arm):
+                ours, theirs = (mean(one[i] for one in pairs) for i in (1, 2))
+                few = f" ({len(pairs)} seeds)" if len(pairs) < SEEDS else ""
+                table.setdefault(text, {})[size] = f"{ours:.3f}, {theirs:.3f}: {difference(pairs)}{few}"
+    sizes = sorted({size for cells in table.values() for size in cells}, key=depth_and_width)
+    named = " | ".join(size.replace("x", " x ") for size in sizes)
+    columns = f"{ARMS[arm]}, standard: difference [95 %] | {named}"
+    return markdown_table(columns, [[text, *map(cells.get, sizes)] for text, cells in table.items()]) if table else ""

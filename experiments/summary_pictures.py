@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from report import SeedPairs, arm_of, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
-from harmonic_gpt.evaluation.comparison.result_figures import Read, lens_agreement
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
@@ -111,13 +110,13 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
 
 
 def plain_scarce_rows() -> list[dict]:
-    """The runs of measured.scarce's first line."""
+    """The runs of measured.scarce's first line, without the seed on which r was chosen."""
     found = []
     for row in measured.rows_of("recipe.jsonl"):
         chosen, trial = own_settings(row)
         plain = {"optim.head_lr_scale": 2.0, "data.dir": "prose8k-16"}.items() <= chosen.items() and not trial
         other = {"model.dropout", "train.label_smoothing", "model.hidden_scale"} & chosen.keys()
-        if row["question"] == measured.SCARCE and plain and not other:
+        if row["question"] == measured.SCARCE and plain and not other and row["seed"]:
             found.append(row)
     return found
 
@@ -148,35 +147,38 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     figure.savefig(path, dpi=150)
 
 
+LENSES = (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", "tuned lens", "--"))
+
+
 def draw_lens(path: Path, rows: list[dict]) -> None:
-    """Lens agreement by layer of the protocol's arms with five seeds, a panel for each size: mean over seeds, bars from
-    the least to the largest."""
+    """Lens agreement by layer of the shipped arm and of standard, a panel for each size: mean over seeds, bars from the
+    least to the largest."""
     held: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in ARMS:
+        if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in (results.CHOSEN, "standard"):
             held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
-    panels = {}
-    for size, arms in sorted(held.items(), key=lambda one: results.depth_and_width(one[0])):
-        whole = {arm: layers for arm, layers in arms.items() if len(layers) >= results.SEEDS}
-        if whole:
-            reads = [Read(color, name, over_seeds(whole[arm])) for arm, (name, color) in ARMS.items() if arm in whole]
-            panels[f"{size.replace('x', ' x ')}, {results.SEEDS} seeds"] = reads
-    if panels and (figure := lens_agreement(panels)):
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.axes[0].get_legend().remove()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels) // 2, frameon=False, fontsize=8)
-        figure.savefig(path, dpi=150)
-
-
-def over_seeds(layers: list[dict[str, list[float]]]) -> list[dict]:
-    """Rows of a layer each, as results.json has them, from {measure: [value a layer]} of every seed."""
-    rows: list[dict] = [{"layer": layer} for layer in range(len(layers[0]["context_agreement"]))]
-    for row in rows:
-        for key in ("context_agreement", "tuned_context_agreement"):
-            values = [seed[key][row["layer"]] for seed in layers if row["layer"] < len(seed[key])]
-            if values:
-                row |= {key: mean(values), f"{key}_interval": [min(values), max(values)]}
-    return rows
+    sizes = [size for size in sorted(held, key=results.depth_and_width) if min(map(len, held[size].values())) >= 3]
+    if not sizes:
+        return
+    figure, grid = subplots(-(-len(sizes) // 2), 2, 8, 3.4 * -(-len(sizes) // 2) + 0.5, sharey=True)
+    for axes, size in zip(grid.flat, sizes, strict=False):
+        for arm, seeds in held[size].items():
+            name, color = ARMS[arm]
+            for key, lens, style in LENSES:
+                values = np.array([layers[key] for layers in seeds])  # (seeds, layers)
+                middle = values.mean(0)
+                bars = np.maximum(0, [middle - values.min(0), values.max(0) - middle])  # rounding may leave -1e-17
+                look = {"color": color, "ls": style, "marker": "o", "ms": 4, "capsize": 2}
+                axes.errorbar(range(len(middle)), middle, bars, label=f"{name}, {lens}", **look)
+        axes.set(title=f"{size.replace('x', ' x ')}, {len(seeds)} seeds", xlabel="layer (0: embeddings)", ylim=(0, 1))
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(color="0.92")
+    for axes in grid.flat[len(sizes) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("agreement with the output")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 def main(folder: Path = IMAGES) -> None:

@@ -86,9 +86,10 @@ def test_means_have_a_column_for_each_arm():
         for seed in (0, 1)
     ]
     rows.append(row("quarter", 0, question="frontier", lens_agreement=100))
-    text = results.means(rows, "2x64", (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
-    assert text.splitlines()[0] == "| 2 x 64, mean over 2 seeds | r = 1/4 | standard | r = 1/4 - standard [95 %] |"
-    assert text.splitlines()[2:] == ["| lens | 2.500 | 1.500 | +1.000 [+1.000, +1.000] |"]
+    text = results.differences(rows, (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
+    assert text.splitlines()[0] == "| r = 1/4, standard: difference [95 %] | 2 x 64 |"
+    assert text.splitlines()[2:] == ["| lens | 2.500, 1.500: +1.000 [+1.000, +1.000] (2 seeds) |"]
+    assert results.differences(rows, (("not measured", "reading.own_center"),)) == ""
 
 
 def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():

@@ -38,9 +38,9 @@ def test_killed_at_every_write(victims, config, undisturbed, tmp_path, record, e
         assert not list(run_dir.glob(".writing*"))
         shutil.rmtree(run_dir)
     record(
-        f"SIGKILL before each of {writes} changes of the file system (keep 1)",
+        f"SIGKILL before {len(tried)} of the {writes} changes of the file system (keep 1)",
         SAME,
-        f"{len(tried)} of {len(tried)} tried did",
+        "as expected",
     )
 
 
