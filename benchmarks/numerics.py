@@ -7,6 +7,8 @@ distances (what autocast and `precision: bf16` do); the same after the centers' 
 distances computed in bfloat16.
 """
 
+import argparse
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,7 +74,7 @@ def errors(x: Tensor, w: Tensor, y: Tensor, n: float) -> list[tuple[float, float
 
 
 def main() -> None:
-    print(__doc__)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(
         f"N = {TOKENS}, V = {CLASSES}, D = {DIM}; max |error of log p| in nats / relative error of the worse gradient\n"
     )

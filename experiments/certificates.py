@@ -94,7 +94,12 @@ def certificates(searches: list[ArmSearch]) -> str:
         state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
         ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
         runs = "1 run" if trained == 1 else f"{trained} runs"
-        cells = [one.arm, one.size, f"{state}, {runs}", f"{loss:.4f} at {'; '.join(ladders)}"]
+        cells = [
+            ARMS.get(one.arm, one.arm),
+            one.size.replace("x", " x "),
+            f"{state}, {runs}",
+            f"{loss:.4f} at {'; '.join(ladders)}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -223,10 +223,8 @@ def frontier(rows: list[dict]) -> str:
     for point in frontier_points(rows):
         r, n = ("standard", "-") if point.r is None else (str(Fraction(point.r).limit_denominator(16)), f"{point.n:g}")
         read = [f"{point.mean(path):.3f}" for path in measures]
-        lines.append(
-            [r, n, str(len(point.runs)), f"{point.mean('val_loss'):.3f}", f"{point.gap:+.3f}", *read, point.keeps]
-        )
-    columns = "r | n | seeds | nats per token | - standard, same seeds | lens agreement | label distance | own center"
+        lines.append([r, n, str(len(point.runs)), f"{point.gap:+.3f}", *read, point.keeps])
+    columns = "r | n | seeds | nats per token - standard's, same seeds | lens agreement | label distance | own center"
     return markdown_table(f"{columns} | keeps the geometry", lines) if lines else ""
 
 

@@ -3,6 +3,7 @@
 python experiments/summary_pictures.py      # writes prediction_*, frontier, lens_agreement_protocol and heads.png
 """
 
+import argparse
 from fractions import Fraction
 from pathlib import Path
 from statistics import mean
@@ -105,7 +106,7 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
         for arm, (name, color) in ARMS.items():
             asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
             if curves := [row["curve"] for row in asked]:
-                drawn.setdefault(question, []).append(Curves(f"{name}, regularized", color, "o-", curves))
+                drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, "o-", curves))
     return drawn
 
 
@@ -181,7 +182,10 @@ def draw_lens(path: Path, rows: list[dict]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(folder: Path = IMAGES) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures (default: %(default)s)")
+    folder = parser.parse_args().out
     protocol = list(measured.rows_of("protocol.jsonl"))
     draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
