@@ -257,6 +257,7 @@ USES_MEANS = (
 )
 
 
+RATE_MEANS = (("nats lost at three times the learning rate (lower)", "lost_at_three_times"),)
 FREQUENCY_MEANS = (
     *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
     ("1 to 99 times (U5)", "measured.by_frequency.rare"),

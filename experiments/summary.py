@@ -136,6 +136,16 @@ def reading_means() -> str:
     return "\n\n".join(results.differences(protocol_rows(), results.READING_MEANS, arm=arm) for arm in arms)
 
 
+def uses_means() -> str:
+    """The shipped arm's, and what three times the rate costs it."""
+    thrice = results.with_loss_at_three_times(protocol_rows())
+    tables = (
+        results.differences(protocol_rows(), results.USES_MEANS),
+        results.differences(thrice, results.RATE_MEANS, results.THRICE),
+    )
+    return "\n\n".join(table for table in tables if table)
+
+
 def scaling_table() -> str:
     series = results.by_width(protocol_rows())
     for r in ("1/4", "1"):
@@ -323,7 +333,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "verdicts on reading": lambda: results.verdicts(protocol_rows(), "R"),
     "verdicts on uses": lambda: results.verdicts(protocol_rows(), "U", "S"),
     "means of reading": lambda: reading_means(),
-    "means of uses": lambda: results.differences(protocol_rows(), results.USES_MEANS),
+    "means of uses": lambda: uses_means(),
     "neighbors": lambda: certificates.neighbors(protocol_rows()),
     "certificates": certificates_table,
     "decay": lambda: lengths.decay(protocol_rows()),
