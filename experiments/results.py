@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rare_tokens import NAMES
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
+from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 ENOUGH, THRICE, FREQUENCY = "enough text", "three times the rate", "loss by frequency"  # questions of protocol.yaml
@@ -156,7 +157,8 @@ def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
 
 
 def scaling(series: dict[str, dict[int, SeedPairs]], width: int = 768) -> str:
-    """Markdown: the paired difference of losses as a line over log2(width), for what has three widths or more."""
+    """Markdown: the paired difference of losses as a line over log2(width), for what has three widths or more, and how
+    well a line fits."""
     lines = []
     for name, widths in series.items():
         if len(widths) < 3:
@@ -167,9 +169,20 @@ def scaling(series: dict[str, dict[int, SeedPairs]], width: int = 768) -> str:
         slope, at = ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*number) for number in line)
         _, low, high = line.slope
         shrinks = "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
-        lines.append([name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**", at])
-    columns = "harmonic - standard | widths | for each doubling of the width [95 %] | S1: the difference shrinks"
-    return markdown_table(f"{columns} | the line at {width} [95 %]", lines) if lines else ""
+        fits = f"{lack_of_fit(x, y):.2g}"
+        lines.append([name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**", fits, at])
+    columns = "harmonic - standard | widths | for each doubling of the width [95 %] | S1: this slope is below zero"
+    return markdown_table(f"{columns} | a line fits, p | extrapolated to {width} [95 %]", lines) if lines else ""
+
+
+def lack_of_fit(x: np.ndarray, y: np.ndarray) -> float:
+    """p of the F test of a line through points x, y (N,) against a mean of its own at each x: small where the points
+    lie on no line."""
+    line = np.polynomial.Polynomial.fit(x, y, 1)
+    own = np.array([y[x == at].mean() for at in x])
+    groups = len(set(x))
+    rest, scatter = np.sum((own - line(x)) ** 2) / (groups - 2), np.sum((y - own) ** 2) / (len(y) - groups)
+    return float(stats.f.sf(rest / scatter, groups - 2, len(y) - groups))
 
 
 def number_at(row: dict, path: str) -> float | None:

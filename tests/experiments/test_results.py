@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import results
 
@@ -77,6 +78,12 @@ def test_scaling_is_a_line_over_widths_with_five_seeds():
     assert "**holds**" in text
     assert "| -0.016 [" in text
     assert results.scaling(results.by_width(rows[:-10])) == ""  # two widths
+
+
+def test_points_on_no_line_are_told():
+    x, noise = np.repeat([6.0, 7.0, 8.0], 4), np.tile([0.01, -0.01, 0.02, -0.02], 3)
+    assert results.lack_of_fit(x, 0.1 * x + noise) > 0.5
+    assert results.lack_of_fit(x, 0.1 * abs(x - 7) + noise) < 0.001
 
 
 def test_means_have_a_column_for_each_arm():
