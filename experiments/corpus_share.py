@@ -10,9 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from harmonic_gpt.data.request import VALIDATION_SHARE
 from harmonic_gpt.data.split import content_hash, is_validation
-
-VALIDATION_SHARE = 0.05  # prepare's default
 
 
 def keeps(text: str, fraction: int) -> bool:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
+from harmonic_gpt.data.request import VALIDATION_SHARE
 
 from harmonic_gpt.errors import InputError
 
@@ -166,9 +167,20 @@ class DataSection(Section):
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
     validation_share: Annotated[float, Gt(0), Lt(1)] = Field(
-        0.05, description="share of documents for validation, chosen by content hash"
+        VALIDATION_SHARE, description="share of documents for validation, chosen by content hash"
     )
 
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What `data.prepare` is asked for, by the names of its parameters."""
+        return {
+            "source": self.source,
+            "text_column": self.text_column,
+            "validation_share": self.validation_share,
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size if self.tokenizer is None else None,
+        }
 
 class OptimSection(Section):
     optimizer: Literal["adamw", "muon"] = Field(

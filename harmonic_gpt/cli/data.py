@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from harmonic_gpt.cli.options import SHARE
+from harmonic_gpt.data.request import DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE, SHARD_TOKENS, VALIDATION_SHARE
 from harmonic_gpt.errors import InputError
 
 
@@ -18,19 +19,22 @@ def prepare(
     ],
     out: Annotated[str, typer.Option(help="token folder to create; a killed preparation of it is continued")],
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer folder or hub name; default: train a BPE")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="size of the BPE to train (4096)", min=257, max=2**20)] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help=f"size of the BPE to train ({DEFAULT_VOCAB_SIZE})", min=MIN_VOCAB_SIZE, max=2**20),
+    ] = None,
     validation: Annotated[
         Literal["content", "nanogpt"],
         typer.Option(help="content: chosen by content hash; nanogpt: the documents that nanoGPT takes"),
     ] = "content",
     validation_share: Annotated[
-        float | None, typer.Option(help="share of documents for validation (0.05)", **SHARE)
+        float | None, typer.Option(help=f"share of documents for validation ({VALIDATION_SHARE})", **SHARE)
     ] = None,
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="keep documents that are equal to an earlier one")
     ] = False,
-    shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = 100_000_000,
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a file", min=1)] = SHARD_TOKENS,
     num_workers: Annotated[
         int | None, typer.Option(help="threads or processes that tokenize; default: the cores", min=1)
     ] = None,

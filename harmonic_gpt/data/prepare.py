@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from harmonic_gpt.data.encoding import Encoded, EncoderSpec, encoder_spec
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION
 from harmonic_gpt.data.reading import Batch, Reader
+from harmonic_gpt.data.request import MIN_VOCAB_SIZE, SHARD_TOKENS, VALIDATION_SHARE, normalized
 from harmonic_gpt.data.shards import PROGRESS, SEEN, Progress, read_progress
 from harmonic_gpt.data.sources import open_source
 from harmonic_gpt.data.split import NANOGPT_SHARE, SeenDocuments
@@ -36,9 +37,6 @@ from harmonic_gpt.progress import show_progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE = 4096, 257
-VALIDATION_SHARE = 0.05
-SHARD_TOKENS = 100_000_000
 LOCK = ".lock"
 LOWEST_HASH = "no content hash is below validation_share: the document with the lowest one is for validation"
 TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
@@ -91,16 +89,18 @@ def prepare(
     places = [source] if isinstance(source, str) else list(source)
     if not places:
         raise InputError("no source is given")
-    request = {
-        "source": places[0] if len(places) == 1 else places,
-        "text_column": text_column,
-        "validation": validation,
-        "validation_share": _validation_share(validation, validation_share),
-        "drop_duplicates": drop_duplicates,
-        "tokenizer": tokenizer,
-        "vocab_size": vocab_size,
-        "shard_tokens": shard_tokens,
-    }
+    request = normalized(
+        {
+            "source": places,
+            "text_column": text_column,
+            "validation": validation,
+            "validation_share": _validation_share(validation, validation_share),
+            "drop_duplicates": drop_duplicates,
+            "tokenizer": tokenizer,
+            "vocab_size": vocab_size,
+            "shard_tokens": shard_tokens,
+        }
+    )
     partial = out.with_name(out.name + ".partial")
     with _claim(partial):
         if _is_complete(partial):
@@ -207,7 +207,7 @@ def _fill(partial: Path, request: dict, num_workers: int) -> None:
 def _same_request(partial: Path, there: dict, asked: dict) -> None:
     """Raises InputError unless a preparation that was begun is the one that is asked for now."""
     for section, values in asked.items():
-        begun = there[section]
+        begun = normalized(there[section]) if section == "request" else there[section]
         differing = [f"{option(k)}: {begun.get(k)!r} there, {v!r} now" for k, v in values.items() if begun.get(k) != v]
         if differing:
             raise InputError(f"{partial} was begun otherwise ({'; '.join(differing)}); ask for the same, or remove it")
@@ -238,7 +238,7 @@ def _tokenizer(reader: Reader, partial: Path, request: dict, continued: bool) ->
         first = next(texts, None)
         if first is None:
             raise InputError(f"{request['source']}: no training documents")
-        tokenizer = train_tokenizer(chain([first], texts), request["vocab_size"] or DEFAULT_VOCAB_SIZE)
+        tokenizer = train_tokenizer(chain([first], texts), request["vocab_size"])
     tokenizer.save_pretrained(folder)
     return tokenizer
 

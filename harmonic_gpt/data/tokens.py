@@ -14,6 +14,7 @@ import numpy as np
 
 from harmonic_gpt.data.datatrove import document_ends, read_datatrove, token_files
 from harmonic_gpt.data.manifest import MANIFEST, SPLITS, read_manifest
+from harmonic_gpt.data.request import normalized
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.errors import InputError, option
 from harmonic_gpt.files import write_json
@@ -128,7 +129,7 @@ class TokenFolder:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
         if split not in self._verified:
             self.verify(split)
-        return self.splits[split]
+        return tokens
 
     def verify(self, split: str, anew: bool = False) -> None:
         """Read a split: its ids must be of the vocabulary, its files those of the manifest. About a second a GB.
@@ -179,13 +180,24 @@ class TokenFolder:
         return {"vocab_size": self.vocab_size, "tokenizer": self.manifest["tokenizer"]["sha256"], "files": files}
 
     def check_request(self, request: dict) -> None:
-        """Raises InputError unless `prepare` was asked for just this."""
+        """Raises InputError unless `prepare` was asked for just this. A request without a source is for the folder as
+        it is: only a vocabulary of another size is refused."""
         if self.manifest is None:
             return
-        made = self.manifest["request"]
-        differing = [key for key, value in request.items() if made.get(key) != value]
+        made = normalized(self.manifest["request"])
+        if request["source"] is None:
+            size = request["vocab_size"]
+            # The folder's own size, or the one that was asked for: a small text gives fewer tokens
+            if size not in (None, self.vocab_size, made.get("vocab_size")):
+                raise InputError(
+                    f"{self.path} has a vocabulary of {self.vocab_size} tokens, {option('vocab_size')} asks for "
+                    f"{size}; leave it out, or choose another data.dir"
+                )
+            return
+        asked = normalized(request)
+        differing = [key for key, value in asked.items() if made.get(key) != value]
         if differing:
-            told = "; ".join(f"{option(key)}: {made.get(key)!r} there, {request[key]!r} asked for" for key in differing)
+            told = "; ".join(f"{option(key)}: {made.get(key)!r} there, {asked[key]!r} asked for" for key in differing)
             raise InputError(
                 f"{self.path} was prepared from something else ({told}); choose another data.dir, or remove that folder"
             )

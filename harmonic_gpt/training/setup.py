@@ -90,24 +90,16 @@ def _open_data(
 ) -> tuple[TokenFolder, PreTrainedTokenizerBase | None]:
     """The token folder (prepared first if it is missing and a source is named) and its tokenizer, if it has one."""
     path, ranks = Path(section.dir).expanduser(), accelerator.num_processes
-    request: dict[str, Any] = {
-        "source": section.source,
-        "text_column": section.text_column,
-        "validation_share": section.validation_share,
-        "tokenizer": section.tokenizer,
-        "vocab_size": section.vocab_size if section.tokenizer is None else None,
-    }
     if section.source is not None and not path.is_dir():
         if ranks > 1:  # the other ranks would time out waiting
             raise InputError(
-                f"{path} is not there yet; before starting {ranks} processes run: {_preparation(path, request)}"
+                f"{path} is not there yet; before starting {ranks} processes run: {_preparation(path, section.request)}"
             )
         print(f"preparing {path} from {section.source}", file=sys.stderr)
-        prepare(out=path, **request)
+        prepare(out=path, **section.request)
     tokenizer = load_tokenizer(section.tokenizer) if section.tokenizer else None
     folder = open_token_folder(path, section.vocab_size or (len(tokenizer) if tokenizer else None))
-    if section.source is not None:
-        folder.check_request(request)
+    folder.check_request(section.request)
     if tokenizer is None and folder.tokenizer_path is not None:
         tokenizer = load_tokenizer(folder.tokenizer_path)
     if tokenizer is not None:

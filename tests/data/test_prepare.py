@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -113,6 +114,19 @@ def test_few_documents_have_one_for_validation(tmp_path, order):
     decoded = AutoTokenizer.from_pretrained(out / "tokenizer").decode(ids)
     assert decoded == 2 * f"{lowest}<|endoftext|>"
     assert folder.manifest["notes"] == [LOWEST_HASH]
+
+
+def test_a_preparation_of_an_older_version_is_continued(corpus, token_folder, tmp_path):
+    """Killed before the folder got its name. Its record has no vocabulary where the default one was meant."""
+    partial = tmp_path / "out.partial"
+    shutil.copytree(token_folder, partial)
+    manifest = json.loads((partial / "manifest.json").read_text())
+    manifest["request"]["vocab_size"] = None
+    (partial / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="vocab_size: 4096 there, 300 now"):
+        prepare(str(corpus), tmp_path / "out", vocab_size=300, validation_share=0.2)
+    prepare([str(corpus)], tmp_path / "out", vocab_size=4096, validation_share=0.2)
+    assert not partial.exists()
 
 
 def test_existing_folders_are_not_overwritten(corpus, token_folder):

@@ -93,6 +93,28 @@ def test_another_tokenizer_is_refused(token_folder):
         folder.tokens("test")
 
 
+def test_requests_are_compared_by_what_they_mean(token_folder, corpus):
+    """A list of one source is that source, and no vocabulary is the default one, in older manifests as well."""
+    folder = open_token_folder(token_folder)
+    request = {"source": str(corpus), "tokenizer": None, "vocab_size": 300}
+    folder.check_request(request)
+    folder.check_request(request | {"source": [str(corpus)]})
+    folder.manifest["request"] |= {"vocab_size": None}
+    for size in (None, 4096):
+        folder.check_request(request | {"vocab_size": size})
+    with pytest.raises(InputError, match="vocab_size: 4096 there, 300 asked for"):
+        folder.check_request(request)
+
+
+def test_without_a_source_another_vocabulary_is_refused(token_folder):
+    folder = open_token_folder(token_folder)
+    folder.manifest["request"] |= {"vocab_size": 320}  # more than the text gave
+    for size in (None, 300, 320):
+        folder.check_request({"source": None, "vocab_size": size})
+    with pytest.raises(InputError, match="has a vocabulary of 300 tokens, vocab_size asks for 8192; leave it out"):
+        folder.check_request({"source": None, "vocab_size": 8192})
+
+
 @pytest.fixture
 def folder(token_folder, tmp_path):
     """A copy of the prepared folder that nothing has verified yet."""

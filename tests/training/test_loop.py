@@ -196,6 +196,15 @@ def test_other_data_under_the_same_name_is_refused(run_config, tmp_path, token_f
         loop.train(run_config(run_dir=tmp_path / "new", data__source="other.txt"))
 
 
+def test_data_are_prepared_once_from_a_list_of_one_source(run_config, tmp_path, corpus):
+    """What the first run prepared, it and the next one take."""
+    options = {"data__source": f"[{corpus}]", "data__validation_share": 0.2}
+    for name, size in (("first", "null"), ("second", 4096)):
+        config = run_config(data__dir=tmp_path / "data", run_dir=tmp_path / name, data__vocab_size=size, **options)
+        run = loop.setup(config, resume=False)
+        run.tracker.close()
+
+
 def test_what_a_killed_save_left_does_not_stop_the_next(run_config, tmp_path):
     run = loop.setup(run_config(), resume=False)
     for name in (".writing-step-000000", ".writing-step-000009"):
