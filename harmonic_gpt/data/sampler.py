@@ -51,8 +51,9 @@ class Sampler:
 
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int):
         if len(tokens) < block_size + 1:
+            where = f"{tokens.files[0].parent}: " if tokens.files else ""  # a joined folder's split may have no file
             raise InputError(
-                f"{tokens.files[0].parent}: {len(tokens)} training tokens are less than one block of {block_size} and "
+                f"{where}{len(tokens)} training tokens are less than one block of {block_size} and "
                 "its last target; use a smaller model.n_positions, or more text"
             )
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed

@@ -123,10 +123,15 @@ class TokenFolder:
         splits = self.manifest["splits"].values() if self.manifest else ()
         return any(file["sha256"] is not None for split in splits for file in split["files"])
 
-    def tokens(self, split: str) -> Tokens:
-        """A split, verified the first time that it is taken."""
+    def unverified_tokens(self, split: str) -> Tokens:
+        """A split as its files are. Raises InputError if the folder has no such split."""
         if split not in self.splits:
             raise InputError(f"{self.path}: no {split} tokens; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def tokens(self, split: str) -> Tokens:
+        """A split, verified the first time that it is taken."""
+        tokens = self.unverified_tokens(split)
         if split not in self._verified:
             self.verify(split)
         return tokens
@@ -137,7 +142,7 @@ class TokenFolder:
         What was found right is noted in the folder and not read again until a file's size or time changes, or with
         `anew`. Raises InputError.
         """
-        tokens = self.splits[split]
+        tokens = self.unverified_tokens(split)
         files = self.manifest["splits"][split]["files"] if self.manifest else []
         identities: list[str | None] = [_identity(file) for file in files]
         identities = identities or [None] * len(tokens.files)

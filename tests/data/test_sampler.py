@@ -7,7 +7,7 @@ import pytest
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Permutation, Sampler
-from harmonic_gpt.data.tokens import open_token_folder
+from harmonic_gpt.data.tokens import Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
 
 
@@ -62,6 +62,8 @@ def test_corpora_of_about_one_block(line, n):
 def test_a_corpus_shorter_than_a_block_is_refused(line):
     with pytest.raises(InputError, match="less than one block"):
         Sampler(line(10, files=1), 10, 2, seed=0)
+    with pytest.raises(InputError, match=r"^0 training tokens are less than one block"):
+        Sampler(Tokens([], np.dtype("<u2"), 10), 10, 2, seed=0)
 
 
 @pytest.fixture(scope="module")

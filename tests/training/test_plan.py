@@ -187,6 +187,27 @@ def test_a_micro_batch_that_does_not_fit_is_named_with_one_that_does():
     assert "it may run out of memory" in check_memory(model, config, borderline)
 
 
+def test_a_plan_without_data_has_the_vocabulary_that_will_be_prepared(tmp_path):
+    nowhere = f"--data.dir={tmp_path}/nowhere"
+    for overrides, size in (
+        (["--data.source=pydocs"], "4,096"),
+        (["--data.source=pydocs", "--data.vocab_size=300"], "300"),
+        (["--data.source=pydocs", "--data.tokenizer=gpt2"], "50,257"),
+        ([], "50,257"),
+    ):
+        assert f"vocabulary {size} (assumed" in plan.dry_run(load_run_config(None, [nowhere, *overrides]))
+
+
+def test_a_plan_refuses_the_data_that_a_run_refuses(run_config, token_folder, tmp_path):
+    with pytest.raises(InputError, match=r"data\.vocab_size asks for 8192"):
+        plan.dry_run(run_config(data__vocab_size=8192))
+    with pytest.raises(InputError, match="prepared from something else"):
+        plan.dry_run(run_config(data__source="other.txt"))
+    (tmp_path / "val.bin").write_bytes((token_folder / "val-00000.bin").read_bytes())
+    with pytest.raises(InputError, match="no train tokens; it has val"):
+        plan.dry_run(run_config(data__dir=tmp_path))
+
+
 def test_a_device_too_small_for_one_sequence_says_what_helps():
     config = gpt2_small("standard", "--model.n_positions=4096", "--train.batch_tokens=491520")
     model = model_config(config, 50257, None)
