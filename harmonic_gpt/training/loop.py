@@ -204,7 +204,8 @@ def fit(run: Run) -> int:
 def _steps(run: Run) -> int:
     """Step, log, evaluate, save, until the last step or a stop signal; the exit code."""
     config = run.config
-    window, stop = _Window(run.step, time.perf_counter()), False
+    stop = run.evaluation_due and not _evaluate_and_log(run, may_stop=True)
+    window = _Window(run.step, time.perf_counter())
     run.model.train()
     while run.step < config.train.steps and not stop:
         step = train_step(run)
@@ -212,8 +213,9 @@ def _steps(run: Run) -> int:
         stop = step.stop and not last
         _log_step(run, step, window)
         paused = time.perf_counter()
-        if (run.step % config.eval.every == 0 or last) and not stop:
-            stop = not _log_evaluation(run, evaluate(run, may_stop=not last))
+        run.evaluation_due = run.step % config.eval.every == 0 or last
+        if run.evaluation_due and not stop:
+            stop = not _evaluate_and_log(run, may_stop=not last)
         if run.step % config.checkpoint.every == 0 or last or stop:
             save(run, background=config.checkpoint.background)
         window.started += time.perf_counter() - paused  # evaluation and saving are not training speed
@@ -254,8 +256,10 @@ def _log_step(run: Run, step: Step, window: _Window) -> None:
     tracker.progress(run.step, **shown)
 
 
-def _log_evaluation(run: Run, result: dict | None) -> bool:
-    """False if the evaluation was broken off."""
+def _evaluate_and_log(run: Run, may_stop: bool) -> bool:
+    """False if the evaluation was broken off: it stays due, and a resumed run begins with it."""
+    result = evaluate(run, may_stop)
+    run.evaluation_due = result is None
     if result is not None and run.tracker:
         run.tracker.log(run.step, **result)
         run.tracker.say(

@@ -36,6 +36,7 @@ class Run:
     step: int = 0
     skipped_steps: int = 0  # of these, where loss or gradient were not finite and the optimizer did not move
     skipped_in_a_row: int = 0
+    evaluation_due: bool = False  # of the last finished step: a stop signal came before it was done
     stop_signal: int = 0
     spikes: SpikeDetector = field(default_factory=SpikeDetector)
     # Main process only

@@ -106,6 +106,7 @@ def snapshot(run: Run) -> Snapshot | None:
         "tokens": run.step * run.config.train.batch_tokens,
         "skipped_steps": run.skipped_steps,
         "skipped_in_a_row": run.skipped_in_a_row,
+        "evaluation_due": run.evaluation_due,
         "config": run.config.model_dump(mode="json"),
         "data": run.data.fingerprint(),
         "world_size": accelerator.num_processes,

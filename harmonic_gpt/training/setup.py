@@ -272,6 +272,7 @@ def _restore(run: Run, start: Start) -> None:
         ) from error
     run.step, run.skipped_steps = state["step"], state.get("skipped_steps", 0)
     run.skipped_in_a_row = state.get("skipped_in_a_row", 0)
+    run.evaluation_due = state.get("evaluation_due", False)
 
 
 def _begin_writing(run: Run, start: Start) -> None:

@@ -12,7 +12,7 @@ import pytest
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.training import loop, stopping
-from tests.training.test_loop import assert_same_weights, losses
+from tests.training.test_loop import assert_same_weights
 
 BUSY = """
 import hashlib, sys
@@ -78,30 +78,43 @@ def test_a_second_interrupt_ends_a_process_that_is_in_c_code():
         process.communicate()
 
 
-@pytest.fixture
-def interrupted_evaluation(monkeypatch):
-    """Ctrl-C during the first batch of the first evaluation."""
-    real, told = loop.block_nats, []
+def interrupt(monkeypatch, function: str, when) -> None:
+    """Ctrl-C on entering a function of the loop, the first time that `when` of its arguments is true."""
+    real, told = getattr(loop, function), []
 
-    def block_nats(*args, **kwargs):
-        if not told:
+    def interrupted(*args, **kwargs):
+        if not told and when(*args):
             told.append(True)
             os.kill(os.getpid(), signal.SIGINT)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "block_nats", block_nats)
+    monkeypatch.setattr(loop, function, interrupted)
 
 
-def test_an_evaluation_is_broken_off(run_config, tmp_path, interrupted_evaluation):
+@pytest.mark.parametrize("during", ["evaluation", "the step before it", "evaluation, and again when it is made up for"])
+def test_an_evaluation_that_was_broken_off_is_made_up_for(run_config, tmp_path, monkeypatch, during):
+    """The stopped and resumed run has the rows of one that was not stopped."""
+    if during == "the step before it":
+        interrupt(monkeypatch, "train_step", lambda run: run.step == 2)
+    else:
+        interrupt(monkeypatch, "block_nats", lambda *_: True)
     assert loop.train(run_config(checkpoint__every=100)) == 128 + signal.SIGINT
+    if "again" in during:
+        interrupt(monkeypatch, "block_nats", lambda *_: True)
+        assert loop.train(run_config(checkpoint__every=100), resume=True) == 128 + signal.SIGINT
     assert [path.name for path in ckpt.checkpoints(tmp_path / "run")] == ["step-000003"]
     assert not [row for row in read_metrics(tmp_path / "run") if "val_loss" in row]
     assert loop.train(run_config(), resume=True) == 0
     loop.train(run_config(run_dir=tmp_path / "whole"))
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    rows, expected = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "whole")
+    for row in [*rows, *expected]:
+        row.pop("tokens_per_second", None)
+    assert rows == expected
+    assert [row["step"] for row in rows if "val_loss" in row] == [3, 6]
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_last_evaluation_is_not(run_config, tmp_path, interrupted_evaluation):
+def test_the_last_evaluation_is_not_broken_off(run_config, tmp_path, monkeypatch):
+    interrupt(monkeypatch, "block_nats", lambda *_: True)
     assert loop.train(run_config(eval__every=100)) == 0
     assert [row["step"] for row in read_metrics(tmp_path / "run") if "val_loss" in row] == [6]
