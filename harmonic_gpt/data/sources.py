@@ -95,7 +95,7 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
         revision: commit of a Hub dataset, where the spec does not say.
     Raises InputError for a source that does not exist or an option that does not apply.
     """
-    place, options = _parse(spec)
+    place, options = parse_spec(spec)
     column = options.get("column", text_column)
     name = options.get("name") or _name_of(place)
     if not re.fullmatch(r"[\w.-]+", name):
@@ -119,7 +119,7 @@ def open_source(spec: str, text_column: str = "text", revision: str | None = Non
     return _hub_source(spec, name, place, options.get("config"), split, column, revision)
 
 
-def _parse(spec: str) -> tuple[str, dict[str, str]]:
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     """(PLACE, options). What is not an option belongs to the place, commas included."""
     match = _SPEC.fullmatch(spec)
     assert match is not None  # the expression matches every text
@@ -128,6 +128,11 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
         key, _, value = item.partition("=")
         options[key] = value
     return match["place"], options
+
+
+def hub_name(place: str) -> str | None:
+    """The full name of the dataset on the Hub that a place is; None for "pydocs", and for what is or looks local."""
+    return None if place == "pydocs" or _looks_local(place) else HUB_ALIASES.get(place, place)
 
 
 def _name_of(place: str) -> str:

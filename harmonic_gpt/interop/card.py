@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from harmonic_gpt.data.sources import HUB_ALIASES, hub_name, parse_spec
 from harmonic_gpt.model.harmonic_head import HarmonicHead
 from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.runs.load import LoadedModel
@@ -39,10 +40,17 @@ class Measurements:
 
 
 def _hub_dataset(source: str) -> str | None:
-    if source == "openwebtext":
-        return "Skylion007/openwebtext"
-    # A path of a local file looks much like USER/NAME; with an extension it is one
-    return source if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w-]+", source) else None
+    """USER/NAME of a source's dataset on the Hub, else None."""
+    place, options = parse_spec(source)
+    name = hub_name(place)
+    # A folder that is not here any more looks much like USER/NAME. With a dot it may be one, unless an option says that
+    # it is not
+    characters = r"[\w.-]" if options.keys() & {"config", "split", "revision"} else r"[\w-]"
+    return name if name and re.fullmatch(f"[A-Za-z0-9]{characters}*/{characters}+", name) else None
+
+
+def _is_pydocs(source: str) -> bool:
+    return parse_spec(source)[0] == "pydocs"
 
 
 def _sources(config: dict) -> list[str]:
@@ -52,7 +60,7 @@ def _sources(config: dict) -> list[str]:
 
 
 def _data_sentence(source: str) -> str:
-    if source == "pydocs":
+    if _is_pydocs(source):
         return "the English prose that every Python carries (help topics and docstrings of the standard library)"
     if (name := _hub_dataset(source)) is not None:
         return f"[{name}](https://huggingface.co/datasets/{name})"
@@ -64,7 +72,7 @@ def _recipe(config: dict) -> dict:
     sections = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
     for name in ("run_dir", "tracking", "checkpoint"):
         sections.pop(name, None)
-    public = all(source == "pydocs" or _hub_dataset(source) for source in _sources(config))
+    public = all(_is_pydocs(source) or _hub_dataset(source) for source in _sources(config))
     for key in ("dir", "tokenizer") if public else ("dir", "tokenizer", "source"):
         sections["data"].pop(key, None)
     if start := config["model"].get("init_from"):
@@ -80,14 +88,15 @@ def _start(init_from: str) -> str:
 def _metadata(loaded: LoadedModel, name: str, measured: Measurements, license: str | None) -> ModelCardData:
     sources = _sources(loaded.state["config"]) if loaded.state else []
     datasets = sorted({dataset for source in sources if (dataset := _hub_dataset(source))})
+    embedded = bool(sources) and all(map(_is_pydocs, sources))
     english = bool(sources) and all(
-        source == "pydocs" or _hub_dataset(source) == "Skylion007/openwebtext" for source in sources
+        _is_pydocs(source) or _hub_dataset(source) == HUB_ALIASES["openwebtext"] for source in sources
     )
     results = [
         EvalResult(
             task_type="text-generation",
             task_name=task,
-            dataset_type=datasets[0] if len(datasets) == 1 else "pydocs" if sources == ["pydocs"] else "text",
+            dataset_type=datasets[0] if len(datasets) == 1 else "pydocs" if embedded else "text",
             dataset_name=task,
             metric_type=metric,
             metric_value=float(f"{value:.6g}"),

@@ -24,6 +24,7 @@ from harmonic_gpt.runs.metrics import read_metrics
 from harmonic_gpt.swap_head import STORED
 
 FIGURES = "figures"
+EXPORTED = ("harmonic_gpt2", "gpt2")  # the types of models that the card describes
 VALIDATION_METRICS = {"nats_per_token": "loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 
 
@@ -38,8 +39,8 @@ def export(
             this very model (by the hash of its weights). Default: the validation loss of the run's own metrics.
         license: of the weights, an identifier of the Hub such as apache-2.0.
         repo: USER/NAME, where it will be published; only the card's example needs it.
-    Raises InputError: `out` exists, the model does not load, or the report is of another model. Nothing is left behind
-        then.
+    Raises InputError: `out` exists, the model does not load or is no GPT-2, or the report is of another model. Nothing
+        is left behind then.
     """
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -47,6 +48,9 @@ def export(
     if repo is not None:
         check_repository_name(repo)
     loaded = load_model(name)
+    kind = loaded.model.config.model_type
+    if kind not in EXPORTED:
+        raise InputError(f"{name}: expected a GPT-2 (model type {' or '.join(EXPORTED)}), got model type {kind}")
     if hasattr(loaded.model.config, STORED):
         raise InputError(
             f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be taken for "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import harmonic_gpt
 from harmonic_gpt.__main__ import main
@@ -146,6 +146,41 @@ def test_card_names_public_sources_and_no_local_path(harmonic_run):
     assert "/home/ann" not in card.content
 
 
+@pytest.mark.parametrize(
+    ("source", "dataset"),
+    [
+        (
+            "BabyLM-community/BabyLM-2026-Strict-Small,split=train,column=text",
+            "BabyLM-community/BabyLM-2026-Strict-Small",
+        ),
+        ("openwebtext,split=train", "Skylion007/openwebtext"),
+        ("ann/corpus-1.5,revision=main", "ann/corpus-1.5"),
+        ("ann/books", "ann/books"),
+        ("texts/books,column=body", None),
+        ("ann/diary.txt", None),
+        ("ann/diary-1.5", None),
+    ],
+)
+def test_card_tells_datasets_of_the_hub_from_local_files(harmonic_run, tmp_path, monkeypatch, source, dataset):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts/books").mkdir(parents=True)
+    loaded = load_model(str(harmonic_run))
+    loaded.state["config"]["data"]["source"] = source
+    card = model_card(loaded, "tiny", UNMEASURED)
+    assert card.data.datasets == (dataset and [dataset])
+    assert (f"datasets/{dataset})" in card.text) == (dataset is not None)
+    assert ("local text files" in card.text) == (dataset is None)
+    assert (source in card.text) == (dataset is not None)  # among the settings
+
+
+def test_card_knows_the_embedded_corpus_by_any_name(harmonic_run):
+    loaded = load_model(str(harmonic_run))
+    loaded.state["config"]["data"]["source"] = "pydocs,name=prose"
+    card = model_card(loaded, "tiny", UNMEASURED)
+    assert "the English prose that every Python carries" in card.text
+    assert card.data.language == "en"
+
+
 def test_a_report_gives_numbers_and_figures_but_only_of_the_same_weights(harmonic_run, standard_run, tmp_path):
     results = compare([str(harmonic_run), str(standard_run)], tmp_path / "report", tokens=500, reading_tokens=0)
     out = export(
@@ -181,6 +216,15 @@ def test_a_plain_gpt2_can_be_exported(tmp_path):
     text = (out / "README.md").read_text()
     assert "Nothing has been measured" in text
     assert "trust_remote_code" not in text
+
+
+def test_a_model_that_is_no_gpt2_is_refused(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path / "llama")
+    message = r"llama: expected a GPT-2 \(model type harmonic_gpt2 or gpt2\), got model type llama"
+    with pytest.raises(InputError, match=message):
+        export(str(tmp_path / "llama"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
 def test_a_damaged_folder_is_not_published(exported, tmp_path):
