@@ -11,7 +11,6 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
     AfterValidator,
-    AllowInfNan,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from harmonic_gpt.data.request import VALIDATION_SHARE
 
+from harmonic_gpt.data.request import VALIDATION_SHARE
 from harmonic_gpt.errors import InputError
 
 OLD_NAMES = {"optim.head_lr": "optim.head_lr_scale"}  # of version 0.1
@@ -34,7 +33,7 @@ PAIRS = {
     ("dot", "softmax"): "standard",
 }
 
-Positive = Annotated[float, Gt(0), AllowInfNan(False)]
+Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Gt(0), Le(2**31 - 1)]
 Size = Annotated[int, Gt(0), Le(2**20)]  # of the model: a matrix of such sizes still has a 64-bit number of elements
@@ -55,7 +54,9 @@ def _user_and_name(value: str) -> str:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     @field_validator("*")
     @classmethod
@@ -170,7 +171,6 @@ class DataSection(Section):
         VALIDATION_SHARE, description="share of documents for validation, chosen by content hash"
     )
 
-
     @property
     def request(self) -> dict[str, Any]:
         """What `data.prepare` is asked for, by the names of its parameters."""
@@ -181,6 +181,7 @@ class DataSection(Section):
             "tokenizer": self.tokenizer,
             "vocab_size": self.vocab_size if self.tokenizer is None else None,
         }
+
 
 class OptimSection(Section):
     optimizer: Literal["adamw", "muon"] = Field(
@@ -210,7 +211,7 @@ class TrainSection(Section):
     label_smoothing: Share = Field(
         0.0, description="share of the target's probability that is spread over all tokens, in training"
     )
-    z_loss: Annotated[float, Ge(0), AllowInfNan(False)] = Field(
+    z_loss: Annotated[float, Ge(0)] = Field(
         0.0, description="coefficient of logsumexp(logits)^2, added to each token's loss in training"
     )
     compile: bool = Field(False, description="torch.compile the trunk")

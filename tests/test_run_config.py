@@ -107,6 +107,9 @@ def test_all_problems_are_reported_together(tmp_path):
     [
         (["--model.n_head=7", "--train.batch_tokens=1000"], "multiple of model.n_positions"),
         (["--model.exponent=.inf"], "model.exponent: "),
+        (["--optim.weight_decay=.inf"], "optim.weight_decay: input should be a finite number, got inf"),
+        (["--optim.lr=.nan"], "optim.lr: input should be a finite number, got nan"),
+        (["--optim.betas=[0.9, .nan]"], "optim.betas: input should be a finite number, got nan"),
         (["--seed=99999999999"], "seed: "),
         (["--model.n_head=7"], "model.n_embd must be a multiple of model.n_head, got 768 and 7"),
         (["--train.batch_tokens=1000"], "multiple of model.n_positions"),
