@@ -27,8 +27,8 @@ def join(folders: Sequence[str | Path], out: str | Path, *, count_duplicates: bo
         folders: what `prepare`, datatrove or `join` made, with one tokenizer.
         out: folder to create; must not exist.
         count_duplicates: count the documents that a folder shares with an earlier one, and the validation documents
-            that are also training documents of another. It reads every token once and keeps 8 bytes a document, 16 for
-            a moment. None is taken out: that would be a rewriting.
+            that are also training documents, of the same folder or another. It reads every token once and keeps 8
+            bytes a document, 16 for a moment. None is taken out: that would be a rewriting.
     Returns the folder. Raises InputError: `out` exists, a folder is none or comes twice, tokenizers differ.
     """
     out = Path(out).expanduser()
@@ -48,9 +48,7 @@ def join(folders: Sequence[str | Path], out: str | Path, *, count_duplicates: bo
         notes = [note for manifest in manifests for note in manifest.get("notes", [])]
         if shared and shared["validation_documents_in_training"]:
             leaked = shared["validation_documents_in_training"]
-            notes.append(
-                f"{leaked:,} validation documents are also training documents, of another of the joined folders"
-            )
+            notes.append(f"{leaked:,} validation documents are also training documents, of the same folder or another")
         manifest = {
             "version": MANIFEST_VERSION,
             **{key: manifests[0][key] for key in SAME},
