@@ -1,4 +1,4 @@
-"""Evaluate: `python eval.py {perplexity,sample,compare} ...`."""
+"""Evaluate: `python eval.py VERB ...` is `python -m harmonic_gpt eval VERB ...`; `--help` lists the verbs."""
 
 import sys
 

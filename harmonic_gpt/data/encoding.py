@@ -141,7 +141,7 @@ def _tiktoken_ranks(backend: str) -> dict[bytes, int] | None:
     special = {token["content"] for token in spec["added_tokens"]}
     vocabulary = {token: rank for token, rank in model["vocab"].items() if token not in special}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    letters = _byte_letters()
+    letters = byte_letters()
     ids = [vocabulary.get(token, -1) for token in [*letters, *(left + right for left, right in merges)]]
     bytes_first = [*sorted(ids[:256]), *ids[256:]]
     if bytes_first != sorted(ids) or set(ids) != set(vocabulary.values()):
@@ -162,7 +162,7 @@ def _splits_as_gpt2(splitter: dict | None) -> bool:
     return before == [written_out]
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The letter that a byte-level BPE writes for each byte: printable Latin-1 for itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))

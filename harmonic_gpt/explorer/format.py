@@ -23,12 +23,6 @@ def packed(array: np.ndarray) -> dict:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(data).decode()}
 
 
-def unpacked(value: dict) -> np.ndarray:
-    """The array of what `packed` made."""
-    dtype = np.dtype(value["dtype"]).newbyteorder("<")
-    return np.frombuffer(base64.b64decode(value["base64"]), dtype).reshape(value["shape"])
-
-
 def token_ids(array: Any, vocab_size: int) -> np.ndarray:
     """Token ids in the smallest dtype that holds the vocabulary."""
     return np.asarray(array).astype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -52,9 +46,3 @@ def write_data(folder: Path, name: str, value: Any) -> None:
     path = folder / DATA / f"{name}.js"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"explorer.receive({json.dumps(name)},{to_json(value)})\n", encoding="utf-8")
-
-
-def read_data(folder: Path, name: str) -> Any:
-    """What `write_data` wrote, arrays still packed."""
-    text = (folder / DATA / f"{name}.js").read_text(encoding="utf-8")
-    return json.loads(text[text.index(",") + 1 : text.rindex(")")])

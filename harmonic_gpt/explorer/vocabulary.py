@@ -5,14 +5,12 @@ import json
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from harmonic_gpt.data.encoding import byte_letters
 from harmonic_gpt.evaluation.tasks.probe_tasks import WORDS
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, single_token_id, token_pairs
 
 PARTS_OF_SPEECH = ("unknown", "noun", "verb", "adjective", "adverb")
-# Letter -> byte in the names of GPT-2's tokens: printable bytes stand for themselves, the rest for U+0100 and on
-_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + k): byte for k, byte in enumerate(_OTHERS)}
+BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
 
 
 def describe_tokens(

@@ -18,8 +18,6 @@ from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
 # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
 PADDED_VOCAB_SIZE = 50304
-# The paper's code adds this to every probability before the log
-SMOOTHING = 0.01 / PADDED_VOCAB_SIZE
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 REQUIRED = {"n_layer", "n_head", "n_embd", "block_size"}
 # In the model_args of the paper's code and of its follow-up (arXiv 2603.10225), not in nanoGPT's
@@ -38,16 +36,6 @@ class Imported:
 
     out: Path
     notes: list[str]
-
-
-def smoothed_log_probabilities(logits: Tensor, smoothing: float = SMOOTHING) -> Tensor:
-    """log(p + smoothing), what the paper's code calls log p: its reported losses are of these. Same shape as `logits`,
-    (..., V).
-
-    Not normalized, and bounded: no token costs more than -log(smoothing), 15.4 nats. To compare with a published loss
-    only.
-    """
-    return torch.log(logits.softmax(-1) + smoothing)
 
 
 def import_nanogpt(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from harmonic_gpt.errors import InputError
+from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.run_config import RunConfig, load_run_config
 from harmonic_gpt.runs.checkpoint import checkpoints, read_state
@@ -57,9 +57,8 @@ def start(tracker: GeneralTracker, config: dict | None = None) -> None:
     try:
         tracker.start()
     except Exception as error:  # each library has its own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{tracker.name} did not start: {reason}. Log in, or set tracking.{tracker.name} otherwise"
+            f"{tracker.name} did not start: {reason_of(error)}. Log in, or set tracking.{tracker.name} otherwise"
         ) from error
     if tracker.name == "wandb":
         tracker.tracker.define_metric("step")

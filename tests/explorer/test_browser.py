@@ -10,8 +10,8 @@ import pytest
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.explorer.build import explore
-from harmonic_gpt.explorer.format import read_data, unpacked
 from harmonic_gpt.explorer.serve import make_server
+from tests.explorer.written import read_data, unpacked
 
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 VIEWS = ["read", "lens", "map", "walk", "verdict"]

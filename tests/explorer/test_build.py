@@ -19,10 +19,11 @@ from harmonic_gpt.evaluation.measures.neighbors import NEAREST, neighbors
 from harmonic_gpt.evaluation.perplexity import perplexity
 from harmonic_gpt.explorer.build import explore
 from harmonic_gpt.explorer.centers import CenterMap, map_centers, nearest_centers
-from harmonic_gpt.explorer.format import SCHEMA_VERSION, packed, read_data, unpacked, write_data
+from harmonic_gpt.explorer.format import SCHEMA_VERSION, packed, write_data
 from harmonic_gpt.explorer.reading import LENS_TOP, read_text, score_name, shown_layers
 from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.model.heads import HEADS
+from tests.explorer.written import read_data, unpacked
 
 PAGE = Path(__file__).parents[2] / "harmonic_gpt/explorer/page"
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.explorer.format import unpacked
 from harmonic_gpt.explorer.passages import nats
 from harmonic_gpt.explorer.serve import MAX_CHARACTERS, is_loopback, make_server
+from tests.explorer.written import unpacked
 
 JSON = {"Content-Type": "application/json"}
 
