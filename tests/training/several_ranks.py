@@ -107,7 +107,7 @@ def plain(folder: Path) -> dict:
     loop.train_step = step
     seen["stopped_at"] = run.step
 
-    # The same during an evaluation, which all ranks break off
+    # The same during an evaluation, which all ranks break off, and make up for when they go on
     run = start(config(folder, "stopped-evaluating"))
     nats = loop.block_nats
 
@@ -121,6 +121,7 @@ def plain(folder: Path) -> dict:
     loop.block_nats = nats
     assert run.step == 3
     dist.barrier()
+    assert train(config(folder, "stopped-evaluating"), resume=True) == 0
 
     # NaN on one rank: no rank moves
     run = start(config(folder, "nan"))

@@ -127,8 +127,8 @@ def test_two_processes_train_as_one_does(settings, tmp_path, token_folder):
     assert [s["stopped_at"] for s in seen] == [4, 4]
     assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped")] == ["step-000004"]
     assert ckpt.find_corruption(tmp_path / "stopped/step-000004") is None
-    assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped-evaluating")] == ["step-000003"]
-    assert column(tmp_path / "stopped-evaluating", "val_loss") == []
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "stopped-evaluating")] == ["step-000003", "step-000006"]
+    assert column(tmp_path / "stopped-evaluating", "val_loss") == column(tmp_path / "two", "val_loss")
     assert [s["skipped_steps"] for s in seen] == [1, 1]
     assert not (tmp_path / "disagree").exists()
 
