@@ -87,7 +87,7 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
         return curves[case][head][0][-1]
 
     def spread(values: Tensor) -> str:
-        return f"{values.median().item():.3g} [{values.min().item():.3g}, {values.max().item():.3g}]"
+        return f"{values.quantile(0.5).item():.3g} [{values.min().item():.3g}, {values.max().item():.3g}]"
 
     judged = []
     for head in (CODE, PAPER):
@@ -115,7 +115,7 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
         final, base = last("five points", head), last("five points", "cross-entropy")
         judged.append(
             Claim(
-                f"five points: harmonic reaches machine precision ({head})",
+                f"five points: the loss reaches the floor of the head's arithmetic ({head})",
                 "holds" if final.max() < 1.5 * resolvable else "does not hold",
                 f"final loss: {told(compare(final.numpy(), base.numpy(), higher_is_better=False))}",
                 f"Final loss {spread(final)}; centers exactly on the points cost {resolvable:.3g} in this head.",
@@ -126,7 +126,7 @@ def claims(curves: dict[str, dict[str, tuple[Tensor, Tensor]]]) -> list[Claim]:
         Claim(
             "five points: cross-entropy plateaus high",
             "holds" if stuck.min() > 0.3 else "does not hold",
-            f"final loss: {stuck.median().item():.3g}",
+            f"final loss: {stuck.quantile(0.5).item():.3g}",
             f"Final loss {spread(stuck)}; the middle point alone costs log(5)/5 = 0.322.",
         )
     )
