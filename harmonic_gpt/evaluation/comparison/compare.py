@@ -16,6 +16,7 @@ from harmonic_gpt.evaluation.comparison.measure import Measured, add_interpretab
 from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION
 from harmonic_gpt.evaluation.measures.neighbors import word_tokens
 from harmonic_gpt.evaluation.measures.similarity import layer_similarity
+from harmonic_gpt.evaluation.names import distinct_names
 from harmonic_gpt.evaluation.tasks.probe_tasks import load_probe_file
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.evaluation.text import data_of
@@ -70,6 +71,7 @@ def compare(
     for path in probe_files:
         load_probe_file(path)
     labels, folder = _check(names, data, device, words)
+    members = _members(arms, labels)
     if verify:
         for split in folder.splits:
             folder.verify(split, anew=True)
@@ -86,7 +88,6 @@ def compare(
 
     pairs = list(zip(names, labels, strict=True))
     measured = [measured_of(name, label) for name, label in show_progress(pairs, desc="models")]
-    members = _members(arms, labels)
     for arm, indices in members.items():
         for i in indices:
             measured[i].row["arm"] = arm
@@ -126,18 +127,17 @@ def _check(
         raise InputError("the same weights are named twice: " + ", ".join(paths))
     if len({folder.path.resolve() for folder in folders}) > 1:
         raise InputError("the models were trained on different data; say which to evaluate on with --data FOLDER")
-    unique = [
-        label if labels.count(label) == 1 else "/".join(Path(path).parts[-2:])
-        for label, path in zip(labels, paths, strict=True)
-    ]
-    return unique, folders[0]
+    return distinct_names(labels, paths), folders[0]
 
 
 def _members(arms: dict[str, list[str]], labels: list[str]) -> dict[str, list[int]]:
-    """Name of each arm -> indices of its models. An arm that is one model under its own name is called as the model."""
+    """Name of each arm -> indices of its models. An arm that is one model under its own name is called as the model.
+    Raises InputError if two arms are called alike."""
     members, start = {}, 0
     for arm, names in arms.items():
         label = labels[start] if [arm] == names else arm
+        if label in members:
+            raise InputError(f"two arms are called {label!r}; name them apart: --arm NAME MODEL... --arm NAME MODEL...")
         members[label] = list(range(start, start + len(names)))
         start += len(names)
     return members

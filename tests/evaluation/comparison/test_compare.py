@@ -109,6 +109,19 @@ def test_models_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
     assert list(results["comparison"]["arms"]) == ["harmonic/step-000012", "standard/step-000012"]
 
 
+def test_runs_of_one_name_and_one_step_are_told_apart_and_arms_of_one_name_refused(runs, tmp_path, monkeypatch):
+    names = [str(tmp_path / experiment / "same") for experiment in ("exp1", "exp2")]
+    for name, head in zip(names, ("harmonic", "standard"), strict=True):
+        shutil.copytree(runs / head, name, symlinks=True)
+    results = compare(names, tmp_path / "report", tokens=300, reading_tokens=0)
+    arms = ["exp1/same/step-000012", "exp2/same/step-000012"]
+    assert list(results["comparison"]["arms"]) == [model["arm"] for model in results["models"]] == arms
+    assert (tmp_path / "report" / "report.html").exists()
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("a model was measured"))
+    with pytest.raises(InputError, match="two arms are called 'same'"):
+        compare({"same": [str(runs / "standard")], names[0]: names[:1]}, tmp_path / "report")
+
+
 def test_verify_reads_the_token_files_anew(runs, tmp_path, token_folder):
     folder = shutil.copytree(token_folder, tmp_path / "tokens")
     open_token_folder(folder).tokens("val")  # what is right is noted, and not read again
