@@ -51,7 +51,8 @@ class Interpretability:
 
     row: dict
     losses: dict[str, np.ndarray] = field(default_factory=dict)  # task -> over their control, without first component
-    ratios: dict[str, np.ndarray] = field(default_factory=dict)  # task -> bootstrap replicates
+    # Of the centers without the first component: task -> (ratio, replicates)
+    ratios: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
     measures: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)  # headline -> (value, replicates)
     # Of each layer, states (N, D) at `positions` (N,) of the text, to compare with another model
     sample: list[Tensor] = field(default_factory=list)
@@ -141,20 +142,22 @@ def _rows(tests: list[tuple[str, ParallelogramTest]]) -> list[dict]:
 
 
 def _add_parallelograms(tests: list[tuple[str, ParallelogramTest]], measured: Interpretability) -> None:
-    """Distributions and headlines of the centers: means over tasks, each task alike; a task's replicates were drawn
-    independently."""
-    values, cosines, cosine_replicates = [], [], []
+    """Distributions and headlines of the centers: means over tasks, each task alike.
+
+    Tasks of as many pairs are resampled alike (`resample_weights`): the n-th pair of one is drawn as often as the n-th
+    of the other. Where those pairs have nothing to do with each other, their replicates are uncorrelated all the same.
+    """
+    cosines: list[tuple[float, np.ndarray]] = []
     for task, test in tests:
         if test.row["components"] == WITHOUT_FIRST and len(test.ratios):
-            measured.losses[task], measured.ratios[task] = test.losses / test.row["control"], test.ratios
-            values.append(test.row["ratio"])
+            measured.losses[task] = test.losses / test.row["control"]
+            measured.ratios[task] = (test.row["ratio"], test.ratios)
             if len(test.cosines):
-                cosines.append(test.row["offset_cosine"])
-                cosine_replicates.append(test.cosines)
-    if values:
-        measured.measures["parallelogram"] = (float(np.mean(values)), np.mean(list(measured.ratios.values()), axis=0))
-    if cosines:
-        measured.measures["offset_cosine"] = (float(np.mean(cosines)), np.mean(cosine_replicates, axis=0))
+                cosines.append((test.row["offset_cosine"], test.cosines))
+    for name, tasks in (("parallelogram", list(measured.ratios.values())), ("offset_cosine", cosines)):
+        if tasks:
+            values, replicates = zip(*tasks, strict=True)
+            measured.measures[name] = (float(np.mean(values)), np.mean(replicates, axis=0))
 
 
 def _add_analogies(centers: Tensor, pairs: dict[str, TokenPairs], measured: Interpretability) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.measures.bootstrap import difference_over_runs, percentile_interval, sign_test, spread
 
-Measures = dict[str, tuple[float, np.ndarray]]  # headline -> (value, bootstrap replicates; empty where not known)
+Measure = tuple[float, np.ndarray]  # (value, bootstrap replicates; empty where not known)
+Measures = dict[str, Measure]  # headline or task -> its measure
 
 
 class Headline(NamedTuple):
@@ -72,15 +73,15 @@ def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
 def compare_arms(
     arms: dict[str, list[int]],
     measures: list[Measures],
-    ratios: list[dict[str, np.ndarray]],
+    ratios: list[Measures],
     paper: list[dict[str, tuple[float, float]]],
 ) -> dict:
     """Every headline of every arm, and the differences of the first arm from each other one.
 
     Args:
-        arms: name -> indices of its models. measures: of each model. ratios: of each model, {task: replicates}.
+        arms: name -> indices of its models. measures: of each model, by headline. ratios: of each model, by task.
         paper: of each model, {task: (mean loss, the same of shuffled pairs)} in the paper's protocol.
-    Over seeds the interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries,
+    Over seeds an interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries,
     which says nothing of other seeds.
     """
     headlines = {}
@@ -95,7 +96,7 @@ def compare_arms(
     }
 
 
-def _summary(values: list[tuple[float, np.ndarray]]) -> dict | None:
+def _summary(values: list[Measure]) -> dict | None:
     """A headline of one arm over its runs; the interval of a single run is that of its bootstrap."""
     if not values:
         return None
@@ -104,17 +105,17 @@ def _summary(values: list[tuple[float, np.ndarray]]) -> dict | None:
 
 
 def _difference(
-    a: str, b: str, arms: dict[str, list[int]], measures: list[Measures], ratios: list[dict], paper: list[dict]
+    a: str, b: str, arms: dict[str, list[int]], measures: list[Measures], ratios: list[Measures], paper: list[dict]
 ) -> dict:
     rows = {}
     for key in HEADLINES:
         left, right = ([measures[i][key] for i in arms[arm] if key in measures[i]] for arm in (a, b))
         rows[key] = _headline_difference(key, a, b, left, right)
     outcomes: dict[str, list[str]] = {"won": [], "lost": [], "undecided": []}
-    tasks = _common(arms[a] + arms[b], ratios)
+    tasks, over = _common(arms[a] + arms[b], ratios), None
     for task in tasks:
-        ours, theirs = (np.mean([ratios[i][task] for i in arms[arm]], axis=0) for arm in (a, b))
-        low, high = percentile_interval(ours - theirs) or (0, 0)
+        interval, over = _interval(*([ratios[i][task] for i in arms[arm]] for arm in (a, b)))
+        low, high = interval or (0, 0)
         outcomes["won" if high < 0 else "lost" if low > 0 else "undecided"].append(task)
     return {
         "first": a,
@@ -122,6 +123,7 @@ def _difference(
         "headlines": rows,
         "tasks": {
             "compared": len(tasks),
+            "over": over,
             **outcomes,
             "sign_test_p": sign_test(len(outcomes["won"]), len(outcomes["lost"])),
         },
@@ -129,22 +131,24 @@ def _difference(
     }
 
 
-def _headline_difference(
-    key: str, a: str, b: str, left: list[tuple[float, np.ndarray]], right: list[tuple[float, np.ndarray]]
-) -> dict:
+def _headline_difference(key: str, a: str, b: str, left: list[Measure], right: list[Measure]) -> dict:
     """a - b with its 95 % interval, what the interval is over, and who is better where it leaves out zero."""
     if not left or not right:
         return {"difference": None, "interval": None, "over": None, "better": None}
     gap = float(np.mean([value for value, _ in left]) - np.mean([value for value, _ in right]))
-    over: str | None = "seeds"
-    interval = difference_over_runs([value for value, _ in left], [value for value, _ in right])
-    if interval is None:
-        mean_left, mean_right = (np.mean([r for _, r in side], axis=0) for side in (left, right))
-        interval = percentile_interval(mean_left - mean_right) if np.size(mean_left) else None
-        over = "words and tokens of one run" if interval else None
+    interval, over = _interval(left, right)
     sure = interval is not None and (interval[0] > 0 or interval[1] < 0)
     leader = a if (gap > 0) == HEADLINES[key].higher_is_better else b
-    return {"difference": gap, "interval": interval, "over": over, "better": leader if sure else None}
+    return {"difference": gap, "interval": interval, "over": over if interval else None, "better": leader if sure else None}
+
+
+def _interval(left: list[Measure], right: list[Measure]) -> tuple[list[float] | None, str]:
+    """95 % interval of mean(left) - mean(right), and what it is over: seeds, with several runs on both sides."""
+    if interval := difference_over_runs([value for value, _ in left], [value for value, _ in right]):
+        return interval, "seeds"
+    mean_left, mean_right = (np.mean([r for _, r in side], axis=0) for side in (left, right))
+    interval = percentile_interval(mean_left - mean_right) if np.size(mean_left) else None
+    return interval, "words and tokens of one run"
 
 
 def _common(members: list[int], tasks: list[dict]) -> list[str]:

@@ -42,7 +42,7 @@ def results_of(comparison: dict) -> dict:
 
 
 def test_first_screen_says_where_harmonic_is_worse():
-    tasks = [{"t": np.full(100, 0.9)}, {"t": np.full(100, 0.8)}]
+    tasks = [{"t": (0.9, np.full(100, 0.9))}, {"t": (0.8, np.full(100, 0.8))}]
     comparison = compare_arms(
         {"harmonic": [0], "standard": [1]},
         [measured(5.2, 0.9), measured(5.1, 0.8)],
@@ -57,6 +57,7 @@ def test_first_screen_says_where_harmonic_is_worse():
     assert missing == [headline.name for key, headline in HEADLINES.items() if key not in ("nats", "parallelogram")]
     assert "harmonic is not ahead in validation loss, parallelogram loss. It is worse in validation loss" in text
     assert comparison["differences"][0]["tasks"]["lost"] == ["t"]
+    assert "0 are undecided, by intervals over words and tokens of one run (sign test" in text
     assert comparison["differences"][0]["paper_tasks"]["lower"] == ["t"]  # the raw loss may say the opposite
     assert comparison["differences"][0]["paper_tasks"]["shuffled_lower"] == ["t"]
     assert (
