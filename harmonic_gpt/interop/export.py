@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError, reason_of
-from harmonic_gpt.evaluation.comparison.results import RESULTS, read_results
+from harmonic_gpt.evaluation.comparison.results import RESULTS, read_results, row_of
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, check_repository_name, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -101,8 +101,7 @@ def _write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _from_report(loaded: LoadedModel, report: Path, folder: Path) -> Measurements:
-    rows = read_results(report)["models"]
-    row = next((row for row in rows if row.get("weights_sha256") == loaded.weights_sha256), None)
+    row = row_of(read_results(report)["models"], loaded.weights_sha256)
     if row is None:
         raise InputError(
             f"{report / RESULTS} has no model with the weights of {loaded.path}; evaluate that model, or choose its "

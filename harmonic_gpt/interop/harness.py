@@ -8,7 +8,7 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from harmonic_gpt.errors import InputError, option
-from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, read_results
+from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, read_results, row_of
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.files import write_json
@@ -99,7 +99,7 @@ def _earlier_results(folder: Path) -> dict:
 
 
 def _write_results(out: Path, results: dict, loaded: LoadedModel, scores: Scores) -> None:
-    row = next((row for row in results["models"] if row.get("weights_sha256") == loaded.weights_sha256), None)
+    row = row_of(results["models"], loaded.weights_sha256)
     if row is None:
         row = {"name": loaded.name, "path": loaded.path, "step": loaded.step, "weights_sha256": loaded.weights_sha256}
         results["models"].append(row)

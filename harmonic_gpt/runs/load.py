@@ -111,8 +111,10 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
 
 
 def _weights_sha256(folder: Path) -> str | None:
-    """SHA-256 of the weight file, or of the hashes of several; None for a hub name."""
-    hashes = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    """SHA-256 of the weight file, or of the hashes of several; None for a hub name. As transformers loads them:
+    pytorch_model*.bin only where there is no safetensors file."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    hashes = [file_sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 

@@ -73,6 +73,16 @@ def test_scores_join_the_row_of_the_same_weights(tmp_path, harmonic_run):
     assert rows == [other, same | {"lm_eval": {"lambada": {"acc": 0.1}, "validation_text": {"bits_per_byte": 2.0}}}]
 
 
+def test_weights_that_are_not_known_are_nobodys_row(tmp_path, harmonic_run):
+    loaded = load_model(str(harmonic_run))
+    loaded.weights_sha256 = None
+    other = {"name": "other", "weights_sha256": None, "lm_eval": {"lambada": {"acc": 0.1}}}
+    harness._write_results(tmp_path, {"models": [other]}, loaded, {"lambada": {"acc": 0.9}})
+    rows = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert rows[0] == other
+    assert rows[1]["lm_eval"] == {"lambada": {"acc": 0.9}}
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     pytest.importorskip("lm_eval")
     (tmp_path / "notes.txt").write_text("mine")

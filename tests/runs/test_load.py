@@ -1,5 +1,7 @@
 """Loading: what is the user's mistake, and what is not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -62,6 +64,21 @@ def test_other_errors_are_and_keep_their_cause(folder, monkeypatch, tmp_path):
         with pytest.raises(InputError, match=r"a shape does not fit\)?$") as caught:
             load(argument)
         assert caught.value.__cause__ is error
+
+
+def test_weights_are_known_by_the_file_that_was_loaded(folder):
+    known = load_model(folder).weights_sha256
+    loaded = load_model(folder).model
+    torch.save({"not": "loaded"}, f"{folder}/pytorch_model.bin")
+    assert load_model(folder).weights_sha256 == known
+    Path(folder, "model.safetensors").unlink()
+    hashes = []
+    for _ in range(2):
+        loaded.transformer.wte.weight.data += 1
+        torch.save(loaded.state_dict(), f"{folder}/pytorch_model.bin")
+        hashes.append(load_model(folder).weights_sha256)
+    assert None not in hashes
+    assert len({known, *hashes}) == 3
 
 
 def test_an_unknown_device_is(folder):

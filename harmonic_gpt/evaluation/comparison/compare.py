@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from harmonic_gpt.data.manifest import SPLITS
 from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.comparison import figures, report
 from harmonic_gpt.evaluation.comparison.arms import Measures, compare_arms, parse_arms
 from harmonic_gpt.evaluation.comparison.measure import Measured, add_interpretability, measure
-from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION
+from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, read_results, row_of
 from harmonic_gpt.evaluation.measures.neighbors import word_tokens
 from harmonic_gpt.evaluation.measures.similarity import layer_similarity
 from harmonic_gpt.evaluation.names import distinct_names
@@ -42,7 +43,7 @@ def compare(
     verify: bool = False,
 ) -> dict:
     """Measure each model and write `out`: results.json, figures (PNG and SVG), report.md, report.html. Returns the
-    results.
+    results. What `lm-eval --out` added to the same weights in an earlier results.json there is kept.
 
     One model is in memory at a time. Every model is loaded once to be checked before the first one is measured, so that
     a mistake shows in seconds; then each is loaded again, measured, and dropped.
@@ -59,7 +60,7 @@ def compare(
         words: to list the neighbors of; None: a few common ones.
         verify: read the token files anew, whatever is noted about them.
     Raises InputError before any measurement: a model, data or a file that is not there or does not fit, a library of
-        the extra `eval` that is missing, or an `out` that is something else.
+        the extra `eval` that is missing, or an `out` that is something else or has lm-eval's scores of other models.
     """
     require("eval", "jinja2", "markdown_it", "matplotlib", "scipy", "sklearn")
     arms = models if isinstance(models, dict) else parse_arms(models)
@@ -70,11 +71,13 @@ def compare(
     tasks = load_tasks(word_pairs)
     for path in probe_files:
         load_probe_file(path)
-    labels, folder = _check(names, data, device, words)
+    labels, folder, weights = _check(names, data, device, words)
     members = _members(arms, labels)
-    if verify:
-        for split in folder.splits:
+    earlier = _scored(out, weights)
+    for split in SPLITS:
+        if verify and split in folder.splits:
             folder.verify(split, anew=True)
+        folder.tokens(split)
 
     def measured_of(name: str, label: str) -> Measured:
         """A function, so that its model is gone before the next one is loaded."""
@@ -84,6 +87,8 @@ def compare(
         measured = measure(loaded, folder, tokens)
         add_interpretability(measured, loaded, tasks, folder, reading_tokens, probe_files, words)
         measured.row["device"] = str(loaded.model.device)
+        if row := row_of(earlier, loaded.weights_sha256):
+            measured.row["lm_eval"] = row["lm_eval"]
         return measured
 
     pairs = list(zip(names, labels, strict=True))
@@ -113,21 +118,34 @@ def compare(
 
 def _check(
     names: list[str], data: str | None, device: str | None, words: list[str] | None
-) -> tuple[list[str], TokenFolder]:
-    """Load each model and let it go: (what each is called, the data that all share). Raises InputError."""
+) -> tuple[list[str], TokenFolder, list[str | None]]:
+    """Load each model and let it go: (what each is called, the data that all share, the hashes of the weights). Raises
+    InputError."""
 
-    def checked(name: str) -> tuple[str, str, TokenFolder]:
+    def checked(name: str) -> tuple[str, str, TokenFolder, str | None]:
         loaded = load_model(name, device)
         if words and loaded.tokenizer is not None:
             word_tokens(loaded, words)
-        return loaded.name, loaded.path, data_of(loaded, data)
+        return loaded.name, loaded.path, data_of(loaded, data), loaded.weights_sha256
 
-    labels, paths, folders = zip(*map(checked, names), strict=True)
+    labels, paths, folders, weights = zip(*map(checked, names), strict=True)
     if len(set(paths)) < len(paths):
         raise InputError("the same weights are named twice: " + ", ".join(paths))
     if len({folder.path.resolve() for folder in folders}) > 1:
         raise InputError("the models were trained on different data; say which to evaluate on with --data FOLDER")
-    return distinct_names(labels, paths), folders[0]
+    return distinct_names(labels, paths), folders[0], list(weights)
+
+
+def _scored(out: Path, weights: list[str | None]) -> list[dict]:
+    """Rows with scores of `lm-eval` in an earlier results.json of `out`. Raises InputError if one is of other weights:
+    its scores would be lost."""
+    rows = [row for row in read_results(out)["models"] if row.get("lm_eval")] if (out / RESULTS).exists() else []
+    if lost := [str(row.get("name")) for row in rows if row.get("weights_sha256") not in set(weights) - {None}]:
+        raise InputError(
+            f"{out / RESULTS} has scores of lm-eval for {', '.join(lost)}, which are not among the models to compare; "
+            "compare these too, or choose another folder"
+        )
+    return rows
 
 
 def _members(arms: dict[str, list[str]], labels: list[str]) -> dict[str, list[int]]:

@@ -11,6 +11,13 @@ RESULTS = "results.json"
 SCHEMA_VERSION = 4
 
 
+def row_of(rows: list[dict], weights_sha256: str | None) -> dict | None:
+    """The row of the model with these weights. None without one, or where it is not known which weights they are."""
+    if weights_sha256 is None:
+        return None
+    return next((row for row in rows if row.get("weights_sha256") == weights_sha256), None)
+
+
 def read_results(folder: str | Path) -> dict:
     """results.json of a folder that `eval.py compare` or `eval.py lm-eval` wrote, of any schema version. Raises
     InputError for a folder without it, or a file of something else."""

@@ -80,7 +80,7 @@ def test_one_model_is_in_memory_at_a_time(runs, tmp_path, monkeypatch):
     assert [model() for model in models] == [None] * 4
 
 
-def test_mistakes_show_before_the_first_model_is_measured(runs, tmp_path, monkeypatch):
+def test_mistakes_show_before_the_first_model_is_measured(runs, tmp_path, token_folder, monkeypatch):
     damaged = shutil.copytree((runs / "standard" / "latest").resolve(), tmp_path / "damaged")
     with (damaged / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -88,6 +88,24 @@ def test_mistakes_show_before_the_first_model_is_measured(runs, tmp_path, monkey
     monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("a model was measured"))
     with pytest.raises(InputError, match=r"model\.safetensors does not match its checksum"):
         compare([str(runs / "harmonic"), str(damaged)], tmp_path / "report")
+    (tmp_path / "val only").mkdir()
+    open_token_folder(token_folder).tokens("val").read(0, 600).astype("<u2").tofile(tmp_path / "val only" / "val.bin")
+    with pytest.raises(InputError, match="no train tokens; it has val"):
+        compare([str(runs / "harmonic")], tmp_path / "report", data=str(tmp_path / "val only"))
+
+
+def test_scores_of_the_harness_are_kept_or_the_folder_refused(runs, tmp_path):
+    out, scores = tmp_path / "report", {"lambada": {"acc": 0.1}}
+    weights = load_model(str(runs / "harmonic")).weights_sha256
+    out.mkdir()
+    (out / "results.json").write_text(
+        json.dumps({"models": [{"name": "mine", "weights_sha256": weights, "lm_eval": scores}]})
+    )
+    with pytest.raises(InputError, match="scores of lm-eval for mine, which are not among the models to compare"):
+        compare([str(runs / "standard")], out, tokens=300, reading_tokens=0)
+    assert read_results(out)["models"][0]["lm_eval"] == scores
+    compare([str(runs / "harmonic"), str(runs / "standard")], out, tokens=300, reading_tokens=0)
+    assert [model.get("lm_eval") for model in read_results(out)["models"]] == [scores, None]
 
 
 def test_older_checkpoints_and_foreign_models(runs, tmp_path, token_folder):
