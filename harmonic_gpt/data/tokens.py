@@ -233,7 +233,7 @@ def open_token_folder(path: str | Path, vocab_size: int | None = None) -> TokenF
     Raises InputError for a missing folder, an unknown manifest, or a file whose size is not what the manifest says. The
     ids of a split are checked when it is taken (`TokenFolder.tokens`).
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         raise InputError(f"no token folder at {path}; make one with: harmonic-gpt prepare --source ... --out {path}")
     if (path / MANIFEST).exists() or token_files(path):

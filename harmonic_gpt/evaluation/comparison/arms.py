@@ -139,7 +139,12 @@ def _headline_difference(key: str, a: str, b: str, left: list[Measure], right: l
     interval, over = _interval(left, right)
     sure = interval is not None and (interval[0] > 0 or interval[1] < 0)
     leader = a if (gap > 0) == HEADLINES[key].higher_is_better else b
-    return {"difference": gap, "interval": interval, "over": over if interval else None, "better": leader if sure else None}
+    return {
+        "difference": gap,
+        "interval": interval,
+        "over": over if interval else None,
+        "better": leader if sure else None,
+    }
 
 
 def _interval(left: list[Measure], right: list[Measure]) -> tuple[list[float] | None, str]:
