@@ -38,6 +38,41 @@ def is_euclidean(model: PreTrainedModel) -> bool:
     return spec is not None and spec.euclidean
 
 
+def score_name(model: PreTrainedModel) -> str:
+    """What the head compares states and centers by: "distance" (Euclidean), "dot product", "own distance" for a head
+    with another metric, or "logit" for one that has neither."""
+    spec, head = spec_of(model), getattr(model.get_output_embeddings(), "definition", None)
+    if is_euclidean(model):
+        return "distance"
+    if spec is None or head is None or (head.form is not None and head.form.quantity == "dot" and not head.prepare):
+        return "dot product"
+    return "logit" if spec.exponent is None else "own distance"
+
+
+def scores(model: PreTrainedModel, states: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
+    """(N, k): what the head compares by (see `score_name`), of each state's listed tokens.
+
+    Exact differences, not ||x||^2 + ||w||^2 - 2 x.w, whose rounding shows in small distances.
+
+    Args:
+        states: (N, D), what the head compares with its rows. ids: (N, k). logits: (N, V).
+    """
+    name = score_name(model)
+    if name == "logit":
+        return logits.gather(1, ids)
+    rows = centers_of(model)[ids]  # (N, k, D)
+    if name == "distance":
+        return (rows - states[:, None]).norm(dim=-1)
+    if name == "dot product":
+        return (rows * states[:, None]).sum(-1)
+    head, spec = model.get_output_embeddings(), spec_of(model)
+    assert head is not None
+    assert spec is not None
+    assert spec.exponent is not None
+    z = head.definition.logit(states[:, None], rows, head.values())  # -n log of the distance
+    return (-z / spec.exponent).exp()
+
+
 def embedding_of(model: PreTrainedModel) -> Tensor:
     """(V, D): the rows of the input embedding, the very same tensor as the centers where the two are tied."""
     return model.get_input_embeddings().weight  # type: ignore[return-value]

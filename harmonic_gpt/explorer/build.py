@@ -15,14 +15,14 @@ import torch
 from harmonic_gpt.data.tokenizer import tokenizer_hash
 from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states
+from harmonic_gpt.evaluation.activations import centers_of, head_input, hidden_states, score_name
 from harmonic_gpt.evaluation.comparison.report import link_explorer
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.explorer.centers import NEAREST, CenterMap, add_umap, count_kept, map_centers, state_scale
 from harmonic_gpt.explorer.format import DATA, MANIFEST, SCHEMA_VERSION, token_ids, write_data
 from harmonic_gpt.explorer.passages import Passage, by_difference, candidates, read_files
-from harmonic_gpt.explorer.reading import Prediction, Walk, read_text, score_name, shown_layers
+from harmonic_gpt.explorer.reading import Prediction, Walk, read_text, shown_layers
 from harmonic_gpt.explorer.verdict import read_verdict
 from harmonic_gpt.explorer.vocabulary import describe_tokens
 from harmonic_gpt.extras import require

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harmonic_gpt.evaluation.activations import centers_of, head_input, is_euclidean, spec_of
+from harmonic_gpt.evaluation.activations import head_input, scores
 from harmonic_gpt.evaluation.lens import final_norm
 from harmonic_gpt.explorer.centers import CenterMap
 
@@ -26,7 +26,7 @@ class Prediction:
 
     top: np.ndarray  # (T, k) int64, likeliest first
     top_p: np.ndarray  # (T, k) float32
-    top_score: np.ndarray  # (T, k) float32, see `score_name`
+    top_score: np.ndarray  # (T, k) float32, see `activations.score_name`
     nats: np.ndarray  # (T - 1,) float32: surprise of token t + 1
     label_score: np.ndarray  # (T - 1,) float32
     label_rank: np.ndarray  # (T - 1,) int32, 1: the likeliest
@@ -45,47 +45,12 @@ class Walk:
     coordinates: dict[str, np.ndarray]  # projection -> (L, T, 2) float32, on the map of the centers
 
 
-def score_name(model: PreTrainedModel) -> str:
-    """What the head compares states and centers by: "distance" (Euclidean), "dot product", "own distance" for a head
-    with another metric, or "logit" for one that has neither."""
-    spec, head = spec_of(model), getattr(model.get_output_embeddings(), "definition", None)
-    if is_euclidean(model):
-        return "distance"
-    if spec is None or head is None or (head.form is not None and head.form.quantity == "dot" and not head.prepare):
-        return "dot product"
-    return "logit" if spec.exponent is None else "own distance"
-
-
 def shown_layers(model: PreTrainedModel) -> list[int]:
     """Layers of the lens and the walk: all, or MAX_LAYERS of them evenly spaced; 0: the embeddings. Raises InputError
     for a model whose final norm is not known."""
     final_norm(model)
     last = int(model.config.num_hidden_layers)
     return sorted({round(layer) for layer in np.linspace(0, last, min(last + 1, MAX_LAYERS))})
-
-
-def scores(model: PreTrainedModel, states: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
-    """(N, k): what the head compares by (see `score_name`), of each state's listed tokens.
-
-    Exact differences, not ||x||^2 + ||w||^2 - 2 x.w, whose rounding shows in small distances.
-
-    Args:
-        states: (N, D), what the head compares with its rows. ids: (N, k). logits: (N, V).
-    """
-    name = score_name(model)
-    if name == "logit":
-        return logits.gather(1, ids)
-    rows = centers_of(model)[ids]  # (N, k, D)
-    if name == "distance":
-        return (rows - states[:, None]).norm(dim=-1)
-    if name == "dot product":
-        return (rows * states[:, None]).sum(-1)
-    head, spec = model.get_output_embeddings(), spec_of(model)
-    assert head is not None
-    assert spec is not None
-    assert spec.exponent is not None
-    z = head.definition.logit(states[:, None], rows, head.values())  # -n log of the distance
-    return (-z / spec.exponent).exp()
 
 
 @torch.no_grad()

@@ -50,9 +50,36 @@ def test_the_last_layer_is_the_prediction(loaded, tmp_path):
         expected = loaded.model(input_ids=ids).logits[0].topk(4).indices
     assert read.nearest[-1].tolist() == expected.tolist()
     assert read.nearest.shape == (3, ids.shape[1], 4)
-    assert read.by == ("distance" if loaded.name == "harmonic" else "dot")
+    assert read.by == ("distance" if loaded.name == "harmonic" else "dot product")
     draw(read, tmp_path / "lens.png", "title")
     assert Image.open(tmp_path / "lens.png").size[0] > 300
+
+
+@pytest.mark.parametrize(
+    ("head", "prior", "by"),
+    [
+        ("harmonic", True, "distance"),
+        ("cosine_harmonic", False, "own distance"),
+        ("mahalanobis_diagonal", False, "own distance"),
+        ("standard", True, "dot product"),
+    ],
+)
+def test_the_head_is_read_with_its_metric_and_its_prior(tiny_config, token_folder, head, prior, by):
+    model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300, head=head, prior=prior, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3 * torch.rand(300, 1) + 0.3)
+        if prior:
+            model.lm_head.log_prior.copy_(2 * torch.randn(300))
+        if head == "mahalanobis_diagonal":
+            model.lm_head.factors.copy_(3 * torch.rand(32))
+    tokenizer = load_tokenizer(token_folder / "tokenizer")
+    read = lens(LoadedModel("model", "memory", model.eval(), tokenizer, None, None), "The cat sees", top=2)
+    with torch.no_grad():
+        expected = model(input_ids=tokenizer("The cat sees", return_tensors="pt").input_ids).logits[0].topk(2).indices
+    assert read.nearest[-1].tolist() == expected.tolist()
+    assert read.by == by
+    if not prior:
+        assert (read.scores[..., 0] <= read.scores[..., 1]).all()  # the likeliest token is the nearest
 
 
 def test_geometry_of_any_architecture(loaded):

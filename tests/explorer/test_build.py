@@ -13,14 +13,14 @@ from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.activations import spec_of
+from harmonic_gpt.evaluation.activations import score_name, spec_of
 from harmonic_gpt.evaluation.lens import lens
 from harmonic_gpt.evaluation.measures.neighbors import NEAREST, neighbors
 from harmonic_gpt.evaluation.perplexity import perplexity
 from harmonic_gpt.explorer.build import explore
 from harmonic_gpt.explorer.centers import CenterMap, map_centers, nearest_centers
 from harmonic_gpt.explorer.format import SCHEMA_VERSION, packed, write_data
-from harmonic_gpt.explorer.reading import LENS_TOP, read_text, score_name, shown_layers
+from harmonic_gpt.explorer.reading import LENS_TOP, read_text, shown_layers
 from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.model.heads import HEADS
 from tests.explorer.written import read_data, unpacked
@@ -72,7 +72,7 @@ def test_numbers_are_those_of_the_other_commands(built):
                 continue  # a passage that begins within a word is tokenized otherwise when it stands alone
             read = lens(loaded, prompt, LENS_TOP)
             walk = values["walk"]
-            assert manifest["models"][m]["score"] == {"distance": "distance", "dot": "dot product"}[read.by]
+            assert manifest["models"][m]["score"] == read.by
             assert (unpacked(walk["top"]) == read.nearest).mean() > 0.999  # a tie may be broken otherwise
             np.testing.assert_allclose(unpacked(walk["top_score"]), read.scores, rtol=1e-4, atol=1e-4)
     gaps = [text["mean_gap"] for text in manifest["texts"][1:]]
