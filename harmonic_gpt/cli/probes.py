@@ -10,7 +10,7 @@ from harmonic_gpt.cli.geometry import layer_numbers, refuse_existing
 from harmonic_gpt.cli.options import quiet_transformers
 from harmonic_gpt.evaluation.interpretability import chosen_layers
 from harmonic_gpt.evaluation.measures.probes import run_probes
-from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_task, load_probe_file
+from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_tasks, load_probe_files
 from harmonic_gpt.evaluation.text import data_of, tokenizer_of
 from harmonic_gpt.extras import require
 from harmonic_gpt.files import write_json
@@ -32,14 +32,13 @@ def run_probes_command(
     require("eval", "sklearn")
     wanted = layer_numbers(layers)
     refuse_existing(out)
-    for path in files or []:
-        load_probe_file(path)
+    load_probe_files(files or [])
     quiet_transformers()
     loaded = load_model(model, device)
     chosen, tokenizer = chosen_layers(loaded, wanted), tokenizer_of(loaded)
     print(f"evaluating {loaded.describe()}")
     if files:
-        tasks = [file_task(path, tokenizer, examples) for path in files]
+        tasks = file_tasks(files, tokenizer, examples)
     else:
         known = data is not None or loaded.state is not None
         tasks = built_in_tasks(

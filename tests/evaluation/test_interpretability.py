@@ -36,3 +36,16 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     assert found["paper_tasks"]["lower"] == ["made up"]
     assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}
     assert found["tasks"]["won"] == []
+
+
+def test_a_model_of_one_center_is_behind_in_class_centers(tiny_config, token_folder):
+    tokenizer, text = load_tokenizer(token_folder / "tokenizer"), torch.randint(0, 12, (1200,)).numpy()
+    model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300, tie_word_embeddings=False)).eval()
+    model.get_output_embeddings().weight.data[:] = torch.randn(32)
+    loaded = LoadedModel("point", "memory", model, tokenizer, None, None)
+    measured = measure_interpretability(loaded, {"one pair": [("cat", "dog")]}, text)
+    assert measured.row["class_centers"]["flag"] == "the centers are collapsed"
+    other = {key: (0.5, np.full(500, 0.5)) for key in ("class_centers", "own_center")}
+    measures = [{"nats": (5.0, np.empty(0))} | held for held in (measured.measures, other)]
+    headlines = compare_arms({"point": [0], "other": [1]}, measures, [{}] * 2, [{}] * 2)["differences"][0]["headlines"]
+    assert [headlines[key]["better"] for key in other] == ["other", "other"]

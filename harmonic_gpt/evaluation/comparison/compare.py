@@ -18,7 +18,7 @@ from harmonic_gpt.evaluation.comparison.results import RESULTS, SCHEMA_VERSION, 
 from harmonic_gpt.evaluation.measures.neighbors import word_tokens
 from harmonic_gpt.evaluation.measures.similarity import layer_similarity
 from harmonic_gpt.evaluation.names import distinct_names
-from harmonic_gpt.evaluation.tasks.probe_tasks import load_probe_file
+from harmonic_gpt.evaluation.tasks.probe_tasks import load_probe_files
 from harmonic_gpt.evaluation.tasks.word_pairs import load_tasks
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.extras import require
@@ -69,8 +69,7 @@ def compare(
     if out.exists() and not (out.is_dir() and ((out / RESULTS).exists() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not an earlier comparison; choose another folder")
     tasks = load_tasks(word_pairs)
-    for path in probe_files:
-        load_probe_file(path)
+    load_probe_files(probe_files)
     labels, folder, weights = _check(names, data, device, words)
     members = _members(arms, labels)
     earlier = _scored(out, weights)

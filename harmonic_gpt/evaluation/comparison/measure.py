@@ -12,7 +12,7 @@ from harmonic_gpt.evaluation.activations import centers_of, embedding_of, spec_o
 from harmonic_gpt.evaluation.interpretability import Interpretability, measure_interpretability
 from harmonic_gpt.evaluation.measures.geometry import components_for, cumulative_explained_variance, norm_statistics
 from harmonic_gpt.evaluation.perplexity import perplexity
-from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_task
+from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_tasks
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs
 from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.runs.load import LoadedModel
@@ -92,7 +92,7 @@ def add_interpretability(
     if tokens:
         examples = min(PROBE_EXAMPLES, tokens // 80)
         probes = built_in_tasks(loaded.tokenizer, token_counts(folder.tokens("train")), examples)
-        probes += [file_task(path, loaded.tokenizer, examples) for path in probe_files]
+        probes += file_tasks(probe_files, loaded.tokenizer, examples)
     text = validation.read(0, min(len(validation), tokens))
     measured.interpretability = measure_interpretability(loaded, tasks, text, tokens, probe_tasks=probes, words=words)
     measured.row["interpretability"] = measured.interpretability.row

@@ -44,13 +44,16 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     What is left:
 
     - cosine: of center and mean, both centered over tokens; 0 for unrelated ones. `variance_explained`: of the means,
-      by the centers. Collapsed centers get 0 for both. `shuffled_cosine`: centers of other tokens.
+      by the centers. `shuffled_cosine`: centers of other tokens.
     - own_nearest: share of positions whose own center is the nearest of all (raw: without the fit; a harmonic model's
     accuracy).
     - own_center: rank of the own center among all V centers by distance from the mean context; 1 is the nearest, ties
       count against it. The mean of 1 / rank, the median rank, and the share that is first.
     - convex: median distance of a center to the convex hull of its own contexts over that to another token's contexts;
       below 1 if the center belongs to its own.
+
+    Collapsed centers have a flag, and 0 for cosine and own center, so that they are behind those that are not; the rest
+    is not measured.
 
     Args:
         hidden_states: (N, D) as the head sees them. labels: (N,) next tokens. centers: (V, D).
@@ -67,7 +70,7 @@ def class_centers(hidden_states: Tensor, labels: Tensor, centers: Tensor, seed: 
     mean_part, center_part = means - means.mean(0), w[tokens] - w[tokens].mean(0)
     power = center_part.square().sum()
     if power <= COLLAPSED * w[tokens].square().sum():
-        flagged = {"tokens": len(tokens), "cosine": None, "flag": "the centers are collapsed"}
+        flagged = {"tokens": len(tokens), "cosine": 0.0, "own_center": 0.0, "flag": "the centers are collapsed"}
         return ClassCenters(flagged, np.zeros(len(tokens)), np.zeros(len(tokens)))
     scale = (mean_part * center_part).sum() / power
     moved = scale * (w - w[tokens].mean(0)) + means.mean(0)  # (V, D)

@@ -1,9 +1,11 @@
 """What probes are asked: files in the format of SST-2 and CoLA, and three tasks that need no download."""
 
 import csv
+import io
 import json
 import re
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harmonic_gpt.data.pydocs import docstrings
 from harmonic_gpt.errors import InputError
+from harmonic_gpt.evaluation.names import distinct_names
 
 WORDS = Path(__file__).parent / "parts_of_speech.json"  # written for this project, from common knowledge
 MAX_TOKENS = 128  # of an example; more are cut off
@@ -54,9 +57,9 @@ def load_probe_file(path: str | Path) -> tuple[list[str], list[str]]:
     try:
         content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
-            lines = content.splitlines(keepends=True)
+            lines = io.StringIO(content)  # by newlines alone: a text may hold other line ends, as U+2028
             glue = path.suffix == ".tsv"  # GLUE's files do not quote
             reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if glue else csv.reader(lines)
             table = list(reader)
@@ -75,9 +78,20 @@ def load_probe_file(path: str | Path) -> tuple[list[str], list[str]]:
     return [text for text, _ in pairs], [str(label) for _, label in pairs]
 
 
-def file_task(path: str | Path, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
-    """At most `most` examples of a file, chosen by the seed; longer texts than MAX_TOKENS tokens are cut."""
-    return _task(Path(path).stem, tokenizer, *_thinned(*load_probe_file(path), most, seed))
+def load_probe_files(paths: Sequence[str | Path]) -> dict[str, tuple[list[str], list[str]]]:
+    """{task: (texts, labels)}. A task has the name of its file; with several of one name (SST-2/dev.tsv, CoLA/dev.tsv)
+    their folders too. Raises InputError, also for a file that is there twice."""
+    files = [Path(path).expanduser().resolve() for path in paths]
+    names = distinct_names([file.stem for file in files], files)
+    return {name: load_probe_file(path) for name, path in zip(names, paths, strict=True)}
+
+
+def file_tasks(
+    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0
+) -> list[ProbeTask]:
+    """At most `most` examples of each file, chosen by the seed; longer texts than MAX_TOKENS tokens are cut."""
+    held = load_probe_files(paths)
+    return [_task(name, tokenizer, *_thinned(texts, labels, most, seed)) for name, (texts, labels) in held.items()]
 
 
 def part_of_speech(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:

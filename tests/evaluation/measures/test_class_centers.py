@@ -24,7 +24,9 @@ def test_class_centers():
     unrelated = class_centers(contexts, labels, torch.randn(30, 8)).row
     assert abs(unrelated["cosine"]) < 0.3
     assert unrelated["own_center"] < 0.3
-    assert class_centers(contexts, labels, torch.ones(30, 8)).row["flag"] == "the centers are collapsed"
+    collapsed = class_centers(contexts, labels, torch.ones(30, 8)).row
+    assert collapsed["flag"] == "the centers are collapsed"
+    assert (collapsed["cosine"], collapsed["own_center"]) == (0, 0)
     corners = torch.tensor([[0.0, 0], [1, 0], [0, 1]])
     assert convex_distance(torch.tensor([0.2, 0.2]), corners) == pytest.approx(0, abs=1e-5)
     assert convex_distance(torch.tensor([-1.0, 0]), corners) == pytest.approx(1, rel=1e-4)

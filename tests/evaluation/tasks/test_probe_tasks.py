@@ -1,14 +1,17 @@
 """Probe tasks: built in, and files that users bring."""
 
+import json
+
 import numpy as np
 import pytest
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.tasks.probe_tasks import (
     built_in_tasks,
-    file_task,
+    file_tasks,
     frequency_band,
     load_probe_file,
+    load_probe_files,
 )
 
 
@@ -40,7 +43,8 @@ def test_files_in_the_formats_of_sst2_and_cola(tmp_path, loaded):
     lines = tmp_path / "mine.jsonl"
     lines.write_text('{"text": "one", "label": 0}\n\n{"text": "two", "label": 1}\n')
     assert load_probe_file(lines) == (["one", "two"], ["0", "1"])
-    assert len(file_task(table, loaded.tokenizer, 1).examples) == 1
+    [task] = file_tasks([table], loaded.tokenizer, 1)
+    assert (task.name, len(task.examples)) == ("mine", 1)
     for name, content, message in (
         ("a.txt", "x", "expected a .csv"),
         ("b.csv", "words,kind\na,b\n", "KeyError"),
@@ -52,3 +56,27 @@ def test_files_in_the_formats_of_sst2_and_cola(tmp_path, loaded):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=message):
             load_probe_file(tmp_path / name)
+
+
+def test_files_of_one_name_are_two_tasks(tmp_path):
+    paths = [tmp_path / name for name in ("SST-2/dev.tsv", "CoLA/dev.tsv", "mood.csv")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        separator = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f"text{separator}label\n{path.parent.name}{separator}x\n")
+    held = load_probe_files(paths)
+    assert list(held) == ["SST-2/dev.tsv", "CoLA/dev.tsv", "mood"]
+    assert held["CoLA/dev.tsv"] == (["CoLA"], ["x"])
+    with pytest.raises(InputError, match=r"SST-2/dev\.tsv more than once"):
+        load_probe_files([paths[0], str(paths[0])])
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b"])
+def test_lines_end_at_newlines_alone(tmp_path, mark):
+    for name, content in (
+        ("a.jsonl", json.dumps({"text": f"a{mark}b", "label": "x"}, ensure_ascii=False) + "\n"),
+        ("a.tsv", f"text\tlabel\r\na{mark}b\tx\r\n"),
+        ("a.csv", f'text,label\n"a{mark}b",x\n'),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+        assert load_probe_file(tmp_path / name) == ([f"a{mark}b"], ["x"])
