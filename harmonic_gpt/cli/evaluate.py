@@ -142,7 +142,7 @@ def lens(
     quiet_transformers()
     loaded = load_model(model, device)
     read = module.lens(loaded, prompt, top)
-    title = f"{loaded.name}: nearest by {read.by}"
+    title = f"{loaded.name}: likeliest tokens, and their {read.by}"
     table = Table("layer", *map(ascii, read.tokens), title=title)
     for layer in reversed(range(len(read.words))):
         cells = zip(read.words[layer], read.scores[layer], strict=True)
