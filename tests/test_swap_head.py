@@ -1,7 +1,11 @@
 """The harmonic head in models of other families, all with random weights and of a few thousand parameters."""
 
+import math
+
+import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,6 +22,7 @@ from harmonic_gpt import harmonic_cross_entropy
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.interop.export import export
 from harmonic_gpt.model.harmonic_head import HarmonicHead
+from harmonic_gpt.runs import load
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.swap_head import swap_head
 from tests.aligned import aligned
@@ -103,6 +108,62 @@ def test_any_head_is_saved_and_loaded_with_what_it_learned(name, tmp_path):
     assert torch.equal(aligned(again.model)(IDS).logits, model(IDS).logits)
     assert swap_head(model, head="harmonic").name == "harmonic"  # back, with nothing of the other head
     assert model.config.harmonic_head["learn"] == []
+
+
+def learned_model():
+    """A model whose harmonic head has learned an exponent of 9 and a prior, from a start of 4 and zeros."""
+    model = llama()
+    head = swap_head(model, exponent=4.0, learn=["exponent", "prior"], prior=True)
+    with torch.no_grad():
+        head.log_exponent.fill_(math.log(9.0))
+        head.log_prior.normal_()
+    return model
+
+
+def test_swapping_again_keeps_what_was_learned():
+    model = learned_model()
+    logits = model(IDS).logits
+    assert swap_head(model).spec.exponent == pytest.approx(9.0)
+    assert torch.equal(model(IDS).logits, logits)
+    fixed = swap_head(model, learn=[])  # what is no longer learned stays where it is
+    assert not dict(fixed.named_parameters()).keys() - {"weight"}
+    torch.testing.assert_close(model(IDS).logits, logits)
+    assert swap_head(model, exponent=5.0, learn=["exponent"]).spec.exponent == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "10KB"])
+def test_what_was_learned_comes_from_the_hub_too(shard_size, tmp_path, monkeypatch):
+    model, commit = learned_model(), "1" * 40
+    repository = tmp_path / "models--ann--swapped"  # as the Hub's client keeps it; the tests are offline
+    model.save_pretrained(repository / "snapshots" / commit, max_shard_size=shard_size)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(load, "load_tokenizer", lambda _: None)  # the repository has none
+    again = load_model("ann/swapped").model
+    (repository / "refs" / "main").write_text("2" * 40)  # moved on, to what is not in the cache
+    swapped = AutoModelForCausalLM.from_pretrained("ann/swapped", revision=commit)
+    swap_head(swapped, revision=commit)
+    for loaded in (again, swapped):
+        assert torch.equal(aligned(loaded)(IDS).logits, model(IDS).logits)
+
+
+def test_learned_numbers_that_are_not_found_are_no_start_values(tmp_path):
+    learned_model().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = model.lm_head
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    save_file({name: tensors[name] for name in tensors if "log_" not in name}, tmp_path / "model/model.safetensors")
+    with pytest.raises(
+        InputError, match="has learned \\(log_exponent, log_prior\\) is not in the safetensors files of"
+    ):
+        swap_head(model)
+    (tmp_path / "model/model.safetensors").write_text("no tensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        swap_head(model)
+    assert model.lm_head is before
+    with pytest.raises(InputError, match="a model that was not loaded"):
+        swap_head(LlamaForCausalLM(LlamaConfig(**SIZE, harmonic_head=learned_model().config.harmonic_head)))
 
 
 def test_models_that_do_more_after_the_head_are_refused_and_left_alone():
