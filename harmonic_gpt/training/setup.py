@@ -173,12 +173,12 @@ def _model(
         return _saved_model(start.checkpoint)
     target = model_config(config, data.vocab_size, None if tokenizer is None else tokenizer.eos_token_id)
     log_prior = _log_prior(config.model.prior, data)
-    if config.model.init_from is None:
-        model = HarmonicGPT2ForCausalLM(target)
-    else:
-        model, done = start_from(config, target, data, accelerator)
+    if config.model.init_from is not None:
+        model, done = start_from(config, target, data, accelerator, log_prior)
         if accelerator.is_main_process:
             print(f"{'init_from:':<12}{done}", file=sys.stderr)
+        return model
+    model = HarmonicGPT2ForCausalLM(target)
     if log_prior is not None:
         model.lm_head.log_prior.data.copy_(log_prior)
     return model

@@ -5,10 +5,13 @@ import torch
 from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from harmonic_gpt import HarmonicGPT2Config
+from harmonic_gpt.data.sampler import Sampler
 from harmonic_gpt.data.tokens import open_token_folder
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.likelihood import block_nats
 from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.swap_head import swap_head
 from harmonic_gpt.training import init_from
 from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
 from harmonic_gpt.training.loop import train
@@ -40,10 +43,22 @@ def gpt2(token_folder, tmp_path_factory):
     return path
 
 
-def start(run_config, path, folder, **overrides):
+def start(run_config, path, folder, log_prior=None, **overrides):
     config = run_config(model__init_from=path, **overrides)
     data = open_token_folder(folder)
-    return start_from(config, model_config(config, data.vocab_size, None), data, Accelerator(cpu=True))
+    return start_from(config, model_config(config, data.vocab_size, None), data, Accelerator(cpu=True), log_prior)
+
+
+def saved_as(head_config, gpt2, path):
+    """The weights of `gpt2` under a head of `head_config`, whose learned numbers and prior have moved on; its model."""
+    target = HarmonicGPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=48, **head_config)
+    model = _with_weights(load_model(str(gpt2)).model, target, with_head=False)
+    with torch.no_grad():
+        for name, tensor in model.lm_head.state_dict().items():
+            if name != "weight":
+                tensor.add_(0.3 * torch.randn_like(tensor))
+    model.save_pretrained(path)
+    return model
 
 
 def mean_nats(model, folder) -> float:
@@ -76,7 +91,7 @@ def test_each_attempt_is_at_least_as_good_as_the_one_before(gpt2, run_config, to
     assert start.exponent == pytest.approx(target.head_exponent, rel=1e-5)
     # What is told is what the model then does
     target.hidden_scale, target.exponent, target.activation_function = start.hidden_scale, start.exponent, "gelu_new"
-    model = _with_weights(source, target)
+    model = _with_weights(source, target, with_head=False)
     with torch.no_grad():
         model.transformer.ln_f.bias += start.shift
         assert block_nats(model.eval(), ids).item() / (16 * 32) == pytest.approx(attempts[3], rel=1e-4)
@@ -100,6 +115,74 @@ def test_deterministic(gpt2, run_config, token_folder):
 def test_euclidean_softmax_is_fitted_too(gpt2, run_config, token_folder):
     model, _ = start(run_config, gpt2, token_folder, model__normalization="softmax")
     assert mean_nats(model, token_folder) < 5.0
+
+
+FITTED_AS_ASKED = [
+    {"model__head": "euclidean_softmax", "model__head_constants": "{temperature: 0.1}"},
+    {"model__head": "harmonic", "model__prior": "uniform", "log_prior": torch.linspace(-4.0, 0.0, 300)},
+    {"model__head": "harmonic", "model__learn": "[hidden_scale]"},
+    {"model__head": "harmonic", "model__exponent": 80.0},  # above 2 n_embd, where a fitted one ends
+]
+
+
+@pytest.mark.parametrize("asked", FITTED_AS_ASKED)
+def test_a_model_starts_at_the_loss_that_is_told(gpt2, run_config, token_folder, tmp_path, asked):
+    saved_as({"head": "standard", "learn": ["hidden_scale"]}, gpt2, tmp_path / "source")
+    model, text = start(run_config, tmp_path / "source", token_folder, **asked)
+    tokens = open_token_folder(token_folder).tokens("train")
+    ids = torch.from_numpy(Sampler(tokens, 32, 32, seed=0).batch(0))  # FIT_TOKENS of them
+    with torch.no_grad():
+        nats = block_nats(model.eval(), ids).item() / (32 * 32)
+    assert nats == pytest.approx(float(text.rsplit(" ", 1)[1]), abs=1e-3)
+    if "model__exponent" in asked:
+        assert model.config.exponent == 80.0
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"model__prior": "uniform", "model__learn": "[prior, exponent]", "log_prior": torch.zeros(300)}]
+)
+def test_the_same_head_goes_on_with_all_that_it_has_learned(gpt2, run_config, token_folder, tmp_path, asked):
+    learned = {"head": "harmonic", "learn": ["exponent", "hidden_scale", "prior"], "prior": True}
+    source = saved_as(learned, gpt2, tmp_path / "source")
+    model, text = start(run_config, tmp_path / "source", token_folder, **asked)
+    assert text.endswith("and its prior")
+    assert torch.equal(model.lm_head.log_prior, source.lm_head.log_prior)
+    assert mean_nats(model, token_folder) == pytest.approx(mean_nats(source, token_folder), rel=1e-5)
+
+
+def test_a_head_of_swap_head_is_no_standard_one(gpt2, run_config, token_folder, tmp_path):
+    source = load_model(str(gpt2)).model
+    swap_head(source, exponent=9.0, hidden_scale=0.05)
+    source.save_pretrained(tmp_path / "swapped")
+    model, text = start(run_config, tmp_path / "swapped", token_folder)
+    assert text.endswith("going on with its harmonic head, exponent 9")
+    assert mean_nats(model, token_folder) == pytest.approx(mean_nats(source, token_folder), rel=1e-5)
+    with pytest.raises(InputError, match="only harmonic and euclidean_softmax can be fitted"):
+        start(run_config, tmp_path / "swapped", token_folder, model__head="standard")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"model__head": "standard", "model__head_constants": "{temperature: 0.5}"}, "head_constants={}"),
+        ({"model__head": "harmonic", "model__exponent": 5.0}, "exponent=sqrt"),
+    ],
+)
+def test_constants_that_are_not_those_of_the_weights(gpt2, run_config, token_folder, tmp_path, asked, message):
+    saved_as({"head": asked["model__head"], "exponent": 4.0}, gpt2, tmp_path / "source")
+    with pytest.raises(InputError, match=f"goes on with the .* of its weights, got .*{message}"):
+        start(run_config, tmp_path / "source", token_folder, **asked)
+
+
+def test_trunks_of_other_kinds(run_config, token_folder, tmp_path):
+    size = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    GPT2LMHeadModel(GPT2Config(n_inner=48, **size)).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(InputError, match="n_inner 48; expected 4 n_embd = 128"):
+        start(run_config, tmp_path / "narrow", token_folder)
+    source = GPT2LMHeadModel(GPT2Config(scale_attn_weights=False, initializer_range=0.5, **size))
+    source.save_pretrained(tmp_path / "unscaled")
+    model, _ = start(run_config, tmp_path / "unscaled", token_folder, model__head="standard")
+    assert mean_nats(model, token_folder) == pytest.approx(mean_nats(source, token_folder), rel=1e-5)
 
 
 def test_a_run_goes_on_with_a_harmonic_model_and_resumes(gpt2, run_config, token_folder, tmp_path, capfd):
