@@ -150,7 +150,8 @@ def _facts(config: RunConfig, start: Start, data: TokenFolder) -> dict[str, obje
     fingerprint = data.fingerprint()
     if start.state and start.state.get("data") != fingerprint:
         raise InputError(
-            f"{data.path} is not the data that {start.checkpoint} was trained on: its files or its tokenizer differ"
+            f"{data.path} is not the data that {start.checkpoint} was trained on: its files or its tokenizer differ; "
+            "name the folder that it was trained on with --data.dir, or start a new run with another --run_dir"
         )
     return {
         "step to go on from": start.step,
