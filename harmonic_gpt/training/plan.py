@@ -73,11 +73,19 @@ def plan(
     device: RankDevice,
     train_tokens: int | None = None,
     vocabulary_note: str = "",
+    built: HarmonicGPT2ForCausalLM | None = None,
 ) -> str:
-    """What a run will do, before it does it. Sizes only: builds no weights."""
+    """What a run will do, before it does it. Builds no weights.
+
+    built: the run's model; the head of a checkpoint or of `model.init_from` has its own numbers. None: as configured.
+    """
     with torch.device("meta"):
-        hf_config = model_config(config, vocab_size, None)
-        model = HarmonicGPT2ForCausalLM(hf_config)
+        model = built or HarmonicGPT2ForCausalLM(model_config(config, vocab_size, None))
+    hf_config = model.config
+    assert isinstance(hf_config, HarmonicGPT2Config)
+    spec, hidden_scale = hf_config.head_spec, hf_config.hidden_scale
+    if built is not None:  # learned numbers as they are now
+        spec, hidden_scale = built.lm_head.spec, built.lm_head.hidden_scale
     total = sum(p.numel() for p in model.parameters())
     embeddings = model.transformer.wte.weight.numel() + model.transformer.wpe.weight.numel()
     t, m = config.train, config.model
@@ -86,18 +94,18 @@ def plan(
     all_tokens = t.steps * t.batch_tokens
     needed, largest = need(hf_config, config, device)
     fits = f"micro-batches of up to {largest} sequences fit" if largest else "not even one sequence fits"
-    numbers = {name: f"{value:.4g}" for name, value in hf_config.head_spec.constants.items()}
-    if m.exponent == "fit":
+    numbers = {name: f"{value:.4g}" for name, value in spec.constants.items()}
+    if m.exponent == "fit" and built is None:
         numbers["exponent"] = "to be fitted"
     constants = ", ".join(f"{name} {value}" for name, value in numbers.items())
     learned = f", learned: {', '.join(hf_config.learn)}" if hf_config.learn else ""
-    prior = f", prior {m.prior}" if m.prior else ""
+    prior = f", prior {m.prior or 'of the weights'}" if hf_config.prior else ""
     head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
     epochs = f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""
     rows = {
         "run": config.run_dir,
         "head": f"{hf_config.head} ({constants}){learned}{prior}, "
-        f"hidden_scale {hf_config.hidden_scale:.4g}, center_std {hf_config.center_std:.4g}, "
+        f"hidden_scale {hidden_scale:.4g}, center_std {hf_config.center_std:.4g}, "
         f"{'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
         f"vocabulary {vocab_size:,}{vocabulary_note}",

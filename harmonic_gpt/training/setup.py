@@ -62,7 +62,7 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     if accelerator.num_processes > 1:
         check_ranks_agree(model_facts(model))
     if accelerator.is_main_process:
-        _announce(config, data, sampler, device)
+        _announce(config, data, sampler, device, model)
     if config.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     use_causal_attention(model)
@@ -241,9 +241,15 @@ def _check_memory(config: RunConfig, data: TokenFolder, device: RankDevice, is_m
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _announce(config: RunConfig, data: TokenFolder, sampler: Sampler | MixtureSampler, device: RankDevice) -> None:
+def _announce(
+    config: RunConfig,
+    data: TokenFolder,
+    sampler: Sampler | MixtureSampler,
+    device: RankDevice,
+    model: HarmonicGPT2ForCausalLM,
+) -> None:
     """The plan, and the loss that a model must beat to have learned anything."""
-    print(plan(config, data.vocab_size, device, len(sampler.tokens), data.vocabulary_note), file=sys.stderr)
+    print(plan(config, data.vocab_size, device, len(sampler.tokens), data.vocabulary_note, model), file=sys.stderr)
     unigram = unigram_nats(data.tokens("train"), data.tokens("val"), config.eval.tokens)
     print(
         f"{'baseline:':<12}token frequencies alone cost {unigram:.3f} nats per validation token",

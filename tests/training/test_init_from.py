@@ -16,6 +16,7 @@ from harmonic_gpt.training import init_from
 from harmonic_gpt.training.init_from import _with_weights, fit_head, start_from
 from harmonic_gpt.training.loop import train
 from harmonic_gpt.training.plan import model_config
+from harmonic_gpt.training.setup import setup
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +151,18 @@ def test_the_same_head_goes_on_with_all_that_it_has_learned(gpt2, run_config, to
     assert mean_nats(model, token_folder) == pytest.approx(mean_nats(source, token_folder), rel=1e-5)
 
 
+def test_a_run_keeps_and_tells_the_prior_and_the_numbers_of_its_weights(
+    gpt2, run_config, token_folder, tmp_path, capfd
+):
+    learned = {"head": "harmonic", "learn": ["exponent", "prior"], "prior": True}
+    source = saved_as(learned, gpt2, tmp_path / "source").lm_head
+    config = run_config(model__init_from=tmp_path / "source", model__prior="uniform", model__learn="[exponent, prior]")
+    run = setup(config, resume=False)
+    run.tracker.close()
+    assert torch.equal(run.bare_model.lm_head.log_prior, source.log_prior)
+    assert f"head:       harmonic (exponent {source.spec.exponent:.4g}), learned" in capfd.readouterr().err
+
+
 def test_a_head_of_swap_head_is_no_standard_one(gpt2, run_config, token_folder, tmp_path):
     source = load_model(str(gpt2)).model
     swap_head(source, exponent=9.0, hidden_scale=0.05)
@@ -188,8 +201,10 @@ def test_trunks_of_other_kinds(run_config, token_folder, tmp_path):
 def test_a_run_goes_on_with_a_harmonic_model_and_resumes(gpt2, run_config, token_folder, tmp_path, capfd):
     first = run_config(run_dir=tmp_path / "first", model__init_from=gpt2, model__exponent="fit")
     assert train(first) == 0
-    assert "init_from:" in capfd.readouterr().err
+    told = capfd.readouterr().err
     fitted = load_model(str(tmp_path / "first")).model.config
+    assert "init_from:" in told
+    assert f"(exponent {fitted.exponent:.4g}), hidden_scale {fitted.hidden_scale:.4g}," in told
     stored = json.loads((tmp_path / "first/latest/config.json").read_text())
     assert (stored["exponent"], stored["hidden_scale"]) == (fitted.exponent, fitted.hidden_scale)
     second = run_config(run_dir=tmp_path / "second", model__init_from=tmp_path / "first", train__steps=4)
@@ -197,7 +212,9 @@ def test_a_run_goes_on_with_a_harmonic_model_and_resumes(gpt2, run_config, token
     tuned = load_model(str(tmp_path / "second")).model.config
     assert (tuned.exponent, tuned.hidden_scale) == (fitted.exponent, fitted.hidden_scale)
     again = run_config(run_dir=tmp_path / "first", model__init_from=gpt2, model__exponent="fit")
+    capfd.readouterr()
     assert train(again, resume=True) == 0  # finished; the stored constants were loaded
+    assert f"(exponent {fitted.exponent:.4g}), hidden_scale {fitted.hidden_scale:.4g}," in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
