@@ -141,7 +141,7 @@ def _tensors_on_disk(place: str, revision: str | None, names: set[str]) -> dict[
     """
     tensors: dict[str, torch.Tensor] = {}
     try:
-        for path in _weight_files(place, revision) if place else ():
+        for path in weight_files(place, revision) if place else ():
             with safe_open(path, "pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in names.intersection(file.keys())}
     except (OSError, SafetensorError) as error:
@@ -149,7 +149,7 @@ def _tensors_on_disk(place: str, revision: str | None, names: set[str]) -> dict[
     return tensors
 
 
-def _weight_files(place: str, revision: str | None) -> list[str]:
+def weight_files(place: str, revision: str | None = None) -> list[str]:
     """The safetensors files of a folder, or of a repository on the Hub, which are in the cache if the model was loaded
     from it. Raises OSError."""
     if Path(place).is_dir():

@@ -140,7 +140,9 @@ def test_what_was_learned_comes_from_the_hub_too(shard_size, tmp_path, monkeypat
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(load, "load_tokenizer", lambda _: None)  # the repository has none
-    again = load_model("ann/swapped").model
+    loaded = load_model("ann/swapped")
+    assert loaded.weights_sha256 == load_model(str(repository / "snapshots" / commit)).weights_sha256 is not None
+    again = loaded.model
     (repository / "refs" / "main").write_text("2" * 40)  # moved on, to what is not in the cache
     swapped = AutoModelForCausalLM.from_pretrained("ann/swapped", revision=commit)
     swap_head(swapped, revision=commit)

@@ -48,14 +48,14 @@ def export(
     if repo is not None:
         check_repository_name(repo)
     loaded = load_model(name)
-    kind = loaded.model.config.model_type
-    if kind not in EXPORTED:
-        raise InputError(f"{name}: expected a GPT-2 (model type {' or '.join(EXPORTED)}), got model type {kind}")
     if hasattr(loaded.model.config, STORED):
         raise InputError(
             f"{name} has its head by swap_head; loaded elsewhere, without this package, its weights would be taken for "
             "those of dot products"
         )
+    kind = loaded.model.config.model_type
+    if kind not in EXPORTED:
+        raise InputError(f"{name}: expected a GPT-2 (model type {' or '.join(EXPORTED)}), got model type {kind}")
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:

@@ -11,7 +11,7 @@ from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 from harmonic_gpt.files import file_sha256
 from harmonic_gpt.runs.checkpoint import CHECKSUMS, LATEST, checkpoints, find_corruption, read_state
-from harmonic_gpt.swap_head import STORED, swap_head
+from harmonic_gpt.swap_head import STORED, swap_head, weight_files
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     state: dict | None  # state.json of a checkpoint of ours
-    weights_sha256: str | None  # of a hub model: the commit
+    weights_sha256: str | None
 
     @property
     def run_dir(self) -> Path | None:
@@ -106,15 +106,15 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
         model=model,
         tokenizer=load_tokenizer(path) if has_tokenizer else None,
         state=read_state(folder) if (folder / CHECKSUMS).is_file() else None,
-        weights_sha256=_weights_sha256(folder) or getattr(model.config, "_commit_hash", None),
+        weights_sha256=_weights_sha256(path),
     )
 
 
-def _weights_sha256(folder: Path) -> str | None:
-    """SHA-256 of the weight file, or of the hashes of several; None for a hub name. As transformers loads them:
-    pytorch_model*.bin only where there is no safetensors file."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    hashes = [file_sha256(path) for path in files]
+def _weights_sha256(path: str) -> str | None:
+    """SHA-256 of the weight file, or of the hashes of several, of a folder or a model on the Hub. As transformers loads
+    them: pytorch_model*.bin only where there is no safetensors file, and of a folder alone; None without either."""
+    files = weight_files(path) or sorted(Path(path).glob("pytorch_model*.bin"))
+    hashes = [file_sha256(Path(file)) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
