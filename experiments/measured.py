@@ -1,5 +1,6 @@
 """Numbers that pages state, each from a results file of docs/results: what summary.py tells and draws."""
 
+import json
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -47,6 +48,11 @@ def losses(question: str, head: str, size: str, **settings: object) -> dict[int,
 
 def pair(ours: dict[int, float], theirs: dict[int, float]) -> SeedPairs:
     return [(seed, ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def compared() -> dict:
+    """The comparison of `eval.py compare` on the protocol's kept runs, as results.json has it."""
+    return json.loads((FILES / "reading_protocol.json").read_text(encoding="utf-8"))["comparison"]
 
 
 def by_size() -> dict[str, dict[str, SeedPairs]]:

@@ -24,6 +24,7 @@ from measured import (
     by_size,
     changes,
     claims,
+    compared,
     growth,
     head_ratio,
     rows_of,
@@ -146,6 +147,23 @@ def uses_means() -> str:
     return "\n\n".join(table for table in tables if table)
 
 
+def all_measures() -> str:
+    """Every measure of `eval.py compare` on the protocol's kept runs, means over seeds."""
+    found, lines = compared(), []
+    (difference,) = found["differences"]
+    arms = difference["first"], difference["second"]
+    for key, measure in found["headlines"].items():
+        gap = difference["headlines"][key]
+        if gap["interval"]:
+            means = [f"{measure['arms'][arm]['mean']:.3f}" for arm in arms]
+            arrow = "higher" if measure["higher_is_better"] else "lower"
+            low, high = gap["interval"]
+            shown = f"{gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append([f"{measure['label']} ({arrow})", *means, shown, gap["better"] or "no difference shown"])
+    seeds = min(len(members) for members in found["arms"].values())
+    return markdown_table(f"{seeds} seeds each | {' | '.join(arms)} | difference [95 %] | ahead", lines)
+
+
 def scaling_table() -> str:
     series = results.by_width(protocol_rows())
     for r in ("1/4", "1"):
@@ -194,6 +212,7 @@ def measured_at(name: str, arm: str = results.CHOSEN) -> list[str]:
 
 def answers() -> list[Answer]:
     best = [f"{heads_report.name_of(arm)} {loss:.3f}" for loss, arm, _ in _screened()[:2]]
+    paper = compared()["differences"][0]["paper_tasks"]
     return [
         Answer(
             "Does it predict as well?",
@@ -214,8 +233,8 @@ def answers() -> list[Answer]:
             "Yes, by its parallelogram loss",
             f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {short('R1')}; "
             f"distance to the right token's center: {short('R3')}",
-            "not by a fitted lens, nor by word pairs or probes without weight decay; the paper's loss favors it for "
-            "random word pairs too",
+            f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or class centers; the paper's "
+            f"parallelogram loss is lower in {paper['lower']} of {paper['compared']} tasks",
             "reading", "reading.md",
         ),
         Answer(
@@ -335,6 +354,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "means of reading": lambda: reading_means(),
     "means of uses": lambda: uses_means(),
     "neighbors": lambda: certificates.neighbors(protocol_rows()),
+    "all measures": all_measures,
     "certificates": certificates_table,
     "decay": lambda: lengths.decay(protocol_rows()),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),

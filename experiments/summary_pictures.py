@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from report import SeedPairs, arm_of, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
+from harmonic_gpt.evaluation.comparison.result_figures import forest
 
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
@@ -192,6 +193,8 @@ def main() -> None:
     draw_lens(folder / "lens_agreement_protocol.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
+    if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
+        figure.savefig(folder / "forest_protocol.png", dpi=150)
     if lengths.grown(protocol):
         lengths.draw_growth(folder / "growth.png", protocol)
     rows = list(measured.rows_of("heads.jsonl"))
