@@ -295,8 +295,8 @@ def prediction_conclusions() -> str:
     sizes, little = by_size(), scarce()
     gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     lines = [
-        f"- **With no token seen twice, both heads with weight decay**: {CHOSEN} {told('P1')};",
-        f"  r = 1, the paper's, {told('P1', 'harmonic')}; r = 1/8 {told('P1', 'eighth')}.",
+        f"- **With no token seen twice, both heads with weight decay, {CHOSEN}**: {told('P1')}.",
+        f"- **The same, r = 1, the paper's**: {told('P1', 'harmonic')}; **r = 1/8**: {told('P1', 'eighth')}.",
         "  Five fresh seeds, or as many as said.",
         "- **Without weight decay the standard head has the lower mean at all four sizes**: against r = 1/4 by "
         f"{min(gaps):.3f} to {max(gaps):.3f},",
