@@ -120,7 +120,7 @@ def verdicts(rows: list[dict], *initials: str) -> str:
     )
 
 
-def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest", "none"] = "all") -> str:
+def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest"] = "all") -> str:
     """A hypothesis in words: "level at 2 x 64 (+0.001 [...]), behind at 4 x 192 (...)", with the numbers of all sizes
     or of the largest alone."""
     asked = [one for one in outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]

@@ -181,12 +181,19 @@ class Answer(NamedTuple):
     page: str  # of docs/results, with its anchor
 
 
-def told(name: str, arm: str = results.CHOSEN, numbers: Literal["all", "largest", "none"] = "all") -> str:
+def told(name: str, arm: str = results.CHOSEN, numbers: Literal["all", "largest"] = "all") -> str:
     return results.told(protocol_rows(), name, arm, numbers)
 
 
 def short(name: str, arm: str = results.CHOSEN) -> str:
     return told(name, arm, "largest")
+
+
+def at_largest(name: str) -> str:
+    """A hypothesis on the shipped arm in words, at the largest size alone."""
+    rows = protocol_rows()
+    size = max(measured_at(name), key=results.depth_and_width)
+    return results.told([row for row in rows if row["size"] == size], name, results.CHOSEN)
 
 
 def _reading_answer() -> str:
@@ -234,15 +241,15 @@ def answers() -> list[Answer]:
             f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {short('R1')}; "
             f"distance to the right token's center: {short('R3')}",
             f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or class centers; the paper's "
-            f"parallelogram loss is lower in {paper['lower']} of {paper['compared']} tasks",
+            f"parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
             "reading", "reading.md",
         ),
         Answer(
             "Is it good for something else?",
             "",
-            f"Not beyond the smallest size. With {CHOSEN}: calibration {told('U1', numbers='none')}; head in int4 "
-            f"{told('U2', numbers='none')}; early exit {told('U3', numbers='none')}",
-            f"tokens added from 16 contexts {told('U4', numbers='none')}",
+            f"Not beyond the smallest size. With {CHOSEN}, at the largest: calibration {at_largest('U1')}, head in "
+            f"int4 {at_largest('U2')}, early exit {at_largest('U3')}",
+            f"tokens added from 16 contexts {at_largest('U4')}",
             "uses", "uses.md",
         ),
         Answer(
