@@ -113,7 +113,7 @@ def load_model(name: str, device: str | torch.device | None = "cpu", trust_remot
 def _weights_sha256(path: str) -> str | None:
     """SHA-256 of the weight file, or of the hashes of several, of a folder or a model on the Hub. As transformers loads
     them: pytorch_model*.bin only where there is no safetensors file, and of a folder alone; None without either."""
-    files = weight_files(path) or sorted(Path(path).glob("pytorch_model*.bin"))
+    files = weight_files(path) or sorted(map(str, Path(path).glob("pytorch_model*.bin")))
     hashes = [file_sha256(Path(file)) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
