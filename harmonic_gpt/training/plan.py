@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from harmonic_gpt.data.request import DEFAULT_VOCAB_SIZE
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE, open_token_folder
-from harmonic_gpt.errors import InputError, options_spelled, reason_of
+from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig
@@ -125,15 +125,11 @@ def plan(
 def dry_run(config: RunConfig) -> str:
     """The plan of one process on this machine, without reading data: the vocabulary is the manifest's if the folder
     exists, else the configured one, else the default of the tokenizer that will be trained, or GPT-2's.
-
-    Raises InputError for a folder that a run would refuse by its manifest.
     """
     device = rank_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(config.data.dir).expanduser()
     if path.is_dir():
-        with options_spelled("data.{}".format):
-            folder = open_token_folder(path, config.data.vocab_size)
-            folder.check_request(config.data.request)
+        folder = open_token_folder(path, config.data.vocab_size)
         train_tokens = len(folder.unverified_tokens("train"))
         return plan(config, folder.vocab_size, device, train_tokens, folder.vocabulary_note)
     trains_tokenizer = config.data.source is not None and config.data.tokenizer is None

@@ -198,11 +198,7 @@ def test_a_plan_without_data_has_the_vocabulary_that_will_be_prepared(tmp_path):
         assert f"vocabulary {size} (assumed" in plan.dry_run(load_run_config(None, [nowhere, *overrides]))
 
 
-def test_a_plan_refuses_the_data_that_a_run_refuses(run_config, token_folder, tmp_path):
-    with pytest.raises(InputError, match=r"data\.vocab_size asks for 8192"):
-        plan.dry_run(run_config(data__vocab_size=8192))
-    with pytest.raises(InputError, match="prepared from something else"):
-        plan.dry_run(run_config(data__source="other.txt"))
+def test_a_plan_names_a_folder_without_training_tokens(run_config, token_folder, tmp_path):
     (tmp_path / "val.bin").write_bytes((token_folder / "val-00000.bin").read_bytes())
     with pytest.raises(InputError, match="no train tokens; it has val"):
         plan.dry_run(run_config(data__dir=tmp_path))
