@@ -74,10 +74,14 @@ def _gaps(center: Settings, losses: Losses) -> dict[Settings, float]:
 
 
 def said(center: Settings, losses: Losses) -> str:
-    """Certified, or what the best neighbor would gain."""
+    """Certified, or what the best neighbor would gain; neither while a setting has no neighbor with both seeds."""
     gaps = _gaps(center, losses)
-    least = min(gaps.values(), default=0.0)
     runs = sum(map(len, losses.values()))
+    best = dict(center)
+    untried = [s for s in NAMES if s in best and all(dict(point)[s] == best[s] for point in gaps)]
+    if untried:
+        return f"not all neighbors are trained yet; {runs} runs"
+    least = min(gaps.values())
     words = f"**certified**: {len(gaps)} neighbors are worse" if least > 0 else f"**a neighbor gains {-least:.4f}**"
     return f"{words}; {runs} runs"
 

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import answers
 import measured
 import pytest
+import report
 import summary
 import summary_pictures
 from results import FrontierPoint
@@ -64,22 +66,22 @@ def test_a_number_that_was_typed_is_seen():
 
 def test_verdicts_follow_their_intervals(monkeypatch):
     lost = [(1, 5.1, 5.0), (2, 5.12, 5.01), (3, 5.09, 5.0)]
-    assert summary.difference(lost) == "+0.100 [+0.075, +0.125]"
-    assert summary.ahead(lost) == "standard"
-    assert summary.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
-    assert summary.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
-    assert summary.ahead(lost[:1]) == "one seed: a lead, no result"
+    assert report.difference(lost) == "+0.100 [+0.075, +0.125]"
+    assert answers.ahead(lost) == "standard"
+    assert answers.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
+    assert answers.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
+    assert answers.ahead(lost[:1]) == "one seed: a lead, no result"
     row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}, "val_loss": 5.1}
     rows = [
         row | {"arm": arm, "seed": seed, "key": f"{arm} {seed}", "val_loss": 5 + seed / 100 + gap * (1 + seed / 10)}
         for arm, gap in (("standard", 0), ("sharp", 0.1))
         for seed in range(5)
     ]
-    monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows))
-    assert summary.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
-    monkeypatch.setattr(summary, "rows_of", lambda name: tuple(rows[:-1]))
-    assert summary.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
-    assert summary.told("P2") == "not measured yet"
+    monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows))
+    assert answers.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
+    monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows[:-1]))
+    assert answers.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
+    assert answers.told("P2") == "not measured yet"
 
 
 def test_two_settings_are_never_taken_for_one():
