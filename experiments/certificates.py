@@ -9,8 +9,9 @@ from queue_file import TIMES, ArmSearch
 from report import arm_of, markdown_table
 from results import ARMS, CHOSEN
 
-NEIGHBORS = "neighbors of the best"  # a question of protocol.yaml
-SEEDS = (0, 1)  # of a certificate
+# Questions of protocol.yaml: where they were asked and of which seeds
+NEIGHBORS = {"neighbors of the best": ("2x128", (0, 1)), "neighbors at 6x384": ("6x384", (10,))}
+CERTIFICATE = next(iter(NEIGHBORS))  # the one that certifies
 EVERY = 400  # eval.every of these runs and of the frontier; the searches evaluated more often
 NAMES = {
     "optim.betas": "AdamW's beta2",
@@ -22,38 +23,41 @@ NAMES = {
 }
 
 
-def neighbors(rows: list[dict]) -> str:
-    """Markdown: for each setting its best value of both heads, and what its neighbors lose over the two seeds."""
-    arms = {arm: found for arm in (CHOSEN, "standard") if (found := _neighborhood(rows, arm))}
+Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as a key
+Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
+
+
+def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
+    """Markdown: for each setting its best value of both heads, and what its neighbors lose, mean over the seeds."""
+    seeds = NEIGHBORS[question][1]
+    arms = {arm: found for arm in (CHOSEN, "standard") if (found := _neighborhood(rows, arm, question))}
     lines: list[list[str]] = []
     for setting, name in NAMES.items():
         cells = []
         for center, losses in arms.values():
             best = dict(center).get(setting)
-            tried = {dict(point).get(setting): gap for point, gap in _gaps(center, losses).items()}
+            tried = {dict(point).get(setting): gap for point, gap in _gaps(center, losses, seeds).items()}
             others = [f"{_value(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
             cells.append(f"**{_value(best)}** ({', '.join(others)})" if others else "")
-        lines.append([name, *cells])
+        if any(cells) or question == CERTIFICATE:
+            lines.append([name, *cells])
+    of = "mean of two seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     best = [f"{mean(losses[center].values()):.4f}" for center, losses in arms.values()]
-    lines.append(["nats per token at the best, mean of two seeds", *best])
-    lines.append(["", *(said(center, losses) for center, losses in arms.values())])
+    lines.append([f"nats per token at the best, {of}", *best])
+    lines.append(["", *(said(center, losses, question) for center, losses in arms.values())])
     return markdown_table(f"setting | {' | '.join(ARMS[arm] for arm in arms)}", lines) if arms else ""
 
 
-Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as a key
-Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
-
-
-def _neighborhood(rows: list[dict], arm: str, size: str = "2x128") -> tuple[Settings, Losses] | None:
+def _neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, Losses] | None:
     """The center, from which every run of the question differs in one setting, and the losses of all of them."""
-    losses: Losses = {}
+    (size, seeds), losses = NEIGHBORS[question], {}
     asked = []
     for row in rows:
         plain = not row["trial"] and "data.dir" not in row["set"] and row["set"].get("eval.every") == EVERY
-        if plain and (arm_of(row), row["size"]) == (arm, size) and row["seed"] in SEEDS:
+        if plain and (arm_of(row), row["size"]) == (arm, size) and row["seed"] in seeds:
             point = tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in row["set"].items()))
             losses.setdefault(point, {})[row["seed"]] = row["val_loss"]
-            if row["question"] == NEIGHBORS:
+            if row["question"] == question:
                 asked.append(point)
     centers = [point for point in losses if asked and all(_differences(point, other) == 1 for other in asked)]
     if len(centers) != 1:
@@ -67,23 +71,25 @@ def _differences(a: Settings, b: Settings) -> int:
     return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
-def _gaps(center: Settings, losses: Losses) -> dict[Settings, float]:
-    """What each neighbor with both seeds loses against the center, the mean of them."""
-    both = {point: by_seed for point, by_seed in losses.items() if point != center and len(by_seed) == len(SEEDS)}
-    return {point: mean(by_seed[s] - losses[center][s] for s in SEEDS) for point, by_seed in both.items()}
+def _gaps(center: Settings, losses: Losses, seeds: tuple[int, ...]) -> dict[Settings, float]:
+    """What each neighbor with all of the seeds loses against the center, the mean of them."""
+    whole = {point: by_seed for point, by_seed in losses.items() if point != center and len(by_seed) == len(seeds)}
+    return {point: mean(by_seed[s] - losses[center][s] for s in seeds) for point, by_seed in whole.items()}
 
 
-def said(center: Settings, losses: Losses) -> str:
-    """Certified, or what the best neighbor would gain; neither while a setting has no neighbor with both seeds."""
-    gaps = _gaps(center, losses)
+def said(center: Settings, losses: Losses, question: str) -> str:
+    """Certified, or what the best neighbor would gain; neither while a setting that the question certifies has no
+    neighbor with every seed."""
+    gaps = _gaps(center, losses, NEIGHBORS[question][1])
     runs = sum(map(len, losses.values()))
     best = dict(center)
     untried = [s for s in NAMES if s in best and all(dict(point)[s] == best[s] for point in gaps)]
-    if untried:
+    if not gaps or (untried and question == CERTIFICATE):
         return f"not all neighbors are trained yet; {runs} runs"
     least = min(gaps.values())
-    words = f"**certified**: {len(gaps)} neighbors are worse" if least > 0 else f"**a neighbor gains {-least:.4f}**"
-    return f"{words}; {runs} runs"
+    worse = f"{len(gaps)} neighbors are worse"
+    worse = f"**certified**: {worse}" if question == CERTIFICATE else worse
+    return f"{worse if least > 0 else f'**a neighbor gains {-least:.4f}**'}; {runs} runs"
 
 
 def certificates(searches: list[ArmSearch]) -> str:

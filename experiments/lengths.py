@@ -17,12 +17,12 @@ GROWN = {  # what trials.watch_growth looks at
 }
 
 
-def decay(rows: list[dict], size: str = "2x128") -> str:
-    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, from the certificates:
+def decay(rows: list[dict], size: str = "2x128", question: str = "certificate") -> str:
+    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, on seed 0 of a question:
     of each arm the setting at which most values of it were tried."""
     tried: dict[str, dict[str, dict[float, dict]]] = {}
     for row in rows:
-        if (row["question"], row["size"], row["seed"]) == ("certificate", size, 0):
+        if (row["question"], row["size"], row["seed"]) == (question, size, 0):
             others = str(sorted((k, v) for k, v in row["set"].items() if k != DECAY))
             tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][DECAY]] = row
     most = {arm: max(groups.values(), key=len) for arm, groups in tried.items()}

@@ -8,7 +8,7 @@ from tests.experiments.rows import row
 BEST = {"eval.every": 400, "optim.lr": 0.008, "optim.betas": [0.9, 0.999], "optim.weight_decay": 0.3}
 
 
-def run(seed, loss, arm="quarter", question=certificates.NEIGHBORS, **changes) -> dict:
+def run(seed, loss, arm="quarter", question=certificates.CERTIFICATE, **changes) -> dict:
     return row(arm, seed, loss, question) | {"size": "2x128", "set": BEST | changes}
 
 
@@ -48,3 +48,19 @@ def test_a_neighbor_with_one_seed_or_other_data_says_nothing():
     assert "0.016" not in text
     assert "not all neighbors are trained yet" in text
     assert certificates.neighbors(neighborhood(0.02)[:2]) == ""
+
+
+def test_neighbors_at_another_size_have_one_seed_and_certify_nothing():
+    def at_large(loss, question="neighbors at 6x384", **changes):
+        return run(10, loss, question=question, **changes) | {"size": "6x384"}
+
+    rows = [at_large(5.0, "enough text"), at_large(5.01, **{"optim.lr": 0.004}), at_large(4.998, **{"optim.lr": 0.016})]
+    lines = certificates.neighbors(rows, "neighbors at 6x384").splitlines()
+    assert lines[2:] == [
+        "| learning rate | **0.008** (0.004: +0.0100, 0.016: -0.0020) |",
+        "| nats per token at the best, seed 10 | 5.0000 |",
+        "|  | **a neighbor gains 0.0020**; 3 runs |",
+    ]
+    assert "2 neighbors are worse" not in certificates.neighbors(rows, "neighbors at 6x384")
+    assert "**certified" not in certificates.neighbors(rows[:2], "neighbors at 6x384")
+    assert certificates.neighbors(rows) == ""
