@@ -92,7 +92,7 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"With {CHOSEN}: {short('P1')}. With the paper's r = 1: {short('P1', 'harmonic')}",
+            f"With {CHOSEN}: {short('P1')}. With r = 1: {short('P1', 'harmonic')}",
             "Harmonic − standard in nats per token, both with weight decay, five fresh seeds",
             "prediction", "prediction.md",
         ),
@@ -144,7 +144,7 @@ def prediction_conclusions() -> str:
     gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     lines = [
         f"- **With no token seen twice, both heads with weight decay, {CHOSEN}**: {told('P1')}.",
-        f"- **The same, r = 1, the paper's**: {told('P1', 'harmonic')}; **r = 1/8**: {told('P1', 'eighth')}.",
+        f"- **The same, r = 1**: {told('P1', 'harmonic')}; **r = 1/8**: {told('P1', 'eighth')}.",
         "  Five fresh seeds, or as many as said.",
         "- **Without weight decay the standard head has the lower mean at all four sizes**: against r = 1/4 by "
         f"{min(gaps):.3f} to {max(gaps):.3f},",

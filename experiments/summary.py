@@ -103,7 +103,7 @@ def heads_table() -> str:
 
 
 def reading_means() -> str:
-    """The shipped arm's, and the paper's r = 1."""
+    """The shipped arm's, and those of r = 1."""
     arms = (results.CHOSEN, "harmonic")
     return "\n\n".join(results.differences(protocol_rows(), results.READING_MEANS, arm=arm) for arm in arms)
 
