@@ -18,8 +18,8 @@ GROWN = {  # what trials.watch_growth looks at
 
 
 def decay(rows: list[dict], size: str = "2x128", question: str = "certificate") -> str:
-    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, on seed 0 of a question:
-    of each arm the setting at which most values of it were tried."""
+    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, of the question's runs
+    with seed 0: of each arm at the setting where most values were tried."""
     tried: dict[str, dict[str, dict[float, dict]]] = {}
     for row in rows:
         if (row["question"], row["size"], row["seed"]) == (question, size, 0):

@@ -16,6 +16,7 @@ from report import SeedPairs, arm_of, difference, interval, line_at, markdown_ta
 from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
+EXIT = "uses.exit_at_agreement.blocks_saved"
 ENOUGH, THRICE, FREQUENCY = "enough text", "three times the rate", "loss by frequency"  # questions of protocol.yaml
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
@@ -48,6 +49,7 @@ HYPOTHESES = (
     Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
+    Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
     Hypothesis("U5", "predicts rare targets better", FREQUENCY, "measured.by_frequency.rare"),
 )
 
@@ -186,11 +188,12 @@ def lack_of_fit(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def number_at(row: dict, path: str) -> float | None:
-    """The number at a dotted path of a row; None where it was not measured."""
+    """The number at a dotted path of a row; None where it was not measured. `inner`: of a list by layer the mean of all
+    but the embeddings."""
     found: Any = row
     for part in path.split("."):
         try:
-            found = found[int(part) if isinstance(found, list) else part]
+            found = mean(found[1:]) if part == "inner" else found[int(part) if isinstance(found, list) else part]
         except (KeyError, IndexError, TypeError):
             return None
     return found
@@ -251,19 +254,21 @@ def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:
 
 READING_MEANS = (
     ("lens agreement (higher is better)", "reading.lens_agreement"),
+    ("the same at all positions (higher)", "reading.layers.agreement.inner"),
     ("agreement of a tuned lens (higher)", "reading.tuned_lens"),
     ("label distance (lower)", "reading.label_distance"),
+    ("distance to the label / median distance, centers as they stand", "reading.raw_label_over_median"),
     ("own center, mean reciprocal rank (higher)", "reading.own_center"),
     ("cosine of a center and its mean context (higher)", "reading.center_cosine"),
 )
 USES_MEANS = (
     ("calibration error (lower)", "uses.calibration.error"),
-    ("calibration error after one temperature (lower)", "uses.calibration.error_after"),
+    ("nats gained by one temperature (lower)", "uses.calibration.nats_gained"),
     ("nats lost by a head in int8 (lower)", "uses.quantized.int8"),
     ("nats lost by a head in int4 (lower)", "uses.quantized.int4"),
-    ("positions that leave early at a confidence of 0.5 (higher)", "uses.early_exit.0.left"),
-    ("share of those that say what the whole model says (higher)", "uses.early_exit.0.agreement_of_those"),
-    ("blocks saved at a confidence of 0.9 (higher)", "uses.early_exit.2.blocks_saved"),
+    ("early exit at a confidence of 0.9: blocks saved (higher)", "uses.early_exit.2.blocks_saved"),
+    ("the same: how often those that leave say what the whole model says", "uses.early_exit.2.agreement_of_those"),
+    ("early exit at an agreement of 0.95: blocks saved (higher)", EXIT),
     ("nats for each occurrence of a token placed from 1 context (lower)", "uses.new_token.0.best.cost"),
     ("from 4 contexts (lower)", "uses.new_token.1.best.cost"),
     ("from 16 contexts (lower)", "uses.new_token.2.best.cost"),

@@ -2,7 +2,8 @@
 
     python experiments/uses.py RUN... [--data data/prose8k]       # of checkpoints that are there; one JSON line each
 
-Every part is measured on the second half of the text; what has to be fitted (a temperature, a scale) is, on the first.
+Every part is measured on the second half of the text; what has to be fitted (a temperature, a confidence, a scale) is,
+on the first.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from reading import print_rows
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from harmonic_gpt.data.tokens import Tokens
@@ -17,15 +19,16 @@ from harmonic_gpt.evaluation.activations import final_norm, head_input, text_sta
 from harmonic_gpt.model.harmonic_logits import head_logits
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
-TOKENS = 16384  # leading validation tokens
+TOKENS = 32768  # leading validation tokens
 BLOCK = 256
 ROWS = 1024  # positions whose logits are built at a time
 BINS = 15
-FITTED = 2048  # positions that choose the temperature
-TEMPERATURES = np.geomspace(0.5, 2, 17)
+FITTED = 4096  # positions that choose the temperature
 CONFIDENCES = (0.5, 0.7, 0.9)
+THRESHOLDS = np.linspace(0.02, 0.995, 196)  # confidences that are tried for an agreement
+AGREEMENT = 0.95  # with the whole model, of the positions that leave early
 CONTEXTS = (1, 4, 16)
-SCALES = np.geomspace(1 / 16, 4, 13)
+SCALES = np.geomspace(1 / 512, 4, 23)  # in steps of the square root of 2
 MAX_NEW_TOKENS = 50
 
 
@@ -47,7 +50,13 @@ def uses(model: HarmonicGPT2ForCausalLM, validation: Tokens, tokens: int = TOKEN
 
     x = head_input(model, states[-1])
     first, second = (x[:half], labels[:half]), (x[half:], labels[half:])
-    layers = [head_input(model, norm(h[half:])) for h in states[1:-1]]
+    quarters = [(x[part], labels[part]) for part in (slice(half // 2), slice(half // 2, half))]
+    layers = [head_input(model, norm(h)) for h in states[1:-1]]
+    exits = [
+        exit_readings([h[part] for h in layers], x[part], logits)
+        for part in (slice(half), slice(half, None))
+        if layers  # a model of one block has none
+    ]
     measured = {
         "calibration": calibration(first, second, logits),
         "quantized": {
@@ -55,8 +64,9 @@ def uses(model: HarmonicGPT2ForCausalLM, validation: Tokens, tokens: int = TOKEN
             - mean_nats(*second, logits)
             for bits in (8, 4)
         },
-        "early_exit": [early_exit(layers, second[0], logits, confidence) for confidence in CONFIDENCES],
-        "new_token": [new_tokens(first, second, head.weight, logits, contexts) for contexts in CONTEXTS],
+        "early_exit": [early_exit(exits[1], confidence) for confidence in CONFIDENCES] if layers else [],
+        "exit_at_agreement": early_exit(exits[1], confidence_for(exits[0], AGREEMENT)) if layers else None,
+        "new_token": [new_tokens(*quarters, second, head.weight, logits, contexts) for contexts in CONTEXTS],
     }
     model.train(was_training)
     return measured
@@ -77,7 +87,8 @@ def mean_nats(x: Tensor, labels: Tensor, logits: Head, temperature: float = 1.0)
 def calibration(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], logits: Head) -> dict:
     """Expected calibration error of the most likely token before and after a temperature that the first half chose."""
     few = tuple(side[-FITTED:] for side in first)
-    temperature = min(TEMPERATURES, key=lambda t: mean_nats(*few, logits, t))
+    fitted = minimize_scalar(lambda log_t: mean_nats(*few, logits, np.exp(log_t)), bounds=(-1, 1), method="bounded")
+    temperature = float(np.exp(fitted.x))
 
     def answers(t: float) -> tuple[np.ndarray, np.ndarray]:
         best = [(logits(rows) / t).softmax(-1).max(-1) for rows in second[0].split(ROWS)]
@@ -85,7 +96,7 @@ def calibration(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], log
         return confidence.numpy(), (torch.cat([one.indices for one in best]) == second[1]).numpy()
 
     return {
-        "temperature": float(temperature),
+        "temperature": temperature,
         "error": calibration_error(*answers(1.0)),
         "error_after": calibration_error(*answers(temperature)),
         "nats_gained": mean_nats(*second, logits) - mean_nats(*second, logits, temperature),
@@ -106,67 +117,86 @@ def quantized(centers: Tensor, bits: int) -> Tensor:
     return (centers / scale).round() * scale
 
 
-def early_exit(layers: list[Tensor], last: Tensor, logits: Head, confidence: float) -> dict:
-    """A position leaves after the first block whose reading has this confidence: how often its answer is the final one,
-    and the share of blocks that is saved.
+Readings = tuple[np.ndarray, np.ndarray]  # of each block but the last at each position, (L - 1, N): see exit_readings
+
+
+def exit_readings(layers: list[Tensor], last: Tensor, logits: Head) -> Readings:
+    """The confidence of each layer's answer, and whether it is the whole model's.
 
     Args:
         layers: what the head reads after each block but the last, (N, D) each. last: the same after the last one.
     """
-    blocks = len(layers) + 1
-    left, saved, agree = 0, 0, 0
+    confidences, agree = [], []
     for start in range(0, len(last), ROWS):
         final = logits(last[start : start + ROWS]).argmax(-1)
-        open_ = torch.ones(len(final), dtype=torch.bool)
-        for block, h in enumerate(layers, 1):
-            best = logits(h[start : start + ROWS]).softmax(-1).max(-1)
-            leaves = open_ & (best.values >= confidence)
-            agree += int((best.indices == final)[leaves].sum())
-            left += int(leaves.sum())
-            saved += int(leaves.sum()) * (blocks - block)
-            open_ &= ~leaves
-    n = len(last)
+        best = [logits(h[start : start + ROWS]).softmax(-1).max(-1) for h in layers]
+        confidences.append(np.stack([one.values.numpy() for one in best]))
+        agree.append(np.stack([(one.indices == final).numpy() for one in best]))
+    return np.concatenate(confidences, 1), np.concatenate(agree, 1)
+
+
+def early_exit(readings: Readings, confidence: float) -> dict:
+    """A position leaves after the first block whose reading has this confidence: how often its answer is the final one,
+    and the share of blocks that is saved."""
+    confidences, agree = readings
+    sure = confidences >= confidence
+    leaves, at = sure.any(0), sure.argmax(0)
+    blocks = len(confidences) + 1
+    right = agree[at, np.arange(len(at))][leaves]
     return {
-        "confidence": confidence,
-        "left": left / n,
-        "agreement_of_those": agree / left if left else None,
-        "blocks_saved": saved / (n * blocks),
+        "confidence": float(confidence),
+        "left": float(leaves.mean()),
+        "agreement_of_those": float(right.mean()) if len(right) else None,
+        "blocks_saved": float(((blocks - 1 - at) * leaves).sum() / (len(at) * blocks)),
     }
 
 
-def new_tokens(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], centers: Tensor, logits: Callable, contexts: int
-) -> dict:
+def confidence_for(readings: Readings, agreement: float) -> float:
+    """The least confidence from which on those that leave agree with the whole model so often; 1 if none does."""
+    found = 1.0
+    for threshold in reversed(THRESHOLDS):
+        reached = early_exit(readings, threshold)["agreement_of_those"]
+        if reached is not None and reached < agreement:
+            break
+        found = float(threshold)
+    return found
+
+
+Half = tuple[Tensor, Tensor]  # hidden states (N, D) and labels (N,) of a part of the text
+
+
+def new_tokens(shown: Half, fit: Half, read: Half, centers: Tensor, logits: Callable, contexts: int) -> dict:
     """A token's center replaced by the mean of `contexts` hidden states that precede it, without gradients.
 
-    One token at a time, of the frequent ones; means over them. `nats`: on the token's own occurrences in the second
-    half. `cost`: what the change loses there and at all other positions together, in nats for each occurrence of the
-    token: a center that lies near everything wins its own occurrences and takes from all others. The mean is used as it
-    is, and by the rule and scale that cost least on the first half (`best`): "scaled" is the mean times a scale;
-    "moved" starts at the mean of all centers and adds, times a scale, what the mean differs by from all hidden states'.
+    One token at a time, of the frequent ones; means over them. Contexts are of `shown`. `nats`: on the token's own
+    occurrences in `read`. `cost`: what the change loses there and at all other positions together, in nats for each
+    occurrence of the token: a center that lies near everything wins its own occurrences and takes from all others. The
+    mean is used as it is, and by the rule and scale that cost least on `fit` (`best`): "scaled" is the mean times a
+    scale; "moved" starts at the mean of all centers and adds, times a scale, what the mean differs by from all hidden
+    states'. at_end: that scale is the least or the largest that was tried.
     """
-    counts = [torch.bincount(labels, minlength=len(centers)) for _, labels in (first, second)]
-    usable = ((counts[0] >= max(CONTEXTS)) & (counts[1] >= 5)).nonzero().squeeze(1)
+    counts = [torch.bincount(labels, minlength=len(centers)) for _, labels in (shown, fit, read)]
+    usable = ((counts[0] >= max(CONTEXTS)) & (counts[1] >= 5) & (counts[2] >= 5)).nonzero().squeeze(1)
     tokens = usable[counts[0][usable].argsort(descending=True, stable=True)][:MAX_NEW_TOKENS]
     if not len(tokens):
         return {"contexts": contexts, "tokens": 0}
-    means = torch.stack([first[0][first[1] == token][:contexts].mean(0) for token in tokens])
-    halves = {"fit": first, "read": second}
-    sides = {name: _normalizers(*half, logits, tokens) for name, half in halves.items()}
+    means = torch.stack([shown[0][shown[1] == token][:contexts].mean(0) for token in tokens])
+    parts = {"fit": fit, "read": read}
+    sides = {name: _normalizers(*part, logits, tokens) for name, part in parts.items()}
 
-    own_part = means - first[0].mean(0)
+    own_part = means - shown[0].mean(0)
     placed = {("scaled", float(scale)): scale * means for scale in SCALES}
     placed |= {("moved", float(scale)): centers.mean(0) + scale * own_part for scale in SCALES}
 
     def loss(name: str, at: Tensor) -> tuple[float, float]:
-        return _replaced(*sides[name], logits(halves[name][0], at), tokens)
+        return _replaced(*sides[name], logits(parts[name][0], at), tokens)
 
     rule, scale = min(placed, key=lambda chosen: loss("fit", placed[chosen])[1])
     trained, _ = _replaced(*sides["read"], sides["read"][2], tokens)
     row = {"contexts": contexts, "tokens": len(tokens), "trained": trained}
     for name, at in (("as_it_is", means), ("best", placed[rule, scale])):
         row |= {name: dict(zip(("nats", "cost"), loss("read", at), strict=True))}
-    row["best"] |= {"rule": rule, "scale": scale}
+    row["best"] |= {"rule": rule, "scale": scale, "at_end": scale in (SCALES[0], SCALES[-1])}
     return row
 
 

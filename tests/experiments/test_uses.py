@@ -43,9 +43,24 @@ def test_a_position_leaves_at_the_first_layer_that_is_sure_enough():
     unsure, sure, wrong = [0.0, 0.0, 0.1], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]
     last = torch.tensor([sure, sure, sure])
     layers = [torch.tensor([sure, unsure, wrong]), torch.tensor([sure, sure, sure])]
-    found = uses.early_exit(layers, last, lambda x: x, 0.9)
+    readings = uses.exit_readings(layers, last, lambda x: x)
+    found = uses.early_exit(readings, 0.9)
     assert found == {"confidence": 0.9, "left": 1.0, "agreement_of_those": 2 / 3, "blocks_saved": (2 + 1 + 2) / 9}
-    assert uses.early_exit(layers, last, lambda x: x, 0.9999)["agreement_of_those"] is None
+    assert uses.early_exit(readings, 0.9999)["agreement_of_those"] is None
+
+
+def test_heads_of_different_confidence_leave_at_the_same_agreement():
+    """An inner layer is right as often as it is confident, or has half that confidence: the threshold follows."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 1, (1, 40000))
+    agree = rng.uniform(0, 1, (1, 40000)) < confidence
+    honest, modest = (uses.confidence_for((scale * confidence, agree), 0.95) for scale in (1, 0.5))
+    assert honest == pytest.approx(0.9, abs=0.02)  # those above it agree 0.95 times in the mean
+    assert modest == pytest.approx(honest / 2, abs=0.01)
+    saved = [uses.early_exit((s * confidence, agree), t)["blocks_saved"] for s, t in ((1, honest), (0.5, modest))]
+    assert saved[0] == pytest.approx(saved[1], abs=0.01)
+    never = uses.confidence_for((confidence, np.zeros_like(agree)), 0.95)
+    assert uses.early_exit((confidence, agree), never)["left"] < 0.01
 
 
 def test_a_new_token_is_the_mean_of_its_contexts_where_centers_are_that():
@@ -57,13 +72,15 @@ def test_a_new_token_is_the_mean_of_its_contexts_where_centers_are_that():
         return -10 * torch.cdist(x, w).log()
 
     first, second = (x[:1000], labels[:1000]), (x[1000:], labels[1000:])
-    one, many = (uses.new_tokens(first, second, centers, logits, k) for k in (1, 16))
+    quarters = [(x[part], labels[part]) for part in (slice(500), slice(500, 1000))]
+    one, many = (uses.new_tokens(*quarters, second, centers, logits, k) for k in (1, 16))
     plain = uses.mean_nats(*second, logits)
     assert many["tokens"] == 12
     assert many["trained"] == pytest.approx(plain, abs=0.02)
     assert many["as_it_is"]["nats"] < many["trained"] + 0.05
     assert many["as_it_is"]["nats"] < one["as_it_is"]["nats"]
     assert many["best"]["scale"] == pytest.approx(1, rel=0.01)
+    assert not many["best"]["at_end"]
     # By hand, for one token: its center replaced, and nothing else
     token, moved = int(torch.bincount(first[1]).argmax()), centers.clone()
     moved[token] = x[:1000][labels[:1000] == token][:16].mean(0)
@@ -83,7 +100,8 @@ def test_a_center_near_everything_wins_its_own_tokens_and_costs_the_others():
     def logits(x, w=centers):
         return -20 * torch.cdist(x, w).log()
 
-    found = uses.new_tokens((x[:1000], labels[:1000]), (x[1000:], labels[1000:]), centers, logits, 16)
+    parts = [(x[part], labels[part]) for part in (slice(500), slice(500, 1000), slice(1000, None))]
+    found = uses.new_tokens(*parts, centers, logits, 16)
     assert found["as_it_is"]["nats"] < found["best"]["nats"]
     assert found["as_it_is"]["cost"] > found["best"]["cost"]
     assert found["best"]["scale"] < 0.5
@@ -92,6 +110,6 @@ def test_a_center_near_everything_wins_its_own_tokens_and_costs_the_others():
 def test_all_of_it_on_a_trained_model(train):
     _, state = train({"question": "q"})
     found = uses.uses(state.bare_model, state.data.tokens("val"), 600)
-    assert set(found) == {"calibration", "quantized", "early_exit", "new_token"}
+    assert set(found) == {"calibration", "quantized", "early_exit", "exit_at_agreement", "new_token"}
     assert abs(found["quantized"]["int8"]) < 0.01
     assert [row["contexts"] for row in found["new_token"]] == [1, 4, 16]
