@@ -263,7 +263,7 @@ READING_MEANS = (
 )
 USES_MEANS = (
     ("calibration error (lower)", "uses.calibration.error"),
-    ("nats gained by one temperature (lower)", "uses.calibration.nats_gained"),
+    ("the same by chance, where confidence is right", "uses.calibration.error_by_chance"),
     ("nats lost by a head in int8 (lower)", "uses.quantized.int8"),
     ("nats lost by a head in int4 (lower)", "uses.quantized.int4"),
     ("early exit at a confidence of 0.9: blocks saved (higher)", "uses.early_exit.2.blocks_saved"),

@@ -85,7 +85,8 @@ def mean_nats(x: Tensor, labels: Tensor, logits: Head, temperature: float = 1.0)
 
 
 def calibration(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], logits: Head) -> dict:
-    """Expected calibration error of the most likely token before and after a temperature that the first half chose."""
+    """Expected calibration error of the most likely token before and after a temperature that the first half chose, and
+    by chance: of a model that is right just as often as it is confident."""
     few = tuple(side[-FITTED:] for side in first)
     fitted = minimize_scalar(lambda log_t: mean_nats(*few, logits, np.exp(log_t)), bounds=(-1, 1), method="bounded")
     temperature = float(np.exp(fitted.x))
@@ -95,9 +96,13 @@ def calibration(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], log
         confidence = torch.cat([one.values for one in best])
         return confidence.numpy(), (torch.cat([one.indices for one in best]) == second[1]).numpy()
 
+    confidence, right = answers(1.0)
+    rng = np.random.default_rng(0)
+    drawn = [calibration_error(confidence, rng.random(len(confidence)) < confidence) for _ in range(20)]
     return {
         "temperature": temperature,
-        "error": calibration_error(*answers(1.0)),
+        "error": calibration_error(confidence, right),
+        "error_by_chance": float(np.mean(drawn)),
         "error_after": calibration_error(*answers(temperature)),
         "nats_gained": mean_nats(*second, logits) - mean_nats(*second, logits, temperature),
     }

@@ -21,9 +21,11 @@ def test_a_temperature_mends_logits_that_are_too_sure(planted):
     honest = uses.calibration(first, second, lambda x: x @ centers.T)
     assert honest["temperature"] == pytest.approx(1, rel=0.1)
     assert honest["error"] < 0.04
+    assert honest["error"] == pytest.approx(honest["error_by_chance"], rel=0.5)
     sure = uses.calibration(first, second, lambda x: 1.8 * x @ centers.T)
     assert sure["temperature"] == pytest.approx(1.8, rel=0.1)
     assert sure["error"] > 2 * sure["error_after"]
+    assert sure["error"] > 2 * sure["error_by_chance"]
     assert sure["nats_gained"] > 0
     assert uses.calibration_error(np.array([0.9] * 10), np.array([True] * 4 + [False] * 6), bins=1) == pytest.approx(
         0.5
