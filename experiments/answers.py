@@ -100,14 +100,14 @@ def answers() -> list[Answer]:
             "And with little text?",
             "Less data needed, on small tasks",
             f"With a sixteenth of the text and weight decay, {_of_scarce_text()}",
-            f"without weight decay r = 1 leads: {difference(next(iter(scarce().values())))}",
+            f"without weight decay r = 1 leads after 400 steps: {difference(next(iter(scarce().values())))}",
             "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
             f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {short('R1')}; "
-            f"distance to the right token's center: {short('R3')}",
+            f"distance to the right token's center, after a fitted shift and scale of the centers: {short('R3')}",
             f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or class centers; the paper's "
             f"parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
             "reading", "reading.md",
@@ -151,7 +151,7 @@ def prediction_conclusions() -> str:
         f"  {_shown([arms['1/4'] for arms in sizes.values()])}; against r = 1 by {min(whole):.3f} to {max(whole):.3f}, "
         f"{_shown([arms['1'] for arms in sizes.values()])} (three seeds).",
         f"- **With a sixteenth of the text and weight decay**: {_of_scarce_text()};",
-        f"  without weight decay r = 1 leads: {difference(next(iter(little.values())))}.",
+        f"  without weight decay r = 1 leads after 400 steps: {difference(next(iter(little.values())))}.",
     ]
     return "\n".join(lines)
 

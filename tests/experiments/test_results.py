@@ -80,10 +80,14 @@ def test_scaling_is_a_line_over_widths_with_five_seeds():
     assert results.scaling(results.by_width(rows[:-10])) == ""  # two widths
 
 
-def test_points_on_no_line_are_told():
-    x, noise = np.repeat([6.0, 7.0, 8.0], 4), np.tile([0.01, -0.01, 0.02, -0.02], 3)
-    assert results.lack_of_fit(x, 0.1 * x + noise) > 0.5
-    assert results.lack_of_fit(x, 0.1 * abs(x - 7) + noise) < 0.001
+def test_more_seeds_make_no_line_surer_where_widths_do_not_lie_on_one():
+    def told(seeds: int) -> str:
+        gaps = {64: 0.02, 128: -0.01, 256: 0.01, 512: -0.02}
+        pairs = {width: [(seed, 5 + gap, 5.0) for seed in range(seeds)] for width, gap in gaps.items()}
+        return results.scaling({"r": pairs})
+
+    assert told(2) == told(20)
+    assert "**undecided**" in told(20)
 
 
 def test_means_have_a_column_for_each_arm():
