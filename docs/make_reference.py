@@ -16,6 +16,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from harmonic_gpt.__main__ import app
+from harmonic_gpt.cli.options import first_sentence
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import RunConfig, fields, load_run_config
@@ -123,7 +124,17 @@ def commands_page() -> str:
     listing = re.compile(r"\n+Settings and their defaults:\n.*?(?=\n\*\*Usage)", re.DOTALL)
     text = listing.sub("\n\nSettings and their defaults: [settings](settings.md).\n", text)
     text = text.replace("[,", "\\[,")  # no links
-    return NOTE + text.replace("# `harmonic-gpt`\n", "# Commands\n", 1)
+    return NOTE + _whole_summaries(command, text).replace("# `harmonic-gpt`\n", "# Commands\n", 1)
+
+
+def _whole_summaries(group: typer.core.TyperGroup, text: str) -> str:
+    """Lists of commands with the whole first sentence of each: typer cuts it at 45 characters."""
+    for name, command in group.commands.items():
+        cut, whole = command.get_short_help_str(), first_sentence(command.help or "")
+        text = text.replace(f"* `{name}`: {cut}\n", f"* `{name}`: {whole}\n")
+        if isinstance(command, typer.core.TyperGroup):
+            text = _whole_summaries(command, text)
+    return text
 
 
 def configs_page() -> str:

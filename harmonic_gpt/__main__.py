@@ -1,7 +1,8 @@
 """python -m harmonic_gpt VERB, or harmonic-gpt VERB; train.py and eval.py start the same program.
 
-Exit codes: 0 done; 2 the input is wrong (the message says how to mend it); 3 the loss is not finite; 4 the system
-refused (disk full, permission); 128 + n stopped by signal n after a checkpoint; 1 anything else, with a traceback.
+Exit codes: 0 done; 2 the input is wrong (the message says how to mend it); 3 a number is not finite or left its range;
+4 the system refused (disk full, permission, network); 128 + n training was stopped by signal n, after a checkpoint; 130
+also Ctrl-C elsewhere, or twice in training; 1 anything else, with a traceback.
 HARMONIC_GPT_TRACEBACK=1 prints the traceback of every error.
 """
 

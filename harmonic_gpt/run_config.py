@@ -82,7 +82,7 @@ class ModelSection(Section):
     init_from: str | None = Field(
         None,
         description="start from the weights of this run, Hugging Face folder or hub name; "
-        "another head is fitted to them first",
+        "another head (harmonic or euclidean_softmax) is fitted to them first",
     )
     exponent: Positive | Literal["sqrt", "fit"] = Field(
         "sqrt",
@@ -107,10 +107,14 @@ class ModelSection(Section):
         description="permit a head without a matrix product with a large vocabulary (hours where others take minutes)",
     )
     hidden_scale: Positive | None = Field(
-        None, description="constant factor on hidden states before the head; null: norms matched"
+        None,
+        description="constant factor on hidden states before the head; null: the head's own start (1/sqrt(D) for "
+        "harmonic, 1 for standard)",
     )
     center_std: Positive | None = Field(
-        None, description="initial std of centers and tied embedding; null: norms matched"
+        None,
+        description="initial std of centers and tied embedding; null: the head's own start (1/sqrt(D) for harmonic and "
+        "standard)",
     )
     tie_word_embeddings: bool = Field(True, description="centers are the token embedding")
     n_layer: Size = Field(12, description="transformer blocks")
@@ -164,7 +168,7 @@ class DataSection(Section):
     vocab_size: Annotated[int, Ge(2), Le(2**20)] | None = Field(
         None,
         description="size of the BPE to train, 257 or more; or vocabulary of nanoGPT's .bin files, which do not say "
-        "(default: GPT-2's; of character data, the largest id's)",
+        "(default: GPT-2's; of character data, one more than the largest id)",
     )
     text_column: str = Field("text", description="column of .jsonl, .parquet and hub datasets that holds the document")
     validation_share: Annotated[float, Gt(0), Lt(1)] = Field(
@@ -196,7 +200,9 @@ class OptimSection(Section):
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas")
     eps: Positive = Field(1e-8, description="AdamW epsilon")
     weight_decay: Annotated[float, Ge(0)] = Field(
-        0.0, description="on matrices and embeddings; never on biases and layer norms"
+        0.0,
+        description="on matrices and embeddings; never on biases, layer norms, and what a head learns beside its "
+        "centers",
     )
     grad_clip: Positive = Field(1.0, description="clip the global gradient norm")
 

@@ -415,6 +415,6 @@ def find_head(name: str) -> Head:
     """The head of that name. Raises ValueError with the nearest name."""
     if name not in HEADS:
         near = difflib.get_close_matches(name, HEADS, 1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"head: there is no {name!r}{hint} Heads: {', '.join(HEADS)}")
     return HEADS[name]

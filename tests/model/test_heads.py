@@ -250,7 +250,8 @@ def test_a_weight_of_zero_is_an_ignored_target():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "cosine"}, "no 'cosine'; did you mean cosine_harmonic"),
+        ({"head": "cosine"}, r"no 'cosine'; did you mean cosine_harmonic\? Heads: harmonic"),
+        ({"head": "nope"}, r"no 'nope'\. Heads: harmonic"),
         ({"head": "standard", "exponent": 3.0}, "standard has no constant exponent; its constants: temperature"),
         ({"head": "normalized_dot", "temperature": 0.0}, "temperature: expected a number between"),
         ({"head": "mahalanobis_full"}, "needs matrix"),
