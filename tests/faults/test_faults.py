@@ -38,7 +38,7 @@ def test_killed_at_every_write(victims, config, undisturbed, tmp_path, record, e
         assert not list(run_dir.glob(".writing*"))
         shutil.rmtree(run_dir)
     record(
-        f"SIGKILL before {len(tried)} of the {writes} changes of the file system (keep 1)",
+        f"SIGKILL before every {'' if every == 1 else 'ninth '}change of the file system (keep 1)",
         SAME,
         "as expected",
     )
@@ -112,7 +112,7 @@ def test_damaged_files(victims, config, undisturbed, stopped, record, how, damag
     kept = stopped / "damaged-step-000005-0"
     assert (ckpt.find_corruption(kept) or "").startswith("optimizer.pt")  # neither pruned nor written over
     record(
-        f"each of {len(names)} files of the newest checkpoint {how} (rng-0.pt too)",
+        f"any one file of the newest checkpoint {how} (rng-0.pt too)",
         f"named, skipped, kept aside; the one before it {SAME}",
         "as expected",
     )
