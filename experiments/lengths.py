@@ -17,15 +17,19 @@ GROWN = {  # what trials.watch_growth looks at
 }
 
 
-def decay(rows: list[dict], size: str = "2x128", question: str = "certificate") -> str:
-    """Markdown: what weight decay alone does to the loss and to the mean length of the centers, of the question's runs
-    with seed 0: of each arm at the setting where most values were tried."""
+def along(rows: list[dict], setting: str = DECAY, question: str = "certificate", size: str = "2x128") -> str:
+    """Markdown: what a setting alone does to the loss and to the mean length of the centers, of the question's runs
+    with seed 0: of each arm where most values of it were tried, and of such places at the one of least loss."""
     tried: dict[str, dict[str, dict[float, dict]]] = {}
     for row in rows:
         if (row["question"], row["size"], row["seed"]) == (question, size, 0):
-            others = str(sorted((k, v) for k, v in row["set"].items() if k != DECAY))
-            tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][DECAY]] = row
-    most = {arm: max(groups.values(), key=len) for arm, groups in tried.items()}
+            others = str(sorted((k, v) for k, v in row["set"].items() if k != setting))
+            tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][setting]] = row
+
+    def place(by_value: dict[float, dict]) -> tuple[int, float]:
+        return len(by_value), -min(row["val_loss"] for row in by_value.values())
+
+    most = {arm: max(groups.values(), key=place) for arm, groups in tried.items()}
     lines = []
     for value in sorted({value for by_value in most.values() for value in by_value}):
         cells = [f"{value:g}"]
@@ -34,7 +38,7 @@ def decay(rows: list[dict], size: str = "2x128", question: str = "certificate") 
             cells += [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
         lines.append(cells)
     named = " | ".join(f"{ARMS.get(arm, arm)}, loss | length of centers" for arm in most)
-    return markdown_table(f"weight decay | {named}", lines) if lines else ""
+    return markdown_table(f"{setting.split('.')[1].replace('_', ' ')} | {named}", lines) if lines else ""
 
 
 def to_length(rows: list[dict]) -> str:

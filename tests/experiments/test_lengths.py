@@ -12,9 +12,17 @@ def tried(arm, decay, rate=0.1, loss=5.0, question="certificate", **more) -> dic
 
 def test_decay_is_told_where_nothing_else_changes():
     rows = [tried("harmonic", 0, loss=5.2), tried("harmonic", 0.3, loss=5.1), tried("harmonic", 0.3, 0.2)]
-    text = lengths.decay([*rows, tried("standard", 0, 0.1, 5.3)], "2x64").splitlines()
+    text = lengths.along([*rows, tried("standard", 0, 0.1, 5.3)], size="2x64").splitlines()
     assert text[0] == "| weight decay | r = 1, loss | length of centers | standard, loss | length of centers |"
     assert text[2:] == ["| 0 | 5.200 | 1.00 | 5.300 | 1.00 |", "| 0.3 | 5.100 | 1.30 |  |  |"]
+
+
+def test_a_setting_is_told_at_the_best_of_the_places_where_as_many_values_were_tried():
+    rows = [tried("harmonic", decay, rate, loss) for rate, loss in ((0.1, 5.2), (0.2, 5.1)) for decay in (0, 0.3)]
+    text = lengths.along([*rows, tried("harmonic", 0, 0.4, 4.0)], size="2x64").splitlines()
+    assert text[2:] == ["| 0 | 5.100 | 1.00 |", "| 0.3 | 5.100 | 1.30 |"]
+    assert lengths.along(rows, "optim.lr", size="2x64").splitlines()[0].startswith("| lr | r = 1, loss |")
+    assert lengths.along(rows, question="another") == ""
 
 
 def test_decay_to_a_length_stands_beside_the_same_decay_to_zero():
