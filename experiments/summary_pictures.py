@@ -16,7 +16,7 @@ import numpy as np
 import results
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from report import SeedPairs, arm_of, interval, own_settings, paired
+from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 from harmonic_gpt.evaluation.comparison.result_figures import forest
@@ -88,8 +88,9 @@ def draw_scarce(path: Path, drawn: dict[str, list[Curves]]) -> None:
             (handles[label],) = axes.plot(epochs, [mean(at) for at in losses], style, color=color, lw=2)
             low, high = map(min, losses), map(max, losses)
             axes.fill_between(epochs, [*low], [*high], color=color, alpha=0.25, lw=0)
-        least = min(loss for one in curves_of for curve in one.points for _, loss in curve)
-        axes.set(title=name, xlabel=f"epochs over {epoch / 1e6:.2f} M tokens", ylim=(least - 0.06, least + 0.75))
+        every = [loss for one in curves_of for curve in one.points for _, loss in curve]
+        limits = min(every) - 0.06, min(min(every) + 0.75, max(every) + 0.06)
+        axes.set(title=name, xlabel=f"epochs over {epoch / 1e6:.2f} M tokens", ylim=limits)
         axes.grid(color="0.92")
     panels[0].set_ylabel("validation loss, nats per token")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
@@ -106,7 +107,8 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
     for question in SCARCE:
         for arm, (name, color) in ARMS.items():
             asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
-            if curves := [row["curve"] for row in asked]:
+            if settings := by_setting(asked).values():  # of several the one with most seeds, like `paired`
+                curves = [row["curve"] for row in max(settings, key=len)]
                 drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, "o-", curves))
     return drawn
 
