@@ -31,11 +31,10 @@ from benchmarks.gpu.device import code_of, describe, facts
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.settings import ROOT, Settings
 from harmonic_gpt.files import read_jsonl
+from harmonic_gpt.model.harmonic_loss_cuda import WITHOUT_KERNEL
 
 STAGE_SECONDS = 450  # then it is asked to stop, and half a minute later it is killed
 GRACE_SECONDS = 25  # a run in training writes its checkpoint
-# How the loss says, once in a process, that its kernel fails and that it goes on by slower means. Here it must not
-FALLBACK = "harmonic_cross_entropy goes on without"
 OUT = ROOT / "docs" / "results" / "gpu.jsonl"
 WORK = ROOT / "runs" / "gpu"
 
@@ -138,7 +137,7 @@ def _command(stage: str, settings: Settings, out: Path) -> list[str]:
 
 def run_process(command: list[str], limit: float) -> str | None:
     """Run a stage's process to its end, at most `limit` seconds and the time to stop; None, or what went wrong."""
-    environment = os.environ | {"PYTHONWARNINGS": f"error:{FALLBACK}:RuntimeWarning"}
+    environment = os.environ | {"PYTHONWARNINGS": f"error:{WITHOUT_KERNEL}:RuntimeWarning"}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = child.wait(limit)
@@ -175,7 +174,7 @@ def run_stage(stage: str, results: Results) -> bool:
                 rows = [{"error": describe(error)}]
         good = good and not _failed(rows)
         results.append(rows, stage=stage, measurement=name, seconds=round(time.perf_counter() - started, 1))
-        if any(FALLBACK in row.get("error", "") for row in rows):
+        if any(WITHOUT_KERNEL in row.get("error", "") for row in rows):
             break  # what this process measures from here on would be the fallback
         gc.collect()
         if not results.settings.toy:

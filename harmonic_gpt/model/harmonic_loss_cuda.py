@@ -91,6 +91,8 @@ def has_kernel(formula: Formula, asked: Asked) -> bool:
     return asked.bias is None and not (formula.euclidean and formula.curve == "linear")
 
 
+# How the warning begins. benchmarks/gpu, which must not measure the stand-in, makes an error of it
+WITHOUT_KERNEL = "the head's loss goes on without its Triton kernel"
 _triton_failed = False  # in this process: it is not tried, and not warned about, again
 
 
@@ -110,9 +112,8 @@ def _auto_element_pass(
             _triton_failed = True
             reason = (str(error).strip() or "no message").splitlines()[0]
             warnings.warn(
-                f"the head's loss goes on without its Triton kernel ({type(error).__name__}: {reason}). The "
-                'results are the same, the time is longer. impl="triton" raises the error in full; impl="torch" asks '
-                "for this and does not warn.",
+                f"{WITHOUT_KERNEL} ({type(error).__name__}: {reason}). The results are the same, the time is longer. "
+                'impl="triton" raises the error in full; impl="torch" asks for this and does not warn.',
                 RuntimeWarning,
                 stacklevel=2,
             )

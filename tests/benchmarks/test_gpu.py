@@ -18,7 +18,9 @@ from benchmarks.gpu.settings import CONFIGS, Settings
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
 from harmonic_gpt.data import sources
 from harmonic_gpt.files import read_jsonl
+from harmonic_gpt.model import harmonic_loss_cuda
 from harmonic_gpt.run_config import load_run_config
+from tests.model.loss_cases import inputs, through_auto
 
 
 @pytest.fixture
@@ -149,9 +151,23 @@ def test_a_process_that_does_not_stop_is_killed_with_all_that_it_started(tmp_pat
     assert run.run_process(["sh", "-c", "exit 1"], 10) is None
 
 
+def warning_of_a_broken_kernel(monkeypatch) -> str:
+    """What the loss says when its kernel does not compile."""
+
+    def element_pass(*_):
+        raise RuntimeError("at 3:1")
+
+    monkeypatch.setattr(harmonic_loss_cuda, "_triton_element_pass", element_pass)
+    monkeypatch.setattr(harmonic_loss_cuda, "_triton_failed", False)
+    with pytest.warns(RuntimeWarning, match="at 3:1") as seen:
+        through_auto(*inputs(torch.float32))
+    return str(seen[0].message)
+
+
 def test_the_slower_way_without_the_kernel_is_never_measured(settings, out, monkeypatch, capsys):
     """Its warning is an error in what a stage starts, and nothing more is measured in that process."""
-    text = f"{run.FALLBACK} its Triton kernel (CompilationError: at 3:1). The results are the same"
+    with monkeypatch.context() as patch:
+        text = warning_of_a_broken_kernel(patch)
     program = (
         "import sys, warnings\ntry: warnings.warn(sys.argv[1], RuntimeWarning)\nexcept RuntimeWarning: sys.exit(7)"
     )

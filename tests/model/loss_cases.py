@@ -4,6 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from harmonic_gpt import harmonic_cross_entropy, head_logits
+from harmonic_gpt.model import harmonic_loss_cuda
+from harmonic_gpt.model.harmonic_elements import Formula, Needs
 
 N, V, D = 53, 37, 11  # multiples of nothing
 EXPONENTS = [1, 28, 56, 768, 1536]
@@ -46,3 +48,10 @@ def naive(head, n, reduction="mean"):
     return lambda x, w, y: F.cross_entropy(
         head_logits(x, w, exponent=n, similarity=similarity, normalization=normalization), y, reduction=reduction
     )
+
+
+def through_auto(x, w, y):
+    """Losses and gradients as impl="auto" computes them for CUDA tensors."""
+    weight, formula = torch.ones(len(y)), Formula("squared_distance", "log", -14.0)
+    needs, element_pass = Needs(True, True), harmonic_loss_cuda._auto_element_pass
+    return harmonic_loss_cuda.chunked_cuda(x, w, y, weight, formula, needs, element_pass)[:3]

@@ -8,12 +8,11 @@ import torch
 
 from harmonic_gpt.model import harmonic_elements, harmonic_kernels
 from harmonic_gpt.model import harmonic_loss_cuda as module
-from harmonic_gpt.model.harmonic_elements import Formula, Needs
 from harmonic_gpt.model.harmonic_head import HarmonicHead
 from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
 from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
-from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
+from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run, through_auto
 from tests.model.test_heads import constants_of, graded
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
@@ -229,12 +228,6 @@ def broken(monkeypatch):
     monkeypatch.setattr(harmonic_kernels, "_element_kernel", Kernel())
     monkeypatch.setattr(module, "_triton_failed", False)
     return launches
-
-
-def through_auto(x, w, y):
-    """Losses and gradients as impl="auto" computes them for CUDA tensors."""
-    weight, formula = torch.ones(len(y)), Formula("squared_distance", "log", -14.0)
-    return module.chunked_cuda(x, w, y, weight, formula, Needs(True, True), module._auto_element_pass)[:3]
 
 
 def test_auto_goes_on_without_the_kernel_and_says_so_once(broken):
