@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks import host_time, train_step
+from benchmarks import train_step
 
 NANOGPT = """
 from dataclasses import dataclass
@@ -57,14 +56,3 @@ def test_compiled_means_the_whole_of_others_and_our_blocks(nanogpt, monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
     train_step.main(["--size", "toy", "--rounds", "2", "--compile", "--nanogpt", str(nanogpt)])
     assert compiled == ["GPT2Block"] * 4 + ["GPT2LMHeadModel", "GPT"]
-
-
-def test_host_time_waits_for_its_clock(capsys):
-    tolist = Tensor.tolist
-    host_time.main(["--sequences", "4", "--micro-batch", "2", "--milliseconds", "2", "--steps", "2", "--json"])
-    times = json.loads(capsys.readouterr().out)
-    assert all(len(values) == 2 for values in times.values())
-    for main_thread, step in zip(times["main thread"], times["step"], strict=True):
-        assert step >= 2 * 2 + 5  # milliseconds of the device: two micro-batches and an update
-        assert 0 < main_thread < step
-    assert Tensor.tolist is tolist
