@@ -2,7 +2,7 @@
 measures that need the run.
 
 A trial that pays becomes a setting of the product, with its gradient in the chunked loss; one that does not is deleted
-with a line in docs/results/prediction.md. In a queue file the setting `trial.NAME` asks for it.
+with a line in docs/results/prediction.md or docs/archive/. In a queue file the setting `trial.NAME` asks for it.
 """
 
 from collections.abc import Callable
@@ -28,64 +28,11 @@ def apply_trial(run: Run, trial: dict) -> Callable[[], dict]:
     return lambda: {name: value for measure in measures if measure for name, value in measure().items()}
 
 
-def anneal_exponent(run: Run, ends: list[float]) -> Callable[[], dict]:
-    """n from ends[0] to ends[1] over training, linear in log n."""
-    head, (first, last) = run.bare_model.lm_head, ends
-
-    def move(*_):
-        progress = (run.step + 1) / run.config.train.steps
-        head.constants["exponent"] = first * (last / first) ** progress
-
-    head.constants["exponent"] = first
-    run.optimizer.optimizer.register_step_post_hook(move)
-    return lambda: {"exponent": head.spec.exponent}
-
-
-def random_signs(run: Run, _: bool) -> None:
-    """The final layer norm's gain starts at +1 or -1 at random.
-
-    With tied embeddings a fresh trunk hands the input token's own embedding to the head, which then predicts that the
-    token repeats itself; random signs make the start uninformed instead.
-    """
-    gain = run.bare_model.transformer.ln_f.weight
-    generator = torch.Generator().manual_seed(run.config.seed)
-    with torch.no_grad():
-        gain.mul_(torch.randint(0, 2, gain.shape, generator=generator) * 2 - 1)
-
-
 def input_std(run: Run, std: float) -> None:
     """Untied: the token embedding starts at this std (0.02 otherwise)."""
     with torch.no_grad():
         weight = run.bare_model.transformer.wte.weight
         weight.mul_(std / weight.std())
-
-
-def _log_frequencies(run: Run) -> torch.Tensor:
-    """(V,) float32: log of the tokens' share of the training text, one added to every count."""
-    counts = torch.from_numpy(token_counts(run.data, run.bare_model.config.vocab_size)).double() + 1
-    return (counts / counts.sum()).log().float()
-
-
-def frequency_start(run: Run, size: float) -> None:
-    """Centers start where the untrained model gives every token about its share of the training text. Untied only.
-
-    Harmonic: the most frequent token's center has norm `size` (hidden states have 1), rarer ones lie farther out: at
-    right angles to the hidden state d^2 = 1 + |c|^2, and d^-n is to be the share. Standard: the final layer norm's bias
-    starts along a random direction, and the centers have their log share along it, `size` times the norm of the rest
-    on average (root mean square).
-    """
-    head, ln_f = run.bare_model.lm_head, run.bare_model.transformer.ln_f
-    log_share = _log_frequencies(run)
-    with torch.no_grad():
-        if head.spec.exponent is not None:
-            squared = (1 + size**2) * ((log_share.max() - log_share) * 2 / head.spec.exponent).exp() - 1
-            head.weight.mul_((squared.sqrt() / head.weight.norm(dim=1))[:, None])
-        else:
-            generator = torch.Generator().manual_seed(run.config.seed)
-            direction = F.normalize(torch.randn(ln_f.bias.shape, generator=generator), dim=0)
-            along = (log_share - log_share.mean()) / log_share.std() * size * head.weight.norm(dim=1).mean()
-            ln_f.bias.copy_(direction * (log_share.std() / (size * head.weight.norm(dim=1).mean() * head.hidden_scale)))
-            head.weight.add_(along[:, None] * direction)
 
 
 def decay_to_length(run: Run, length: float) -> None:
@@ -155,15 +102,4 @@ def watch_frequencies(run: Run, tokens: int) -> Callable[[], dict]:
     return measure
 
 
-TRIALS = {
-    f.__name__: f
-    for f in (
-        anneal_exponent,
-        random_signs,
-        input_std,
-        frequency_start,
-        decay_to_length,
-        watch_growth,
-        watch_frequencies,
-    )
-}
+TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_frequencies)}

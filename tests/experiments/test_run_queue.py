@@ -63,7 +63,7 @@ def test_a_key_is_of_all_that_is_trained_and_not_of_where_the_corpus_lies(queue)
     assert here == key(set={"data.dir": "/elsewhere/prose"}, question="another", keep=True)
     others = [key(set={"data.dir": "data/other"}), key(set={"data.dir": "data/prose", "optim.eps": 1e-5})]
     others += [key(set={"data.dir": "data/prose"}, seeds=[1]), key(set={"data.dir": "data/prose"}, arms=["standard"])]
-    others += [key(set={"data.dir": "data/prose", "trial.random_signs": True})]
+    others += [key(set={"data.dir": "data/prose", "trial.input_std": 0.1})]
     assert len({here, *others}) == 6
 
 
