@@ -1,11 +1,10 @@
-"""Tables and a figure of what run_queue.py measured.
+"""Tables of what run_queue.py measured.
 
-    python experiments/report.py docs/results/recipe.jsonl                      # tables
-    python experiments/report.py docs/results/recipe.jsonl --figures docs/images
+    python experiments/report.py docs/results/recipe.jsonl
     python experiments/report.py docs/results/recipe.jsonl --match "2x128 .*muon"
 
 First every setting, with its seeds side by side. Then every arm against the standard head, for every question that both
-have answered with several seeds. The figure shows validation loss against tokens, mean and range over seeds.
+have answered with several seeds.
 """
 
 import argparse
@@ -14,14 +13,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
-from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
-from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 from harmonic_gpt.files import read_jsonl
 
 
@@ -189,68 +185,16 @@ def line_at(x: np.ndarray, y: np.ndarray, at: float) -> Line:
     return Line(*((v, v - half, v + half) for v, half in zip((fit.slope, value), halves, strict=True)))
 
 
-def trend_over_width(rows: list[dict], width: int = 768) -> str:
-    """Markdown: for questions with three widths or more, lines in log2 of the width, and what they say at `width`.
-
-    Losses, and the paired difference. Only the difference can be projected: with equal tokens at every size the losses
-    follow no scaling law.
-    """
-    lines = [f"| question | widths | | per doubling of the width | at {width} | interval |", "|---" * 6 + "|"]
-    for question, arm in dict.fromkeys((q, arm) for q, _, arm in paired(rows)):
-        found = {size: pairs for (q, size, a), pairs in paired(rows).items() if (q, a) == (question, arm)}
-        widths = {size: int(re.split("x|-| ", size)[1]) for size in found}
-        if len(set(widths.values())) < 3:
-            continue
-        x = np.array([np.log2(widths[size]) for size, pairs in found.items() for _ in pairs])
-        ours, theirs = np.array([pair[1:] for pairs in found.values() for pair in pairs]).T
-        for name, y in ((arm, ours), ("standard", theirs), (f"{arm} - standard", ours - theirs)):
-            (slope, *_), (value, low, high) = line_at(x, y, np.log2(width))
-            named = ", ".join(map(str, sorted(set(widths.values()))))
-            lines.append(f"| {question} | {named} | {name} | {slope:+.4f} | {value:.4f} | [{low:.4f}, {high:.4f}] |")
-    return "\n".join(lines)
-
-
-def draw(rows: list[dict], path: Path) -> None:
-    """Loss over tokens at every size, of each head's best setting among those with the most seeds. Band: all seeds."""
-    sizes = sorted({row["size"] for row in rows})
-    figure = Figure(figsize=(5 * len(sizes), 4))
-    axes = figure.subplots(1, len(sizes), squeeze=False)
-    for axis, size in zip(axes[0], sizes, strict=True):
-        groups = by_setting([row for row in rows if row["size"] == size])
-        for head, color in HEAD_COLORS.items():
-            mine = {settings: runs for (_, h, settings), runs in groups.items() if h == head}
-            if not mine:
-                continue
-            most = max(len(runs) for runs in mine.values())
-            finals = {s: mean(run["val_loss"] for run in runs) for s, runs in mine.items() if len(runs) == most}
-            best = min(finals, key=finals.__getitem__)
-            curves = [run["curve"] for run in mine[best]]
-            tokens = [point[0] / 1e6 for point in curves[0]]
-            columns = list(zip(*[[point[1] for point in curve] for curve in curves], strict=True))
-            label = fill(f"{head}: {best} ({most} seeds)", 45)
-            axis.plot(tokens, [mean(c) for c in columns], color=color, label=label)
-            axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
-        axis.set(title=size, xlabel="million tokens", ylabel="validation nats per token")
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--match", default="", help="only rows whose size, head and settings match this pattern")
-    parser.add_argument("--figures", type=Path, help="folder for loss.png")
     args = parser.parse_args()
     rows = read_jsonl(args.results)
     rows = [row for row in rows if re.search(args.match, f"{row['size']} {row['head']} {settings_of(row)}")]
     for size, head in sorted({(row["size"], row["head"]) for row in rows}):
         print(f"### {size}, {head}\n\n{table([row for row in rows if (row['size'], row['head']) == (size, head)])}\n")
     print(f"### The arms against the standard head\n\n{arms_compared(rows)}\n")
-    print(f"### Trend over width\n\n{trend_over_width(rows)}\n")
-    if args.figures:
-        args.figures.mkdir(parents=True, exist_ok=True)
-        draw(rows, args.figures / "loss.png")
 
 
 if __name__ == "__main__":
