@@ -10,6 +10,7 @@ from torch import Tensor
 from harmonic_gpt.extras import require
 
 POSITIONS = 1000  # of the text, at which layers are compared: N x N matrices
+SEED = 0  # of the permutation
 
 
 def kernel(x: Tensor) -> Tensor:
@@ -33,35 +34,20 @@ def distance_ranks(x: Tensor) -> Tensor:
     return (ranks - ranks.mean()) / (ranks - ranks.mean()).norm()
 
 
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centered kernel alignment of two sets of vectors of the same N things (N, D1), (N, D2): 0 to 1 (Kornblith
-    et al. 2019).
-
-    Unchanged by rotation, translation and scale of either. NaN if one of them is collapsed. With N near D or below,
-    even unrelated sets score well above 0: compare with a shuffled control.
-    """
-    return float((kernel(x) * kernel(y)).sum())
-
-
-def rsa(x: Tensor, y: Tensor) -> float:
-    """Representational similarity (Kriegeskorte et al. 2008): Spearman correlation of the two sets' pairwise cosine
-    distances.
-
-    x (N, D1), y (N, D2) are centered first. -1 to 1; NaN if all distances of one are alike.
-    """
-    return float(distance_ranks(x) @ distance_ranks(y))
-
-
-def layer_similarity(a: list[Tensor], b: list[Tensor], seed: int = 0) -> dict:
+def layer_similarity(a: list[Tensor], b: list[Tensor]) -> dict:
     """CKA and RSA of every layer of one model with every layer of another, at the same N positions of the same text.
+
+    cka: linear centered kernel alignment (Kornblith et al. 2019), 0 to 1, unchanged by rotation, translation and scale
+    of either layer. With N near D or below, even unrelated layers score well above 0. rsa: representational similarity
+    (Kriegeskorte et al. 2008), -1 to 1, the Spearman correlation of both layers' pairwise cosine distances.
 
     Args:
         a, b: (N, D) a layer. `shuffled` values: the largest over layers when the positions of b are permuted: no
             similarity.
     Values of collapsed layers are None.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(a[0])))
-    similarity: dict = {"positions": len(order), "seed": seed}
+    order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(a[0])))
+    similarity: dict = {"positions": len(order), "seed": SEED}
     for key, form in (("cka", kernel), ("rsa", distance_ranks)):
         left, right = ([form(x) for x in layers] for layers in (a, b))
         similarity[key] = [[_number(x, y) for y in right] for x in left]
