@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.evaluation.comparison.canvas import arm_colors, legend, panels
 from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
 from harmonic_gpt.evaluation.text import data_of
+from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
 NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")
-
-
-def token_counts(data: TokenFolder, vocab_size: int) -> np.ndarray:
-    """(V,) int64: how often each token occurs in the training text."""
-    train, counts = data.tokens("train"), np.zeros(vocab_size, np.int64)
-    for start in range(0, len(train), 2**20):
-        counts += np.bincount(train.read(start, min(2**20, len(train) - start)), minlength=vocab_size)
-    return counts
 
 
 def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
@@ -109,8 +101,7 @@ def main() -> None:
     models = [load_model(run) for run in args.runs]
     data = data_of(models[0], args.data)
     val = data.tokens("val")
-    counts = token_counts(data, models[0].model.config.vocab_size)
-    classes = torch.from_numpy(np.digitize(counts, EDGES))
+    classes = torch.from_numpy(np.digitize(token_counts(data.tokens("train")), EDGES))
     blocks = torch.from_numpy(val.read(0, args.blocks * 257).astype(np.int64)).view(args.blocks, 257)
     print("| " + " | ".join(["", *NAMES]) + " |\n" + "|---" * (len(NAMES) + 1) + "|")
     print(

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rare_tokens import EDGES, by_frequency, token_counts
+from rare_tokens import EDGES, by_frequency
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input
+from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.training.run import Run
 
 
@@ -89,7 +90,7 @@ def watch_frequencies(run: Run, tokens: int) -> Callable[[], dict]:
         count = min(tokens, len(run.validation) - 1) // block
         ids = torch.from_numpy(run.validation.read(0, count * block + 1).astype("int64"))
         blocks = ids.unfold(0, block + 1, block)  # (count, block + 1)
-        classes = torch.from_numpy(np.digitize(token_counts(run.data, model.config.vocab_size), EDGES))
+        classes = torch.from_numpy(np.digitize(token_counts(run.data.tokens("train")), EDGES))
         was_training = model.training
         model.eval()
         found = by_frequency(model, blocks, classes)

@@ -6,7 +6,6 @@ import rare_tokens
 import torch
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
-from harmonic_gpt.data.tokens import open_token_folder
 
 
 def test_losses_by_frequency_add_up():
@@ -37,11 +36,3 @@ def test_the_picture_leaves_out_classes_with_few_targets(tmp_path):
             runs[run] = head, {"targets": targets, "losses": losses, "loss": losses.sum(0) / targets.sum(0)}
     rare_tokens.draw(runs, str(tmp_path / "loss.png"))
     assert (tmp_path / "loss.png").stat().st_size > 10_000
-
-
-def test_tokens_are_counted_in_the_training_text(token_folder):
-    data = open_token_folder(token_folder)
-    counts = rare_tokens.token_counts(data, 300)
-    train = data.tokens("train")
-    ids = torch.from_numpy(train.read(0, len(train)))
-    assert counts.tolist() == torch.bincount(ids.long(), minlength=300).tolist()
