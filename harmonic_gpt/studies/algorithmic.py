@@ -11,13 +11,12 @@ from time import perf_counter, process_time
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import sync
+from harmonic_gpt.progress import show_progress
 from harmonic_gpt.studies.batched import Cell, Member, Result, run, seconds_per_step
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS
@@ -184,36 +183,22 @@ def _estimate(missing: list[Cell], workers: int) -> str:
 
 
 def _run_all(folder: Path, missing: list[Cell], workers: int) -> None:
-    columns = (
-        TextColumn("cells"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
-    with Progress(*columns, disable=not Console().is_terminal) as progress:
-        bar = progress.add_task("", total=len(missing), last="")
-        try:
-            futures = {pool.submit(_run_and_save, folder, cell): cell for cell in missing}
-            for done in as_completed(futures):
-                wall, cpu = done.result()
-                line = f"{futures[done].name} {wall:.0f} s ({cpu:.0f} s of CPU)"
-                progress.update(bar, advance=1, last=line)
-                if not progress.console.is_terminal:
-                    progress.console.print(line)
-        except BaseException:
-            for process in multiprocessing.active_children():  # cells in progress are lost, not waited for
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    try:
+        futures = [pool.submit(_run_and_save, folder, cell) for cell in missing]
+        for done in show_progress(as_completed(futures), desc="training", unit=" cells", total=len(missing)):
+            done.result()
+    except BaseException:
+        for process in multiprocessing.active_children():  # cells in progress are lost, not waited for
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
+def _run_and_save(folder: Path, cell: Cell) -> None:
     wall, cpu = perf_counter(), process_time()
     result = run(cell)
     seconds = {"wall_seconds": perf_counter() - wall, "cpu_seconds": process_time() - cpu}
@@ -226,7 +211,6 @@ def _run_and_save(folder: Path, cell: Cell) -> tuple[float, float]:
     sync(part)
     part.replace(path)
     sync(folder)
-    return seconds["wall_seconds"], seconds["cpu_seconds"]
 
 
 def load(path: Path) -> tuple[Cell, Result, dict[str, float]]:
