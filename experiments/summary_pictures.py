@@ -15,7 +15,6 @@ import measured
 import numpy as np
 import results
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
@@ -32,19 +31,11 @@ SCARCE = {
 }
 
 
-def _axes(width: float = 7.0, height: float = 4.0):
-    """A figure that is read at 700 pixels, and its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
     """Difference to the standard head by size, with 95 % intervals over seeds: hollow without weight decay, filled with
     it (the protocol's, where three seeds are there)."""
-    figure, axes = _axes()
+    figure, ((axes,),) = subplots(1, 1, 7, 4)
+    axes.grid(color="0.92")
     sizes = list(by_size)
     plain = {f"r = {r}, no weight decay": {size: arms[r] for size, arms in by_size.items()} for r in ("1", "1/4")}
     decayed: dict[str, dict[str, SeedPairs]] = {}
@@ -66,7 +57,7 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
     axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
     axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
     figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
 
 
 class Curves(NamedTuple):

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 from harmonic_gpt.studies import row_figures
 from harmonic_gpt.studies.algorithmic import CASES, CODE_EXPONENT
 from harmonic_gpt.studies.networks import ARCHITECTURES
-from harmonic_gpt.studies.row_figures import HEAD_COLORS, HEADS, LIGHT, color_of, label_of, save, subplots
+from harmonic_gpt.studies.row_figures import HEADS, LIGHT, color_of, label_of, save
 from harmonic_gpt.studies.structure import coset_partitions, first_two_components
 from harmonic_gpt.studies.tasks import EQUIVALENCE_MODULUS, LAST_NODE, PROTOCOLS, task
 
@@ -86,6 +87,7 @@ def _scatter(axes: Any, trained: Any, size: float = 12) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.1)
+    axes.spines[:].set_visible(True)
 
 
 def _name_line(axes: Any, task_name: str, model: str) -> None:
@@ -159,6 +161,7 @@ def digit_weights(folder: Path, name: str, rows: dict) -> None:
         for ax, image in zip(row, weights, strict=True):
             ax.imshow(image.view(side, side).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(True)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     figure.supxlabel("red: positive, blue: negative; each line of images has its own scale", fontsize=9)
     save(figure, folder, name)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
-from harmonic_gpt.extras import require
+from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 from harmonic_gpt.studies.algorithmic import CODE_EXPONENT, MAIN_FRACTION
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS, task
@@ -26,16 +25,6 @@ HEADS = ("standard", *(head for head in HEAD_KINDS if head not in ("standard", "
 COUNTS_AT = 7e3  # epochs: right of every point
 SPREAD = 0.3  # of the seeds of one head, over the width of its place
 Rows = list[dict]
-
-
-def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple["Figure", Any]:
-    """A figure of width x height inches and its axes. It belongs to no window and no backend, so that drawing here
-    changes nothing in the caller's own use of matplotlib."""
-    require("studies", "matplotlib")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: "Figure", folder: Path, name: str) -> None:
@@ -100,7 +89,6 @@ def _panels(names: list[str], **options: Any) -> tuple["Figure", dict[str, Any]]
     panels = dict(zip(names, grid.flat, strict=False))
     for name, axes in panels.items():
         axes.set_title(task(name).title, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return figure, panels
 
@@ -210,7 +198,6 @@ def _heads(folder: Path, name: str, rows: Rows) -> None:
                     offsets = SPREAD * np.linspace(-1, 1, max(len(values), 2))[: len(values)]
                     axes.plot(place + offsets, sorted(values), "o", markersize=4, color=color, alpha=0.8)
                     axes.hlines(float(np.median(values)), place - 0.4, place + 0.4, color=color, linewidth=2)
-            axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", alpha=0.25)
             axes.set_ylim(-0.05, 1.05)
             if axes is grid[0, 0] or axes is grid[1, 0]:
@@ -232,7 +219,6 @@ def _exponents(folder: Path, name: str, rows: Rows) -> None:
             for axes, (_, pick) in zip(column, QUANTITIES, strict=True):
                 if exponents:
                     _medians(axes, exponents, [[pick(r) for r in runs if r["exponent"] == n] for n in exponents], model)
-                axes.spines[["top", "right"]].set_visible(False)
                 axes.grid(alpha=0.25)
                 axes.set_ylim(0, 1.05)
         column[0].set_title(task(task_name).title, fontsize=10)
