@@ -3,8 +3,13 @@
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from harmonic_gpt.errors import InputError
 
 
 def sync(path: Path) -> None:
@@ -30,6 +35,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a value as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_new_folder(out: str | Path) -> Path:
+    """The path of a folder that is to be made. Raises InputError if anything but an empty folder is there."""
+    out = Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists; name a new folder")
+    return out
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which is renamed to `out` after the block. If the block raises, nothing is left behind."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary) / out.name  # one deeper: what tempfile makes is closed to other users
+        folder.mkdir()
+        yield folder
+        folder.replace(out)
+    sync(out.parent)
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import numpy as np
 from harmonic_gpt.data.manifest import MANIFEST, MANIFEST_VERSION, SPLITS
 from harmonic_gpt.data.tokens import CHECK_TOKENS, TokenFolder, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.files import file_sha256, sync, write_json
+from harmonic_gpt.files import check_new_folder, file_sha256, new_folder, write_json
 from harmonic_gpt.progress import show_progress
 
 SAME = ("dtype", "vocab_size", "end_of_text", "tokenizer")  # or an id in one folder is another token in the next
@@ -25,26 +25,21 @@ def join(folders: Sequence[str | Path], out: str | Path, *, count_duplicates: bo
 
     Args:
         folders: what `prepare`, datatrove or `join` made, with one tokenizer.
-        out: folder to create; must not exist.
+        out: new folder.
         count_duplicates: count the documents that a folder shares with an earlier one, and the validation documents
             that are also training documents, of the same folder or another. It reads every token once and keeps 8
             bytes a document, 16 for a moment. None is taken out: that would be a rewriting.
-    Returns the folder. Raises InputError: `out` exists, a folder is none or comes twice, tokenizers differ.
+    Returns the folder. Raises InputError: `out` holds something, a folder is none or comes twice, tokenizers differ.
     """
-    out = Path(out).expanduser()
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another folder")
+    out = check_new_folder(out)
     opened = [open_token_folder(Path(folder).expanduser()) for folder in folders]
     manifests = _manifests(opened)
     shared = _shared_documents(opened, manifests[0]["end_of_text"]) if count_duplicates else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        splits = {split: _link(opened, split, temporary) for split in SPLITS}
+    with new_folder(out) as made:
+        splits = {split: _link(opened, split, made) for split in SPLITS}
         place = opened[0].tokenizer_path
         if place is not None:
-            shutil.copytree(place, temporary / "tokenizer")
+            shutil.copytree(place, made / "tokenizer")
         notes = [note for manifest in manifests for note in manifest.get("notes", [])]
         if shared and shared["validation_documents_in_training"]:
             leaked = shared["validation_documents_in_training"]
@@ -65,12 +60,7 @@ def join(folders: Sequence[str | Path], out: str | Path, *, count_duplicates: bo
             "encoder": [manifest.get("encoder") for manifest in manifests],
             "versions": [manifest.get("versions") for manifest in manifests],
         }
-        write_json(temporary / MANIFEST, manifest)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync(out.parent)
+        write_json(made / MANIFEST, manifest)
     return out
 
 

@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from harmonic_gpt.errors import InputError, reason_of
 from harmonic_gpt.evaluation.comparison.results import RESULTS, read_results, row_of
+from harmonic_gpt.files import check_new_folder, new_folder
 from harmonic_gpt.interop.card import Measurements, model_card
 from harmonic_gpt.runs.hub import MAIN, check_repository_name, upload_checkpoint
 from harmonic_gpt.runs.load import LoadedModel, load_model
@@ -42,9 +43,7 @@ def export(
     Raises InputError: `out` exists, the model does not load or is no GPT-2, or the report is of another model. Nothing
         is left behind then.
     """
-    out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists; name a new folder")
+    out = check_new_folder(out)
     if repo is not None:
         check_repository_name(repo)
     loaded = load_model(name)
@@ -57,15 +56,12 @@ def export(
     if kind not in EXPORTED:
         raise InputError(f"{name}: expected a GPT-2 (model type {' or '.join(EXPORTED)}), got model type {kind}")
     title = repo.split("/")[-1] if repo else loaded.run_dir.name if loaded.run_dir else loaded.name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        folder = Path(temporary) / out.name
+    with new_folder(out) as folder:
         loaded.model.save_pretrained(folder)
         _write_tokenizer(loaded, folder)
         measured = _from_report(loaded, Path(report).expanduser(), folder) if report else _from_metrics(loaded, folder)
         model_card(loaded, title, measured, license, repo).save(folder / "README.md")
         check_folder(folder)
-        folder.replace(out)
     return out
 
 

@@ -1,7 +1,6 @@
 """Checkpoints of nanoGPT, and of the paper authors' code that grew from it, into our format."""
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from harmonic_gpt.data.tokenizer import load_tokenizer
 from harmonic_gpt.data.tokens import NANOGPT_VOCAB_SIZE
 from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
+from harmonic_gpt.files import check_new_folder, new_folder
 from harmonic_gpt.model.configuration_harmonic_gpt2 import HarmonicGPT2Config
 from harmonic_gpt.model.heads import find_head
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
@@ -67,9 +67,7 @@ def import_nanogpt(
     Raises InputError: not such a checkpoint, head not known or in a form that none here has, weights that GPT-2 does
         not have.
     """
-    out, notes = Path(out).expanduser(), list[str]()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists; name a new folder")
+    out, notes = check_new_folder(out), list[str]()
     state, arguments = _read(Path(checkpoint).expanduser())
     chosen = standard or exponent is not None or squared_distance_exponent is not None
     head, tensors = _follow_up_head(arguments, state, chosen, notes)
@@ -101,15 +99,12 @@ def import_nanogpt(
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{checkpoint}: no GPT-2 is like that: {' '.join(str(error).split())}") from error
     _load(model, state, tensors, vocab_size, str(checkpoint))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        folder = Path(temporary) / out.name
+    with new_folder(out) as folder:
         model.save_pretrained(folder)
         if text is not None:
             text.save_pretrained(folder)
         else:
             notes.append("no tokenizer: name one with --tokenizer to evaluate on text")
-        folder.replace(out)
     return Imported(out, notes)
 
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_joined_is_named_and_nothing_is_written(corpus, token_fol
         ([token_folder, bins], "out", "nanoGPT's files do not say"),
         ([token_folder, other, token_folder], "out", "is given twice"),
         ([token_folder, tmp_path / "nowhere"], "out", "no token folder at"),
-        ([token_folder, other], "stranger", "exists already"),
+        ([token_folder, other], "stranger", "exists; name a new folder"),
         ([], "out", "no token folder is given"),
     ):
         with pytest.raises(InputError, match=message):
