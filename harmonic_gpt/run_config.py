@@ -139,16 +139,6 @@ class ModelSection(Section):
             raise ValueError(f"head {values['head']} and similarity, normalization {pair} name different heads")
         return values
 
-    @property
-    def similarity(self) -> str | None:
-        """ "euclidean" or "dot" of the four heads of PAIRS, else None."""
-        return next((pair[0] for pair, name in PAIRS.items() if name == self.head), None)
-
-    @property
-    def normalization(self) -> str | None:
-        """ "harmax" or "softmax" of the four heads of PAIRS, else None."""
-        return next((pair[1] for pair, name in PAIRS.items() if name == self.head), None)
-
 
 class DataSection(Section):
     dir: str = Field(

@@ -153,20 +153,18 @@ def count_kept(centers: CenterMap) -> None:
     chosen = np.sort(np.random.default_rng(SEED).permutation(size)[:CHECKED])
     true = centers.nearest[chosen, :NEAREST]
     for name, points in centers.coordinates.items():
-        near, _ = nearest_points(torch.from_numpy(points), chosen, true.shape[1])
+        near = nearest_points(torch.from_numpy(points), chosen, true.shape[1])
         centers.kept[name] = float((near[:, :, None] == true[:, None]).any(2).mean())
 
 
-def nearest_points(points: Tensor, chosen: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` points nearest to some (ids, distances), themselves left out."""
-    ids, distances = [], []
+def nearest_points(points: Tensor, chosen: np.ndarray, count: int) -> np.ndarray:
+    """(N, count) ids of the points nearest to some, themselves left out."""
+    ids = []
     for block in torch.from_numpy(chosen).split(256):
         away = torch.cdist(points[block], points)
         away[torch.arange(len(block)), block] = torch.inf
-        values, found = away.topk(count, dim=1, largest=False)
-        ids.append(found.numpy())
-        distances.append(values.numpy())
-    return np.concatenate(ids), np.concatenate(distances)
+        ids.append(away.topk(count, dim=1, largest=False).indices.numpy())
+    return np.concatenate(ids)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from harmonic_gpt.studies.tasks import Task, split, task
 
 BATCH = 32
 EMBEDDING_REGULARISER = 0.01
+TIMED_MEMBERS = 20  # of a program whose steps are timed, for estimates
 CHECK_STEPS = 25  # between measurements of accuracy and norm: an epoch of 800 examples
 TEST_SAMPLE = 200  # test examples of those measurements; the final accuracy is over all
 CONVERGED_EPOCHS = 200  # with every answer right, on both sides
@@ -255,13 +256,13 @@ def run(cell: Cell) -> Result:
     )
 
 
-def seconds_per_step(cell: Cell, members: int = 20, steps: int = CHECK_STEPS) -> float:
+def seconds_per_step(cell: Cell) -> float:
     """Measured time of one member's step in a program like the cell's, for estimates."""
     from time import perf_counter
 
-    sample = replace(cell, members=tuple(Member(seed) for seed in range(members)))
+    sample = replace(cell, members=tuple(Member(seed) for seed in range(TIMED_MEMBERS)))
     program = _Program(sample)
     program.train(5)
     start = perf_counter()
-    program.train(steps)
-    return (perf_counter() - start) / (steps * members)
+    program.train(CHECK_STEPS)
+    return (perf_counter() - start) / (CHECK_STEPS * TIMED_MEMBERS)

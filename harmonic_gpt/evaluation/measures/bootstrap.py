@@ -6,23 +6,24 @@ from harmonic_gpt.extras import require
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
+SEED = 0  # of the means
 SEGMENT = 64  # positions in a row that a bootstrap sample takes or leaves together: they share their text
 
 
-def resample_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, n) float64: how often each of n things occurs in a bootstrap sample of n. A function of (n, seed)
+def resample_weights(n: int, seed: int) -> np.ndarray:
+    """(RESAMPLES, n) float64: how often each of n things occurs in a bootstrap sample of n. A function of (n, seed)
     alone, so that two models that are measured on the same things are resampled alike, and their difference is a paired
     one."""
-    return np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    return np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
-def bootstrap_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(resamples,) bootstrap replicates of the mean of `values` (n,)."""
-    return resample_weights(len(values), seed) @ np.asarray(values, np.float64) / len(values)
+def bootstrap_means(values: np.ndarray) -> np.ndarray:
+    """(RESAMPLES,) bootstrap replicates of the mean of `values` (n,)."""
+    return resample_weights(len(values), SEED) @ np.asarray(values, np.float64) / len(values)
 
 
-def segment_ratio(values: np.ndarray, weights: np.ndarray, seed: int = 0) -> tuple[float, np.ndarray]:
-    """sum(values) / sum(weights) over the positions (N,) of a text, and its bootstrap replicates (resamples,) over
+def segment_ratio(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
+    """sum(values) / sum(weights) over the positions (N,) of a text, and its bootstrap replicates (RESAMPLES,) over
     segments of the text. With a mask for weights and values that are 0 outside: the mean inside."""
     starts = np.arange(0, len(values), SEGMENT)
     totals, counts = (np.add.reduceat(np.asarray(x, np.float64), starts) for x in (values, weights))

@@ -150,15 +150,13 @@ def norm_statistics(embedding: Tensor) -> dict[str, float]:
 
 
 def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distance") -> tuple[Tensor, Tensor]:
-    """The `count` rows of (V, D) nearest to each query (Q, D): indices (Q, count) and their distances (dot products,
-    cosines), best first.
+    """The `count` rows of (V, D) nearest to each query (Q, D): indices (Q, count) and their distances or cosines,
+    best first.
 
     Args:
-        by: "distance" (Euclidean), "dot", or "cosine".
+        by: "distance" (Euclidean) or "cosine".
     """
     matrix, queries = matrix.detach().float(), queries.detach().float()
-    if by == "cosine":
-        matrix, queries = (torch.nn.functional.normalize(m, dim=1) for m in (matrix, queries))
     if by == "distance":
         scores = -torch.cdist(
             queries,
@@ -166,6 +164,6 @@ def nearest_rows(matrix: Tensor, queries: Tensor, count: int, by: str = "distanc
             compute_mode="donot_use_mm_for_euclid_dist" if len(queries) <= 16 else "use_mm_for_euclid_dist",
         )
     else:
-        scores = queries @ matrix.T
+        scores = torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(matrix, dim=1).T
     values, indices = scores.topk(count, dim=1)
     return indices, -values if by == "distance" else values

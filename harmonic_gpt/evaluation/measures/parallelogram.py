@@ -38,7 +38,6 @@ class ParallelogramTest:
 
     row: dict
     losses: np.ndarray  # (Q,) in sigmas
-    control: np.ndarray  # (Q',) of random pairings; empty for the paper's protocol
     ratios: np.ndarray  # (resamples,) bootstrap replicates; empty where there is no ratio
     cosines: np.ndarray
 
@@ -82,7 +81,7 @@ def paper_test(points: Tensor, principal: Spectrum, pairs: TokenPairs, seed: int
         ),
     }
     none = np.empty(0)
-    return ParallelogramTest(row, losses, none, none, none)
+    return ParallelogramTest(row, losses, none, none)
 
 
 def strict_test(
@@ -112,7 +111,6 @@ def strict_test(
     losses, valid = _loss_matrix(a - b, ids, sigma)
     true_mean, true = _weighted_mean(losses, valid, np.ones((1, n)))[0], _weighted_mean(losses, valid, weights)
     control_sum, control_count = np.zeros(len(weights) + 1), np.zeros(len(weights) + 1)
-    control_losses = []
     for _ in range(SHUFFLES):
         order = rng.permutation(n)
         shuffled, shuffled_valid = _loss_matrix(a - b[order], np.stack([ids[:, 0], ids[order, 1]], 1), sigma)
@@ -120,7 +118,6 @@ def strict_test(
         joint = np.vstack([weights * weights[:, order], np.ones(n)])
         control_sum += ((joint @ (shuffled * shuffled_valid)) * joint).sum(1)
         control_count += ((joint @ shuffled_valid) * joint).sum(1)
-        control_losses.append(shuffled[np.triu(shuffled_valid, 1) > 0])
     with np.errstate(invalid="ignore", divide="ignore"):
         control = control_sum / control_count
         ratios = true / control[:-1]
@@ -144,10 +141,7 @@ def strict_test(
         "offset_cosine_interval": percentile_interval(cosines),
         "flag": "the words lie on one point" if on_a_point else None,
     }
-    none = np.empty(0)
-    return ParallelogramTest(
-        row, losses[np.triu(valid, 1) > 0], np.concatenate(control_losses), none if on_a_point else ratios, cosines
-    )
+    return ParallelogramTest(row, losses[np.triu(valid, 1) > 0], np.empty(0) if on_a_point else ratios, cosines)
 
 
 def _nothing(protocol: str, components: int | str | None, pairs: TokenPairs, principal: Spectrum) -> ParallelogramTest:
@@ -161,7 +155,7 @@ def _nothing(protocol: str, components: int | str | None, pairs: TokenPairs, pri
         "ratio": None,
         "flag": reason,
     }
-    return ParallelogramTest(row, none, none, none, none)
+    return ParallelogramTest(row, none, none, none)
 
 
 def _loss_matrix(offsets: Tensor, ids: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from harmonic_gpt.evaluation.names import distinct_names
 
 WORDS = Path(__file__).parent / "parts_of_speech.json"  # written for this project, from common knowledge
 MAX_TOKENS = 128  # of an example; more are cut off
+SEED = 0  # of which examples are taken
 # Modules of the standard library with much prose; parsing all of it takes ten seconds
 MODULES = (
     "argparse ast calendar configparser contextlib datetime difflib doctest enum fractions ftplib functools heapq "
@@ -39,8 +40,8 @@ def _task(name: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], label
     return ProbeTask(name, [ids[i] for i in kept], np.array([labels[i] for i in kept]))
 
 
-def _thinned(texts: list[str], labels: list[str], count: int, seed: int) -> tuple[list[str], list[str]]:
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
+def _thinned(texts: list[str], labels: list[str], count: int) -> tuple[list[str], list[str]]:
+    chosen = np.random.default_rng(SEED).permutation(len(texts))[:count]
     return [texts[i] for i in chosen], [labels[i] for i in chosen]
 
 
@@ -86,34 +87,32 @@ def load_probe_files(paths: Sequence[str | Path]) -> dict[str, tuple[list[str], 
     return {name: load_probe_file(path) for name, path in zip(names, paths, strict=True)}
 
 
-def file_tasks(
-    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0
-) -> list[ProbeTask]:
-    """At most `most` examples of each file, chosen by the seed; longer texts than MAX_TOKENS tokens are cut."""
+def file_tasks(paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, most: int) -> list[ProbeTask]:
+    """At most `most` examples of each file, chosen at random; longer texts than MAX_TOKENS tokens are cut."""
     held = load_probe_files(paths)
-    return [_task(name, tokenizer, *_thinned(texts, labels, most, seed)) for name, (texts, labels) in held.items()]
+    return [_task(name, tokenizer, *_thinned(texts, labels, most)) for name, (texts, labels) in held.items()]
 
 
-def part_of_speech(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
+def part_of_speech(tokenizer: PreTrainedTokenizerBase, most: int) -> ProbeTask:
     """Noun, verb, adjective or adverb, of a word that stands alone. Suffixes may give it away: a word can be several
     tokens."""
     words = json.loads(WORDS.read_text(encoding="utf-8"))
     pairs = [(" " + word, kind) for kind, listed in words.items() for word in listed.split()]
-    return _task("part of speech", tokenizer, *_thinned([w for w, _ in pairs], [k for _, k in pairs], most, seed))
+    return _task("part of speech", tokenizer, *_thinned([w for w, _ in pairs], [k for _, k in pairs], most))
 
 
-def frequency_band(counts: np.ndarray, most: int, seed: int = 0) -> ProbeTask:
+def frequency_band(counts: np.ndarray, most: int) -> ProbeTask:
     """Is a token common, middling or rare? Thirds of the tokens that occur, by how often. counts: (V,) in some text."""
     order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
     bands = dict(zip(("common", "middling", "rare"), np.array_split(order, 3), strict=True))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     chosen = [(int(token), name) for name, band in bands.items() for token in rng.permutation(band)[: most // 3]]
     return ProbeTask("token frequency", [[token] for token, _ in chosen], np.array([name for _, name in chosen]))
 
 
-def two_sources(tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0) -> ProbeTask:
+def two_sources(tokenizer: PreTrainedTokenizerBase, most: int) -> ProbeTask:
     """Is a sentence from Python's language reference or from docstrings of its library? Both come with every Python."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     pairs = []
     for name, sentences in _python_prose().items():
         pairs += [(sentences[i], name) for i in rng.permutation(len(sentences))[: most // 2]]
@@ -137,9 +136,7 @@ def _sentences(text: str) -> list[str]:
     return [s for s in sentences if 40 <= len(s) <= 120 and re.fullmatch(r"[A-Z][A-Za-z ,;'-]+\.", s)]
 
 
-def built_in_tasks(
-    tokenizer: PreTrainedTokenizerBase, counts: np.ndarray | None, most: int, seed: int = 0
-) -> list[ProbeTask]:
+def built_in_tasks(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray | None, most: int) -> list[ProbeTask]:
     """The tasks that need no file; frequency only where `counts` of tokens in a text are known."""
-    tasks = [part_of_speech(tokenizer, most, seed), two_sources(tokenizer, most, seed)]
-    return tasks if counts is None else [*tasks, frequency_band(counts, most, seed)]
+    tasks = [part_of_speech(tokenizer, most), two_sources(tokenizer, most)]
+    return tasks if counts is None else [*tasks, frequency_band(counts, most)]
