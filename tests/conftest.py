@@ -29,6 +29,7 @@ from tests.hub_stand_in import TOKEN, HubStandIn
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 SHARED = Path(__file__).parents[2] / "shared"
+pytest.register_assert_rewrite("tests.model.loss_cases")
 HEADS = [("euclidean", "harmax"), ("euclidean", "softmax"), ("dot", "harmax"), ("dot", "softmax")]
 
 

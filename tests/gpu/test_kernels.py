@@ -1,6 +1,7 @@
 """The loss on a GPU, with the real kernel: against the float64 oracle on the CPU, and against PyTorch's operators."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from harmonic_gpt.model.harmonic_loss import head_cross_entropy
 from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
 from tests.gpu.conftest import DEVICE
-from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, run
+from tests.model import loss_cases
+from tests.model.loss_cases import EXPONENTS, D, V, inputs, run
 from tests.model.test_harmonic_loss_work import FLAGS
 from tests.model.test_heads import constants_of, graded
 
@@ -32,17 +34,6 @@ def on_device(head, n, reduction="mean", impl=KERNEL):
     return loss
 
 
-def assert_close_to_truth(head, n, x, w, y):
-    """No worse than naive float32 on the CPU, and a term of n eps (||x||^2 + ||w||^2) / d^2."""
-    truth = run(naive(head, n), x.double(), w.double(), y)
-    plain = run(naive(head, n), x, w, y)
-    conditioning = ((x.square().sum(1)[:, None] + w.square().sum(1)) / torch.cdist(x, w).square()).max().item()
-    for got, naive_value, true_value in zip(run(on_device(head, n), x, w, y), plain, truth, strict=True):
-        error, naive_error = ((v.double() - true_value).abs().max() for v in (got, naive_value))
-        small = max(n, 1) * torch.finfo(torch.float32).eps * conditioning * true_value.abs().max()
-        assert error <= naive_error + 2 * small
-
-
 def test_the_kernel_is_not_interpreted():
     assert not harmonic_kernels.INTERPRETED
 
@@ -53,7 +44,7 @@ def test_the_kernel_is_not_interpreted():
 def test_float32(head, n, shift):
     x, w, y = inputs(torch.float32)
     y[::7] = -100
-    assert_close_to_truth(head, n, x + shift, w + shift, y)
+    loss_cases.check_float32(on_device, head, n, x + shift, w + shift, y)
 
 
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "log_prior": torch.linspace(-2, 1, V)}
@@ -87,65 +78,34 @@ def test_every_head_and_option(name, options):
 @pytest.mark.parametrize("v", [64, 65, 4096, 5000, 50257])
 @pytest.mark.parametrize("head", HEADS)
 def test_full_blocks_and_what_is_left_over(head, v):
-    assert_close_to_truth(head, 28, *inputs(torch.float32, n=9, v=v, d=32))
+    loss_cases.check_float32(on_device, head, 28, *inputs(torch.float32, n=9, v=v, d=32))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("head", HEADS)
 def test_hard_inputs(head, reduction):
-    """On a center, on zero, ignored: where the floor acts, all definitions must agree on where it acts."""
-    x, w, y = (t.float() if t.is_floating_point() else t for t in hard_inputs())
-    # Integer coordinates: products are exact in float32, so that no rounding decides whether the floor acts
-    x, w = (x * 4).round(), (w * 4).round()
-    y[12] = 8  # the label's center is zero, the hidden state is not
-    upstream = torch.rand(N) if reduction == "none" else None
-    kernel, operators = (run(on_device(head, 28, reduction, impl), x, w, y, upstream) for impl in (KERNEL, "torch"))
-    for a, b in zip(kernel, operators, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+    loss_cases.check_hard_inputs(on_device, partial(on_device, impl="torch"), head, reduction)
 
 
 @pytest.mark.parametrize("n", EXPONENTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_finite_on_centers_and_zero(head, n):
-    x, w, y = hard_inputs()
-    y[12] = 8
-    for value in run(on_device(head, n), x.float(), w.float(), y):
-        assert value.isfinite().all()
+    loss_cases.check_finite_on_centers_and_zero(on_device, head, n)
 
 
 @pytest.mark.parametrize("impl", [KERNEL, "torch"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16_operands_give_float32_distances(head, reduction, impl):
-    x, w, y = inputs(torch.float32)
-    rounded = [t.bfloat16() for t in (x, w)]
-    upstream = torch.rand(N) if reduction == "none" else None
-    truth = run(naive(head, 28, reduction), *(t.double() for t in rounded), y, upstream)
-    direct = run(on_device(head, 28, reduction, impl), *rounded, y, upstream)
-    with torch.autocast(DEVICE, torch.bfloat16):
-        automatic = run(on_device(head, 28, reduction, impl), x, w, y, upstream)
-    for loss, gx, gw in (direct, automatic):
-        torch.testing.assert_close(loss.double(), truth[0], rtol=1e-5, atol=1e-5)
-        for got, expected in ((gx, truth[1]), (gw, truth[2])):  # g is rounded to bf16 (2^-9), and so is a bf16 gradient
-            assert (got.double() - expected).abs().max() < 2**-7 * expected.abs().max()
-    assert automatic[2].dtype == torch.float32
-    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())
+    loss_cases.check_bfloat16_operands(partial(on_device, impl=impl), head, reduction, DEVICE)
 
 
 def test_a_likely_label_loses_no_digits():
-    x, w, y = inputs(torch.float32, n=9)
-    x = w[y] + 0.08 * torch.randn(9, D)
-    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
-    assert truth[0] / 9 < 1e-6
-    for got, expected in zip(run(on_device(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
-        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
+    loss_cases.check_a_likely_label_keeps_its_digits(on_device)
 
 
 def test_nan_stays_nan():
-    for head in HEADS:
-        x, w, y = inputs(torch.float32)
-        x[2, 0] = float("nan")
-        assert run(on_device(head, 28), x, w, y)[0].isnan()
+    loss_cases.check_nan_stays_nan(on_device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,7 +12,8 @@ from harmonic_gpt.model.harmonic_head import HarmonicHead
 from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy, head_cross_entropy
 from harmonic_gpt.model.heads import HEADS as HEADS_BY_NAME
 from tests.conftest import HEADS
-from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run, through_auto
+from tests.model import loss_cases
+from tests.model.loss_cases import EXPONENTS, D, V, inputs, ours, run, through_auto
 from tests.model.test_heads import constants_of, graded
 
 pytest.importorskip("triton", reason="the triton extra is not installed")
@@ -51,23 +52,12 @@ def cuda(head, n, reduction="mean"):
     )
 
 
-def close_to_truth(results, x, w, y, head, n):
-    """As for the CPU: no worse than naive float32, and a term of n eps (||x||^2 + ||w||^2) / d^2."""
-    truth = run(naive(head, n), x.double(), w.double(), y)
-    plain = run(naive(head, n), x, w, y)
-    conditioning = ((x.square().sum(1)[:, None] + w.square().sum(1)) / torch.cdist(x, w).square()).max().item()
-    for got, naive_value, true_value in zip(results, plain, truth, strict=True):
-        error, naive_error = ((v.double() - true_value).abs().max() for v in (got, naive_value))
-        small = max(n, 1) * torch.finfo(torch.float32).eps * conditioning * true_value.abs().max()
-        assert error <= naive_error + 2 * small
-
-
 @pytest.mark.parametrize("n", EXPONENTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_no_worse_than_naive_float32(cuda_program, head, n):
     x, w, y = inputs(torch.float32)
     y[::7] = -100
-    close_to_truth(run(cuda(head, n), x, w, y), x, w, y, head, n)
+    loss_cases.check_float32(cuda, head, n, x, w, y)
     assert len(cuda_program) == 4  # 53 tokens in chunks of 16
 
 
@@ -75,7 +65,7 @@ def test_no_worse_than_naive_float32(cuda_program, head, n):
 @pytest.mark.parametrize("head", HEADS)
 def test_full_blocks_and_what_is_left_over(cuda_program, head, v):
     x, w, y = inputs(torch.float32, n=20, v=v)
-    close_to_truth(run(cuda(head, 28), x, w, y), x, w, y, head, 28)
+    loss_cases.check_float32(cuda, head, 28, x, w, y)
     for u, g, (_x2, w2, *_), *_ in cuda_program:
         assert u.shape[1] % 64 == 0 and len(w2) == v  # noqa: PT018
         assert g.data_ptr() != u.data_ptr()
@@ -86,61 +76,32 @@ def test_full_blocks_and_what_is_left_over(cuda_program, head, v):
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("head", HEADS)
 def test_equals_the_cpu_on_hard_inputs(head, reduction):
-    """On a center, on zero, ignored: where the floor acts, all definitions must agree on where it acts."""
-    x, w, y = (t.float() if t.is_floating_point() else t for t in hard_inputs())
-    # Integer coordinates: products are exact in float32, so that no rounding decides whether the floor acts
-    x, w = (x * 4).round(), (w * 4).round()
-    y[12] = 8  # the label's center is zero, the hidden state is not
-    upstream = torch.rand(N) if reduction == "none" else None
-    for a, b in zip(
-        run(cuda(head, 28, reduction), x, w, y, upstream),
-        run(ours(head, 28, reduction), x, w, y, upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+    loss_cases.check_hard_inputs(cuda, ours, head, reduction)
 
 
 @pytest.mark.usefixtures("cuda_program")
 @pytest.mark.parametrize("n", EXPONENTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_finite_on_centers_and_zero(head, n):
-    x, w, y = hard_inputs()
-    y[12] = 8
-    for value in run(cuda(head, n), x.float(), w.float(), y):
-        assert value.isfinite().all()
+    loss_cases.check_finite_on_centers_and_zero(cuda, head, n)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16_gradients_and_losses_without_gradients(cuda_program, head):
+    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself
+    loss_cases.check_bfloat16_operands(cuda, head, "mean", rounding=2**-6, n_tokens=20)
+    assert cuda_program[0][1].dtype == torch.bfloat16
     x, w, y = inputs(torch.float32, n=20)
     x, w = x.bfloat16(), w.bfloat16()
-    got = run(cuda(head, 28), x, w, y)
-    assert cuda_program[0][1].dtype == torch.bfloat16
+    expected = run(cuda(head, 28), x, w, y)[0]
     with torch.no_grad():
-        torch.testing.assert_close(cuda(head, 28)(x, w, y), got[0])
+        torch.testing.assert_close(cuda(head, 28)(x, w, y), expected)
     assert cuda_program[-1][1] is None
-    with torch.autocast("cpu", torch.bfloat16):
-        automatic = run(cuda(head, 28), x.float(), w.float(), y)
-    cpu = run(ours(head, 28), x, w, y)
-    torch.testing.assert_close(got[0], cpu[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(automatic[0], got[0])
-    # Triton's interpreter cuts a float32 off where a GPU rounds to nearest: each g may differ by 2^-7 of itself, and
-    # the gradient, itself bfloat16, by as much again
-    for a, b in zip(got[1:], cpu[1:], strict=True):
-        assert (a.float() - b.float()).abs().max() <= 2**-6 * b.float().abs().max()
-    assert automatic[2].dtype == torch.float32
-    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())
 
 
 @pytest.mark.usefixtures("cuda_program")
 def test_a_likely_label_loses_no_digits():
-    """p_y = 1 - 2e-7 and less: the loss and 1 - p_y come from the other classes, not from a difference to 1."""
-    x, w, y = inputs(torch.float32, n=9)
-    x = w[y] + 0.08 * torch.randn(9, D)
-    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
-    assert truth[0] / 9 < 1e-6
-    for got, expected in zip(run(cuda(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
-        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
+    loss_cases.check_a_likely_label_keeps_its_digits(cuda)
 
 
 @pytest.mark.usefixtures("cuda_program")
@@ -166,11 +127,7 @@ def test_no_tokens_at_all():
 
 @pytest.mark.usefixtures("cuda_program")
 def test_nan_stays_nan():
-    for head in HEADS:
-        for row in (0, 2):
-            x, w, y = inputs(torch.float32, n=3)
-            x[row] = float("nan")
-            assert run(cuda(head, 28), x, w, y)[0].isnan()
+    loss_cases.check_nan_stays_nan(cuda)
 
 
 OPTIONS = {"log_prior": torch.linspace(-2, 1, V), "label_smoothing": 0.1, "z_loss": 0.01}

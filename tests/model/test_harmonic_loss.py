@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from harmonic_gpt import HarmonicHead, harmonic_cross_entropy, head_logits
 from tests.conftest import HEADS
+from tests.model import loss_cases
 from tests.model.loss_cases import EXPONENTS, D, N, V, hard_inputs, inputs, naive, ours, run
 
 
@@ -52,25 +53,14 @@ def test_float64_equals_autograd_through_materialised_logits(head, n, reduction)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("shift", [0.0, 3.0], ids=["centered", "common offset"])
 def test_float32_is_no_worse_than_naive_float32(head, n, shift):
-    x, w, y = inputs()
-    x, w = (x + shift).float(), (w + shift).float()
-    truth = run(naive(head, n), x.double(), w.double(), y)
-    got = run(ours(head, n), x, w, y)
-    plain = run(naive(head, n), x, w, y)
-    x2, w2 = x.square().sum(1), w.square().sum(1)
-    conditioning = ((x2[:, None] + w2) / torch.cdist(x, w).square()).max().item()
-    for ours_value, naive_value, true_value in zip(got, plain, truth, strict=True):
-        error, naive_error = ((v.double() - true_value).abs().max() for v in (ours_value, naive_value))
-        small = max(n, 1) * torch.finfo(torch.float32).eps * conditioning * true_value.abs().max()
-        assert error <= naive_error + 2 * small
+    x, w, y = inputs(torch.float32)
+    loss_cases.check_float32(ours, head, n, x + shift, w + shift, y)
 
 
 @pytest.mark.parametrize("n", EXPONENTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_float32_on_a_center_and_on_zero_is_finite(head, n):
-    x, w, y = hard_inputs()
-    for value in run(ours(head, n), x.float(), w.float(), y):
-        assert value.isfinite().all()
+    loss_cases.check_finite_on_centers_and_zero(ours, head, n)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -114,41 +104,15 @@ def test_no_targets_at_all_is_zero_not_nan():
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_bfloat16_operands_give_float32_distances(head, reduction):
-    """bf16 inputs, and float32 ones under autocast, are the float64 loss of the rounded operands, not of bf16
-    distances."""
-    x, w, y = inputs(torch.float32)
-    rounded = [t.bfloat16() for t in (x, w)]
-    upstream = torch.rand(N) if reduction == "none" else None
-    truth = run(naive(head, 28, reduction), *(t.double() for t in rounded), y, upstream)
-    direct = run(ours(head, 28, reduction), *rounded, y, upstream)
-    with torch.autocast("cpu", torch.bfloat16):
-        automatic = run(ours(head, 28, reduction), x, w, y, upstream)
-    for loss, gx, gw in (direct, automatic):
-        torch.testing.assert_close(loss.double(), truth[0], rtol=1e-5, atol=1e-5)
-        for got, expected in ((gx, truth[1]), (gw, truth[2])):  # g is rounded to bf16 (2^-9), and so is a bf16 gradient
-            assert (got.double() - expected).abs().max() < 2**-7 * expected.abs().max()
-    assert direct[0].dtype == automatic[0].dtype == torch.float32
-    assert direct[1].dtype == torch.bfloat16
-    assert automatic[1].dtype == torch.float32
-    assert not torch.equal(automatic[2], automatic[2].bfloat16().float())  # float32 parameters get float32 gradients
+    loss_cases.check_bfloat16_operands(ours, head, reduction)
 
 
 def test_a_likely_label_loses_no_digits():
-    """p_y = 1 - 2e-7 and less: 1 - p_y and the loss come from the other classes, not from a difference to 1 (float32's
-    epsilon is 6e-8)."""
-    x, w, y = inputs(torch.float32, n=9)
-    x = w[y] + 0.08 * torch.randn(9, D)
-    truth = run(naive(HEADS[0], 10, "sum"), x.double(), w.double(), y)
-    assert truth[0] / 9 < 1e-6
-    for got, expected in zip(run(ours(HEADS[0], 10, "sum"), x, w, y), truth, strict=True):
-        assert (got.double() - expected).norm() < 1e-3 * expected.norm()
+    loss_cases.check_a_likely_label_keeps_its_digits(ours)
 
 
 def test_nan_stays_nan():
-    x, w, y = inputs(torch.float32)
-    x[2, 0] = float("nan")
-    for head in HEADS:
-        assert run(ours(head, 28), x, w, y)[0].isnan()
+    loss_cases.check_nan_stays_nan(ours)
 
 
 def test_second_and_double_backward_are_refused():
