@@ -286,4 +286,8 @@ def differences(
     sizes = sorted({size for cells in table.values() for size in cells}, key=depth_and_width)
     named = " | ".join(size.replace("x", " x ") for size in sizes)
     columns = f"{ARMS[arm]}, standard: difference [95 %] | {named}"
-    return markdown_table(columns, [[text, *map(cells.get, sizes)] for text, cells in table.items()]) if table else ""
+    return (
+        markdown_table(columns, [[text, *(cells.get(size, "") for size in sizes)] for text, cells in table.items()])
+        if table
+        else ""
+    )
