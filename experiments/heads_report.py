@@ -22,7 +22,8 @@ NAMES = {
 # of arXiv 2603.10225: (what it says, arm, baseline); lower loss is better
 CLAIMS = (
     ("cosine predicts better than cross-entropy", "cosine_harmonic", "standard"),
-    ("cosine predicts better than Euclidean distance", "cosine_harmonic", "harmonic"),
+    ("cosine predicts better than Euclidean distance, r = 1", "cosine_harmonic", "harmonic"),
+    ("cosine predicts better than Euclidean distance, r = 1/4", "cosine_harmonic", "quarter"),
 )
 
 

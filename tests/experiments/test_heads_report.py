@@ -4,11 +4,11 @@ import heads_report
 import pytest
 from queue_file import losses_of, read_searches
 
-LOSSES = {"standard": 5.0, "harmonic": 5.2, "cosine_harmonic": 5.1}
+LOSSES = {"standard": 5.0, "quarter": 5.05, "harmonic": 5.2, "cosine_harmonic": 5.1}
 
 
 def rows() -> list[dict]:
-    """The first run of every arm's screening, and fresh seeds of three."""
+    """The first run of every arm's screening, and fresh seeds of four."""
     first = [one.runs[0] for one in read_searches(heads_report.QUEUE, {})]
     screening = [run | {"val_loss": LOSSES.get(run["arm"], 5.5)} for run in first]
     fresh = [
@@ -26,16 +26,20 @@ def rows() -> list[dict]:
 def test_the_best_head_stands_first_beside_its_difference_to_standard():
     found = rows()
     lines = heads_report.table(found, read_searches(heads_report.QUEUE, losses_of(found))).splitlines()[2:]
-    assert [line.split(" | ")[0][2:] for line in lines[:3]] == ["standard", "cosine_harmonic", "harmonic, r = 1"]
-    assert lines[1].split(" | ")[3] == "+0.100 [+0.100, +0.100]"
-    assert lines[2].split(" | ")[3].startswith("+0.211 [+0.2")
-    assert lines[2].split(" | ")[-1] == "0.250 |"
-    assert lines[3].endswith("|  |  |  |  |")  # no fresh seed
+    names = ["standard", "harmonic, r = 1/4", "cosine_harmonic", "harmonic, r = 1"]
+    assert [line.split(" | ")[0][2:] for line in lines[:4]] == names
+    assert lines[2].split(" | ")[3] == "+0.100 [+0.100, +0.100]"
+    assert lines[3].split(" | ")[3].startswith("+0.211 [+0.2")
+    assert lines[3].split(" | ")[-1] == "0.250 |"
+    assert lines[4].endswith("|  |  |  |  |")  # no fresh seed
 
 
 def test_claims_have_verdicts():
     lines = heads_report.claims(rows()).splitlines()[2:]
-    assert ["does not hold" in lines[0], "| holds" in lines[1], "| worse | +0.300" in lines[2]] == [True] * 3
+    assert [line.split(" | ")[1] for line in lines] == ["does not hold", "holds", "does not hold", "worse"]
+    assert "distance, r = 1 |" in lines[1]
+    assert "distance, r = 1/4 | does not hold | +0.050" in lines[2]
+    assert "+0.300" in lines[3]
     assert heads_report.claims([]) == ""
 
 
