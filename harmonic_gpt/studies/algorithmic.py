@@ -64,6 +64,8 @@ BUDGETS = {
         stop_when_converged=False,
     ),
 }
+# What tells a row of results.jsonl from another one, but for the case study, which has a learning rate of its own
+SETTINGS = ("task", "model", "seed", "protocol", "fraction", "exponent", "weight_decay")
 # (head, weight decay) of the case study, figure 4: modular addition, lr 1e-3, 2,000 epochs
 CASES = (("standard", 0.0), ("standard", 0.5), ("harmonic", 0.0))
 
@@ -106,7 +108,9 @@ def cells(
                     yield cell("side", task, model, members(seeds))
                 if task in budget.side_tasks and head == "harmonic":
                     # n = 1 is the paper's reading of its own exponent: as many runs as the main setting has
-                    sweep = [m for n in budget.exponents if n != 1 for m in members(sweep_seeds, exponent=float(n))]
+                    others = [m for n in budget.exponents if n != 1 for m in members(sweep_seeds, exponent=float(n))]
+                    trained = members(seeds, protocols)  # by the main cell
+                    sweep = [m for m in others if m not in trained]
                     yield cell("exponents", task, model, members(seeds, protocols, exponent=1.0) + sweep)
         if "modular_addition" in tasks:
             for head, decay in CASES:
@@ -162,9 +166,28 @@ def _is_done(folder: Path, cell: Cell) -> bool:
     path = path_of(folder, cell)
     if not path.exists():
         return False
-    if load(path)[0] != cell:
+    if _as_planned(load(path)[0], cell) != cell:
         raise InputError(f"{path} was made with other settings than these: choose another --out, or move it away")
     return True
+
+
+def _as_planned(stored: Cell, cell: Cell) -> Cell:
+    """`stored` without the members at CODE_EXPONENT that `cell` leaves to the main setting: in versions up to 0.2 a
+    sweep of exponents trained them again."""
+    if not cell.name.startswith("exponents."):
+        return stored
+    members = (m for m in stored.members if m.exponent != CODE_EXPONENT or m in cell.members)
+    return replace(stored, members=tuple(members))
+
+
+def distinct(rows: list[dict]) -> list[dict]:
+    """Rows of results.jsonl without those of the sweep of exponents that the main setting has already."""
+    of_main = {_setting(row) for row in rows if row["kind"] == "main"}
+    return [row for row in rows if row["kind"] != "exponents" or _setting(row) not in of_main]
+
+
+def _setting(row: dict) -> tuple:
+    return tuple(row[key] for key in SETTINGS)
 
 
 def _estimate(missing: list[Cell], workers: int) -> str:

@@ -30,13 +30,19 @@ class Claim:
 
 @dataclass
 class Comparison:
-    """Two samples over seeds: medians, two-sided Mann-Whitney p. `verdict`: "holds" if ours is better with p < 0.05,
-    "partly" if it is better with a larger p, else "does not hold"."""
+    """Two samples over seeds: medians, two-sided Mann-Whitney p, and what `judged` says of them."""
 
     ours: float
     base: float
     p: float
     verdict: str
+
+
+def judged(better: bool, p: float) -> str:
+    """ "holds" if ours is better with p < 0.05, "partly" if it is better with a larger p, else "does not hold"."""
+    if not better:
+        return "does not hold"
+    return "holds" if p < SIGNIFICANCE else "partly"
 
 
 def compare(ours: np.ndarray, base: np.ndarray, higher_is_better: bool) -> Comparison:
@@ -49,8 +55,7 @@ def compare(ours: np.ndarray, base: np.ndarray, higher_is_better: bool) -> Compa
     p = float(mannwhitneyu(a, b, alternative="two-sided").pvalue)
     median_a, median_b = float(np.median(a)), float(np.median(b))
     better = median_a > median_b if higher_is_better else median_a < median_b
-    verdict = "does not hold" if not better else "holds" if p < SIGNIFICANCE else "partly"
-    return Comparison(median_a, median_b, p, verdict)
+    return Comparison(median_a, median_b, p, judged(better, p))
 
 
 def compare_counts(ours: int, of_ours: int, base: int, of_base: int) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
-from harmonic_gpt.studies.algorithmic import CODE_EXPONENT, MAIN_FRACTION
+from harmonic_gpt.studies.algorithmic import CODE_EXPONENT, MAIN_FRACTION, distinct
 from harmonic_gpt.studies.networks import ARCHITECTURES, HEAD_KINDS
 from harmonic_gpt.studies.tasks import PROTOCOLS, TASKS, task
 
@@ -35,6 +35,7 @@ def save(figure: "Figure", folder: Path, name: str) -> None:
 
 def draw(folder: Path, rows: Rows) -> None:
     """All figures that the rows allow, for each protocol."""
+    rows = distinct(rows)
     for protocol in PROTOCOLS:
         main = [row for row in rows if row["kind"] == "main" and row["protocol"] == protocol]
         central = [row for row in main if row["fraction"] == MAIN_FRACTION and "explained" in row]

@@ -66,6 +66,34 @@ def test_other_settings_or_a_damaged_file_are_refused(early_result, tmp_path):
         algorithmic._is_done(tmp_path, CELL)
 
 
+def exponents(protocols: list[str]) -> Cell:
+    plan = algorithmic.cells(algorithmic.BUDGETS["quick"], ["in_context"], ["harmonic_mlp"], protocols)
+    return next(cell for cell in plan if cell.name == "exponents.in_context.harmonic_mlp")
+
+
+def test_the_sweep_leaves_to_the_main_setting_what_that_trains():
+    assert {member.exponent for member in exponents(["clean", "paper"]).members} == {1, 3, 4, 6, 8, 10, 14, 20}
+    at_2 = [member for member in exponents(["paper"]).members if member.exponent == 2]
+    assert {member.protocol for member in at_2} == {"clean"}  # the main setting trains the leaking protocol alone
+
+
+def test_a_sweep_of_an_earlier_version_is_done(tmp_path, monkeypatch):
+    """It has three members that are now left to the main setting."""
+    cell = exponents(["clean", "paper"])
+    first = 5 * 2  # n = 1, both protocols
+    twice = tuple(Member(seed, exponent=2.0) for seed in range(3))
+    stored = replace(cell, members=cell.members[:first] + twice + cell.members[first:])
+    monkeypatch.setattr(algorithmic, "load", lambda path: (stored, None, {}))
+    algorithmic.path_of(tmp_path, cell).touch()
+    assert algorithmic._is_done(tmp_path, cell)
+    with pytest.raises(InputError, match="other settings"):
+        algorithmic._is_done(tmp_path, replace(cell, members=cell.members[1:]))
+    stored = replace(CELL, members=(*CELL.members, Member(5)))
+    algorithmic.path_of(tmp_path, CELL).touch()
+    with pytest.raises(InputError, match="other settings"):
+        algorithmic._is_done(tmp_path, CELL)  # the main setting has to be the same
+
+
 def test_unknown_names_and_an_empty_folder(tmp_path):
     with pytest.raises(InputError, match="unknown sums; expected some of in_context"):
         algorithmic.check_names("tasks", ["sums"], algorithmic.TASKS)

@@ -17,11 +17,13 @@ def test_drawing_leaves_the_backend_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"weights.png", "weights.svg"}
 
 
-def test_rows_are_enough_for_the_figures_of_numbers(tmp_path):
-    """Tasks that no seed generalized in are left out of the grokking figure; with none left there is no figure."""
+def test_rows_are_enough_for_the_figures_of_numbers(tmp_path, monkeypatch):
+    """Tasks that no seed generalized in are left out of the grokking figure; with none left there is no figure. A
+    setting that was trained twice is drawn once."""
     row = {
         "kind": "main", "protocol": "clean", "task": "modular_addition", "model": "harmonic_mlp", "fraction": 0.8,
-        "exponent": 2.0, "explained": [0.6, 0.9, 1.0], "test_accuracy": 0.5, "train_epochs": None, "test_epochs": None,
+        "exponent": 2.0, "seed": 0, "weight_decay": 0.01, "explained": [0.6, 0.9, 1.0],
+        "test_accuracy": 0.5, "train_epochs": None, "test_epochs": None,
     }  # fmt: skip
     sweep = {key: value for key, value in row.items() if key != "explained"} | {"fraction": 0.4}
     row_figures.draw(tmp_path, [row, sweep])
@@ -31,3 +33,7 @@ def test_rows_are_enough_for_the_figures_of_numbers(tmp_path):
     row_figures.draw(tmp_path, [row | {"train_epochs": 20.0, "test_epochs": 50.0}, side, *swept])
     drawn = {path.stem for path in tmp_path.iterdir()}
     assert {"figure3c_grokking_clean", "heads", "figure13_exponents"} <= drawn
+    seen = []
+    monkeypatch.setattr(row_figures, "_exponents", lambda folder, name, rows: seen.extend(rows))
+    row_figures.draw(tmp_path, [row | {"kind": "exponents"}, row, *swept])
+    assert [(drawn["kind"], drawn["exponent"]) for drawn in seen] == [("main", 2), ("exponents", 1), ("exponents", 3)]
