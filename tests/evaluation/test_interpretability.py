@@ -30,9 +30,8 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     assert plain.row["flags"] == []
     measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
     paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
-    found = compare_arms({"collapsed": [0], "plain": [1]}, measures, [collapsed.ratios, plain.ratios], paper)[
-        "differences"
-    ][0]
+    ratios = [collapsed.ratios, plain.ratios]
+    [found] = compare_arms({"collapsed": [0], "plain": [1]}, measures, ratios, paper, [0, 0])["differences"]
     assert found["paper_tasks"]["lower"] == ["made up"]
     assert {row["better"] for row in found["headlines"].values()} <= {"plain", None}
     assert found["tasks"]["won"] == []
@@ -47,5 +46,6 @@ def test_a_model_of_one_center_is_behind_in_class_centers(tiny_config, token_fol
     assert measured.row["class_centers"]["flag"] == "the centers are collapsed"
     other = {key: (0.5, np.full(500, 0.5)) for key in ("class_centers", "own_center")}
     measures = [{"nats": (5.0, np.empty(0))} | held for held in (measured.measures, other)]
-    headlines = compare_arms({"point": [0], "other": [1]}, measures, [{}] * 2, [{}] * 2)["differences"][0]["headlines"]
+    [found] = compare_arms({"point": [0], "other": [1]}, measures, [{}] * 2, [{}] * 2, [0, 0])["differences"]
+    headlines = found["headlines"]
     assert [headlines[key]["better"] for key in other] == ["other", "other"]

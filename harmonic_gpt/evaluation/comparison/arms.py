@@ -5,10 +5,25 @@ from typing import NamedTuple
 import numpy as np
 
 from harmonic_gpt.errors import InputError
-from harmonic_gpt.evaluation.measures.bootstrap import difference_over_runs, percentile_interval, sign_test, spread
+from harmonic_gpt.evaluation.measures.bootstrap import (
+    paired_interval,
+    percentile_interval,
+    sign_test,
+    spread,
+    welch_interval,
+)
 
 Measure = tuple[float, np.ndarray]  # (value, bootstrap replicates; empty where not known)
 Measures = dict[str, Measure]  # headline or task -> its measure
+PAIRED = "paired by seed"
+
+
+class Run(NamedTuple):
+    """A measure of one run."""
+
+    seed: int | None  # None: not known, as of a model that was not trained here
+    value: float
+    replicates: np.ndarray  # of its bootstrap; empty where not known
 
 
 class Headline(NamedTuple):
@@ -38,6 +53,16 @@ HEADLINES = {
     "tuned_lens": Headline("tuned lens", "the same through a tuned lens", True),
     "probes": Headline("probes", "logistic probes of layers, macro F1", True),
 }
+
+
+def interval_kinds(rows: dict[str, dict]) -> dict[str, list[str]]:
+    """{method of intervals, or what they are over: keys of the headlines} of a difference of two arms, the commonest
+    first. rows: its headlines; in results of an older version they have no method."""
+    kinds: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        if row["interval"]:
+            kinds.setdefault(row.get("method") or f"over {row['over']}", []).append(key)
+    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
 
 def parse_arms(arguments: list[str]) -> dict[str, list[str]]:
@@ -75,46 +100,60 @@ def compare_arms(
     measures: list[Measures],
     ratios: list[Measures],
     paper: list[dict[str, tuple[float, float]]],
+    seeds: list[int | None],
 ) -> dict:
     """Every headline of every arm, and the differences of the first arm from each other one.
 
     Args:
         arms: name -> indices of its models. measures: of each model, by headline. ratios: of each model, by task.
         paper: of each model, {task: (mean loss, the same of shuffled pairs)} in the paper's protocol.
-    Over seeds an interval is Welch's; with one run in an arm it is the paired bootstrap over words, tokens or queries,
-    which says nothing of other seeds.
+        seeds: of each model; None: not known.
+    Over seeds an interval is the paired t where both arms have the same seeds, each once: such runs share initial
+    weights and order of the data, so that much of what a seed does to them cancels. Else it is Welch's t. With one run
+    in an arm it is the paired bootstrap over words, tokens or queries, which says nothing of other seeds.
     """
     headlines = {}
     for key, headline in HEADLINES.items():
-        held = {arm: [measures[i][key] for i in members if key in measures[i]] for arm, members in arms.items()}
-        headlines[key] = headline._asdict() | {"arms": {arm: _summary(values) for arm, values in held.items()}}
+        held = {arm: _runs(key, members, measures, seeds) for arm, members in arms.items()}
+        headlines[key] = headline._asdict() | {"arms": {arm: _summary(runs) for arm, runs in held.items()}}
     first, *others = arms
     return {
         "arms": {arm: list(members) for arm, members in arms.items()},
         "headlines": headlines,
-        "differences": [_difference(first, other, arms, measures, ratios, paper) for other in others],
+        "differences": [_difference(first, other, arms, measures, ratios, paper, seeds) for other in others],
     }
 
 
-def _summary(values: list[Measure]) -> dict | None:
+def _runs(key: str, members: list[int], measures: list[Measures], seeds: list[int | None]) -> list[Run]:
+    """Of the runs of an arm, those that have the measure."""
+    return [Run(seeds[i], *measures[i][key]) for i in members if key in measures[i]]
+
+
+def _summary(runs: list[Run]) -> dict | None:
     """A headline of one arm over its runs; the interval of a single run is that of its bootstrap."""
-    if not values:
+    if not runs:
         return None
-    interval = percentile_interval(values[0][1]) if len(values) == 1 else None
-    return spread([value for value, _ in values]) | {"interval": interval}
+    interval = percentile_interval(runs[0].replicates) if len(runs) == 1 else None
+    return spread([run.value for run in runs]) | {"interval": interval}
 
 
 def _difference(
-    a: str, b: str, arms: dict[str, list[int]], measures: list[Measures], ratios: list[Measures], paper: list[dict]
+    a: str,
+    b: str,
+    arms: dict[str, list[int]],
+    measures: list[Measures],
+    ratios: list[Measures],
+    paper: list[dict],
+    seeds: list[int | None],
 ) -> dict:
     rows = {}
     for key in HEADLINES:
-        left, right = ([measures[i][key] for i in arms[arm] if key in measures[i]] for arm in (a, b))
+        left, right = (_runs(key, arms[arm], measures, seeds) for arm in (a, b))
         rows[key] = _headline_difference(key, a, b, left, right)
     outcomes: dict[str, list[str]] = {"won": [], "lost": [], "undecided": []}
-    tasks, over = _common(arms[a] + arms[b], ratios), None
+    tasks, over, method = _common(arms[a] + arms[b], ratios), None, None
     for task in tasks:
-        interval, over = _interval(*([ratios[i][task] for i in arms[arm]] for arm in (a, b)))
+        interval, over, method = _interval(*(_runs(task, arms[arm], ratios, seeds) for arm in (a, b)))
         low, high = interval or (0, 0)
         outcomes["won" if high < 0 else "lost" if low > 0 else "undecided"].append(task)
     return {
@@ -124,6 +163,7 @@ def _difference(
         "tasks": {
             "compared": len(tasks),
             "over": over,
+            "method": method,
             **outcomes,
             "sign_test_p": sign_test(len(outcomes["won"]), len(outcomes["lost"])),
         },
@@ -131,29 +171,46 @@ def _difference(
     }
 
 
-def _headline_difference(key: str, a: str, b: str, left: list[Measure], right: list[Measure]) -> dict:
-    """a - b with its 95 % interval, what the interval is over, and who is better where it leaves out zero."""
+def _headline_difference(key: str, a: str, b: str, left: list[Run], right: list[Run]) -> dict:
+    """a - b with its 95 % interval, what that is over and by which method, and who is better where it leaves out
+    zero."""
     if not left or not right:
-        return {"difference": None, "interval": None, "over": None, "better": None}
-    gap = float(np.mean([value for value, _ in left]) - np.mean([value for value, _ in right]))
-    interval, over = _interval(left, right)
+        return {"difference": None, "interval": None, "over": None, "method": None, "better": None}
+    gap = float(np.mean([run.value for run in left]) - np.mean([run.value for run in right]))
+    interval, over, method = _interval(left, right)
     sure = interval is not None and (interval[0] > 0 or interval[1] < 0)
     leader = a if (gap > 0) == HEADLINES[key].higher_is_better else b
     return {
         "difference": gap,
         "interval": interval,
         "over": over if interval else None,
+        "method": method,
         "better": leader if sure else None,
     }
 
 
-def _interval(left: list[Measure], right: list[Measure]) -> tuple[list[float] | None, str]:
-    """95 % interval of mean(left) - mean(right), and what it is over: seeds, with several runs on both sides."""
-    if interval := difference_over_runs([value for value, _ in left], [value for value, _ in right]):
-        return interval, "seeds"
-    mean_left, mean_right = (np.mean([r for _, r in side], axis=0) for side in (left, right))
+def _interval(left: list[Run], right: list[Run]) -> tuple[list[float] | None, str, str | None]:
+    """95 % interval of mean(left) - mean(right), what it is over (seeds, with several runs on both sides), and by which
+    method; None for a bootstrap."""
+    method = _method([run.seed for run in left], [run.seed for run in right])
+    if method == PAIRED:
+        right_of = {run.seed: run for run in right}
+        right = [right_of[run.seed] for run in left]
+    over_runs = paired_interval if method == PAIRED else welch_interval
+    if interval := over_runs([run.value for run in left], [run.value for run in right]):
+        return interval, "seeds", method
+    mean_left, mean_right = (np.mean([run.replicates for run in side], axis=0) for side in (left, right))
     interval = percentile_interval(mean_left - mean_right) if np.size(mean_left) else None
-    return interval, "words and tokens of one run"
+    return interval, "words and tokens of one run", None
+
+
+def _method(left: list[int | None], right: list[int | None]) -> str:
+    """How an interval over runs of these seeds is made; where they are no pairs, with the reason."""
+    if None in (*left, *right):
+        return "Welch, seeds not known"
+    if set(left) != set(right):
+        return "Welch, seeds differ"
+    return PAIRED if len(set(left)) == len(left) == len(right) else "Welch, seeds repeat"
 
 
 def _common(members: list[int], tasks: list[dict]) -> list[str]:

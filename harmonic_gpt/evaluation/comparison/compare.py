@@ -177,7 +177,8 @@ def _comparison(measured: list[Measured], members: dict[str, list[int]]) -> dict
         if a and b and a.sample and b.sample and np.array_equal(a.positions, b.positions):
             names = {"first": measured[i].row["name"], "second": measured[j].row["name"]}
             similarity.append(names | layer_similarity(a.sample, b.sample))
-    return compare_arms(members, measures, ratios, paper) | {"similarity": similarity}
+    seeds = [m.row["seed"] for m in measured]
+    return compare_arms(members, measures, ratios, paper, seeds) | {"similarity": similarity}
 
 
 def paper_losses(row: dict) -> dict[str, tuple[float, float]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from harmonic_gpt.evaluation.comparison.arms import interval_kinds
 from harmonic_gpt.evaluation.comparison.canvas import LAYER, arm_colors, entries, legend, panels, plain, subplots
 from harmonic_gpt.evaluation.comparison.measure import Measured
 from harmonic_gpt.evaluation.comparison.result_figures import Read, forest, lens_agreement, paper_losses
@@ -33,7 +34,8 @@ def draw_all(
         (_losses(runs, unigram), "loss_curves",
          "Loss over training: validation (points) and training batches (faint). Lower is better."),
         (forest(comparison, colors), "forest",
-         "All measures of reading: the difference of two models with its 95 % interval. Grey: no difference is shown."),
+         f"All measures of reading: the difference of two models with its 95 % interval{_made(comparison)}. "
+         "Grey: no difference is shown."),
         (_parallelograms(read), "parallelograms",
          "Centers without their first component: parallelogram loss over its control, by task. "
          "Further left than the dotted line is structure."),
@@ -61,6 +63,14 @@ def draw_all(
             figure.set_layout_engine("none")  # it is laid out; doing it again for the SVG costs as much as drawing
             figure.savefig(out / f"{name}.svg")
     return [(f"{name}.png", caption) for figure, name, caption in drawn if figure is not None]
+
+
+def _made(comparison: dict) -> str:
+    """How the intervals of reading were made, in brackets; empty where there are none."""
+    pairs = comparison.get("differences", ())
+    rows = [{key: row for key, row in pair["headlines"].items() if key != "nats"} for pair in pairs]
+    kinds = dict.fromkeys(kind for row in rows for kind in interval_kinds(row))
+    return f" ({'; '.join(kinds)})" if kinds else ""
 
 
 def _reads(runs: list[Run], rows_of: Callable[[dict], list[dict]]) -> list[Read]:

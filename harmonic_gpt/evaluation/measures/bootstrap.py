@@ -1,5 +1,7 @@
 """How sure a number is: bootstrap over the things that were sampled (pairs, tokens, queries), and spread over seeds."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from harmonic_gpt.extras import require
@@ -50,8 +52,25 @@ def spread(values: list[float]) -> dict:
     }
 
 
-def difference_over_runs(a: list[float], b: list[float]) -> list[float] | None:
-    """95 % interval of mean(a) - mean(b) by Welch's t over runs; None where an arm has one run."""
+def paired_interval(a: Sequence[float], b: Sequence[float]) -> list[float] | None:
+    """95 % interval of mean(a) - mean(b) by the paired t; a[i] and b[i] are a pair, such as runs of one seed. None with
+    a single pair; without width where all differences are equal up to rounding."""
+    if len(a) != len(b):
+        raise ValueError(f"expected pairs, got {len(a)} and {len(b)} values")
+    if len(a) < 2:
+        return None
+    # The t statistic of equal differences is not defined, and what rounding leaves of their spread is no spread
+    if np.ptp(np.subtract(a, b)) <= 1e-12 * np.abs([a, b]).max():
+        return [float(np.mean(a) - np.mean(b))] * 2
+    require("eval", "scipy")
+    from scipy import stats
+
+    low, high = stats.ttest_rel(a, b).confidence_interval(CONFIDENCE)
+    return [float(low), float(high)]
+
+
+def welch_interval(a: Sequence[float], b: Sequence[float]) -> list[float] | None:
+    """95 % interval of mean(a) - mean(b) by Welch's t, a and b independent; None where one has a single value."""
     if min(len(a), len(b)) < 2:
         return None
     if np.ptp(a) == np.ptp(b) == 0:

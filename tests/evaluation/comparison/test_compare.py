@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
@@ -61,6 +62,28 @@ def test_arms_of_several_runs_with_everything_measured(full):
         suite = model["interpretability"]
         assert {row["task"] for row in suite["probes"]} >= {"part of speech", "sentence source", "mood"}
         assert 2000 < sum(suite[key] for key in ("probe_tokens", "text_tokens", "word_tokens")) <= 8000
+
+
+def test_runs_are_paired_by_the_seeds_of_their_checkpoints(runs, tmp_path, monkeypatch):
+    def load(*arguments):
+        loaded = load_model(*arguments)
+        loaded.state["config"]["seed"] = loaded.step  # four runs of two seeds, from two runs of one
+        return loaded
+
+    monkeypatch.setattr(module, "load_model", load)
+    arms = {"harmonic": ["harmonic/step-000006", "harmonic/step-000012"],
+            "standard": ["standard/step-000012", "standard/step-000006"]}  # fmt: skip
+    named = {arm: [str(runs / run) for run in members] for arm, members in arms.items()}
+    results = compare(named, tmp_path / "report", tokens=300, reading_tokens=0)
+    assert [model["seed"] for model in results["models"]] == [6, 12, 12, 6]
+    losses = [model["validation"]["nats_per_token"] for model in results["models"]]
+    row = results["comparison"]["differences"][0]["headlines"]["nats"]
+    expected = stats.ttest_rel(losses[:2], losses[:1:-1]).confidence_interval(0.95)
+    assert row["interval"] == pytest.approx(list(expected))
+    assert (row["over"], row["method"]) == ("seeds", "paired by seed")
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "over seeds (paired by seed)" in report
+    assert "- Intervals of harmonic - standard: paired by seed." in report
 
 
 def test_one_model_is_in_memory_at_a_time(runs, tmp_path, monkeypatch):

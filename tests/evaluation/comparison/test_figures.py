@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from harmonic_gpt.evaluation.comparison import canvas, figures
+from harmonic_gpt.evaluation.comparison.arms import compare_arms
 from harmonic_gpt.evaluation.comparison.measure import Measured
 
 FIGURES = (
@@ -48,3 +49,17 @@ def test_drawing_leaves_the_backend_and_pyplot_alone(tmp_path):
     finally:
         matplotlib.use(before)
     assert [file for file, _ in shown] == ["loss_curves.png", "explained_variance.png", "center_norms.png"]
+
+
+@pytest.mark.parametrize(("seeds", "method"), [([1, 2, 2, 1], "paired by seed"), ([1, 2, 3, 4], "Welch, seeds differ")])
+def test_the_forests_caption_says_how_its_intervals_were_made(seeds, method, tmp_path):
+    arms = {"harmonic": [0, 1], "standard": [2, 3]}
+    measured = [
+        Measured({"head": head, "centers": {"norm_over_training": []}}, [], np.array([0.5, 1.0]))
+        for head, members in arms.items()
+        for _ in members
+    ]
+    measures = [{"nats": (5.0, np.empty(0)), "own_center": (value, np.empty(0))} for value in (0.5, 0.6, 0.7, 0.5)]
+    comparison = compare_arms(arms, measures, [{}] * 4, [{}] * 4, seeds)
+    captions = dict(figures.draw_all(measured, arms, comparison, 1.0, tmp_path))
+    assert f"with its 95 % interval ({method}). Grey:" in captions["forest.png"]

@@ -48,6 +48,7 @@ def test_first_screen_says_where_harmonic_is_worse():
         [measured(5.2, 0.9), measured(5.1, 0.8)],
         tasks,
         [{"t": (1.0, 1.0)}, {"t": (2.0, 2.0)}],
+        [0, 0],
     )
     text = "\n".join(verdict(results_of(comparison)))
     assert "the validation loss of standard is lower by 0.1000 nats per token" in text
@@ -67,10 +68,9 @@ def test_first_screen_says_where_harmonic_is_worse():
 
 
 def test_ahead_is_said_only_where_the_interval_over_seeds_leaves_out_zero():
-    def compared(*nats):
-        return compare_arms(
-            {"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in nats], [{}] * 4, [{}] * 4
-        )
+    def compared(*nats, seeds=(0, 1, 2, 3)):
+        arms, measures = {"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in nats]
+        return compare_arms(arms, measures, [{}] * 4, [{}] * 4, list(seeds))
 
     clear, unclear = compared(5.0, 5.01, 6.0, 6.01), compared(5.0, 5.5, 5.2, 5.8)
     row = clear["differences"][0]["headlines"]["nats"]
@@ -78,6 +78,7 @@ def test_ahead_is_said_only_where_the_interval_over_seeds_leaves_out_zero():
     json.dumps(clear, allow_nan=False)
     text = "\n".join(verdict(results_of(clear)))
     assert "harmonic is ahead by 1.0000 nats per token. The 95 % interval of harmonic - standard over seeds" in text
+    assert "over seeds (Welch, seeds differ) is [" in text
     assert "harmonic is not ahead in parallelogram loss." in text
     assert "worse" not in text
     assert "Runs:" not in text
@@ -85,6 +86,12 @@ def test_ahead_is_said_only_where_the_interval_over_seeds_leaves_out_zero():
     assert "Prediction: no difference is shown. harmonic - standard is -0.2500 nats per token" in text
     assert "neither is ahead in any measure. No difference is shown in parallelogram loss." in text
     assert "harmonic is not ahead in validation loss, parallelogram loss." in text
+    text = "\n".join(verdict(results_of(compared(5.0, 5.5, 5.8, 5.2, seeds=(0, 1, 1, 0)))))
+    assert "with a 95 % interval over seeds (paired by seed) of [" in text
+    for pair in unclear["differences"]:  # results of before there was a method
+        for row in (*pair["headlines"].values(), pair["tasks"]):
+            del row["method"]
+    assert "with a 95 % interval over seeds of [" in "\n".join(verdict(results_of(unclear)))
 
 
 def test_the_report_holds_every_number_of_the_model_table(full):
@@ -92,9 +99,23 @@ def test_the_report_holds_every_number_of_the_model_table(full):
     for cells in model_table(full.results)[1]:
         assert "| " + " | ".join(cells) + " |" in report
     assert "mood, layer 1" in report
+    assert "- Intervals of harmonic - standard: over words and tokens of one run." in report
     bare = " ".join(report.replace("**", "").split())
     assert all(line in bare for line in verdict(full.results))
     assert 'src="data:image/png;base64,' in (full.folder / "report.html").read_text()
+
+
+def test_the_report_says_which_intervals_are_paired_by_seed(full):
+    results = copy.deepcopy(full.results)
+    rows = results["comparison"]["differences"][0]["headlines"]
+    for key, row in rows.items():
+        row["interval"] = [-1.0, 1.0]
+        row["method"] = "Welch, seeds differ" if key in ("own_center", "probes") else "paired by seed"
+    expected = "- Intervals of harmonic - standard: paired by seed; Welch, seeds differ (own center, probes)."
+    assert expected in markdown(results, [])
+    for row in rows.values():
+        row["interval"] = None
+    assert "Intervals of harmonic" not in markdown(results, [])
 
 
 @pytest.mark.parametrize(

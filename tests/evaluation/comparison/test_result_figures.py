@@ -17,7 +17,7 @@ def comparison(harmonic: dict[str, list[float]], standard: dict[str, list[float]
     ]
     count = max(map(len, harmonic.values()))
     arms = {"harmonic": list(range(count)), "standard": list(range(count, len(runs)))}
-    return compare_arms(arms, runs, [{}] * len(runs), [{}] * len(runs))
+    return compare_arms(arms, runs, [{}] * len(runs), [{}] * len(runs), list(range(len(runs))))
 
 
 def points(figure) -> dict[str, tuple[float, str]]:
