@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from harmonic_gpt.evaluation.measures.bootstrap import paired_interval
 from harmonic_gpt.files import read_jsonl
 
 
@@ -130,15 +131,9 @@ def paired(rows: list[dict], value: Callable[[dict], float | None] = loss_of, ba
     return pairs
 
 
-def interval(pairs: SeedPairs) -> tuple[float, float] | None:
+def interval(pairs: SeedPairs) -> list[float] | None:
     """95 % of the mean difference, by a paired t test over seeds; None with a single pair."""
-    if len(pairs) < 2:
-        return None
-    _, ours, theirs = zip(*pairs, strict=True)
-    if len(set(np.subtract(ours, theirs))) == 1:
-        return (ours[0] - theirs[0],) * 2
-    low, high = stats.ttest_rel(ours, theirs).confidence_interval()
-    return float(low), float(high)
+    return paired_interval([ours for _, ours, _ in pairs], [theirs for _, _, theirs in pairs])
 
 
 def difference(pairs: SeedPairs) -> str:

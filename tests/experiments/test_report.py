@@ -61,7 +61,7 @@ def test_every_arm_is_compared_with_the_standard_head():
         ("q", "2x64", "r1"): [(1, 3.0, 1.5), (2, 4.0, 2.5)],
         ("q", "2x64", "r4"): [(1, 2.0, 1.5), (2, 3.0, 2.5)],
     }
-    assert report.interval(pairs["q", "2x64", "r1"]) == (1.5, 1.5)
+    assert report.interval(pairs["q", "2x64", "r1"]) == [1.5, 1.5]
     assert report.interval([(1, 3.0, 1.5)]) is None
 
 
