@@ -320,9 +320,10 @@ def element_pass(
     # A learned rate is read by the kernel, and its slope is a multiple of it
     learned = formula.rate.float() if isinstance(formula.rate, Tensor) else None
     rate, slope = (formula.rate, formula.slope) if learned is None else (0.0, formula._replace(rate=1.0).slope)
-    rates = torch.empty_like(x2) if asked.rate else None
+    # Written wherever it could be asked for: a learned rate may be frozen
+    rates = torch.empty_like(x2) if learned is not None and g is not None else None
     bias = formula.bias
-    unused = losses  # an address that nothing is read from
+    unused = losses  # an address that nothing is read from or written to
     with torch.cuda.device(u.device) if u.is_cuda else nullcontext():  # Triton launches on the current device
         _element_kernel[(u.shape[0],)](
             u, u if g is None else g, x2, w2, labels, row_weight, losses, row_sums,
@@ -336,4 +337,4 @@ def element_pass(
             LEARNED=learned is not None, GRADIENT=g is not None, BLOCK=block_size(n_classes), FAST=not INTERPRETED,
             num_warps=NUM_WARPS,
         )  # fmt: skip
-    return losses, row_sums, rates
+    return losses, row_sums, rates if asked.rate else None

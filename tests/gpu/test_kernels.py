@@ -75,6 +75,21 @@ def test_every_head_and_option(name, options):
         assert error <= 3 * cpu_error + 2e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", [name for name, head in HEADS_BY_NAME.items() if head.form])
+def test_a_frozen_number_of_the_head_changes_nothing_for_the_others(name):
+    x, w, y = inputs(torch.float32)
+    numbers = constants_of(name, torch.float32)
+
+    def loss_of(x, w, *tensors):
+        constants = {key: tensor.to(DEVICE) for key, tensor in zip(numbers, tensors, strict=True)}
+        x, w, labels = (tensor.to(DEVICE) for tensor in (x, w, y))
+        return head_cross_entropy(x, w, labels, head=name, impl=KERNEL, **constants).cpu()
+
+    frozen = graded(lambda x, w: loss_of(x, w, *numbers.values()), x, w)
+    for got, expected in zip(frozen, graded(loss_of, x, w, *numbers.values()), strict=False):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("v", [64, 65, 4096, 5000, 50257])
 @pytest.mark.parametrize("head", HEADS)
 def test_full_blocks_and_what_is_left_over(head, v):

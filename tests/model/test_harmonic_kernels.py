@@ -117,6 +117,21 @@ def test_a_frozen_operand_changes_nothing_for_the_other(head, frozen):
 
 
 @pytest.mark.usefixtures("cuda_program")
+@pytest.mark.parametrize("name", [name for name in HEADS_BY_NAME if HEADS_BY_NAME[name].form])
+def test_a_frozen_number_of_the_head_changes_nothing_for_the_others(name):
+    """As when adapters are trained beside a learned exponent that is not."""
+    x, w, y = inputs(torch.float32, n=11)
+    numbers = constants_of(name, torch.float32)
+
+    def loss_of(x, w, *tensors):
+        return head_cross_entropy(x, w, y, head=name, impl="triton", **dict(zip(numbers, tensors, strict=True)))
+
+    frozen = graded(lambda x, w: loss_of(x, w, *numbers.values()), x, w)
+    for got, expected in zip(frozen, graded(loss_of, x, w, *numbers.values()), strict=False):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures("cuda_program")
 def test_no_tokens_at_all():
     x, w, y = inputs(torch.float32)
     for value in run(cuda(HEADS[0], 8.0), x, w, torch.full_like(y, -100)):
