@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -29,5 +30,8 @@ def compile_blocks(model: HarmonicGPT2ForCausalLM, backend: str | Callable = "in
     sharding's hooks stay outside of it. dynamic=False: each shape of a batch has its own graph. Callers keep to one
     (`likelihood.inputs_and_targets`).
     """
+    # Inside DistributedDataParallel torch would cut every block behind its first MiB of weights, so that gradients are
+    # sent while others are still computed. Between blocks they are sent without that. The setting is the process's
+    torch._dynamo.config.optimize_ddp = False
     for block in model.transformer.h:
         block.compile(backend=backend, dynamic=False)
