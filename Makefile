@@ -47,7 +47,8 @@ test-versions: | $(BIN)/pip
 docs-images: $(VENV)/installed-dev
 	$(BIN)/python -m tests.explorer.screenshots report/explorer docs/images
 
-# On a machine with a CUDA device: all that is to be measured there. GPU='head step' for some stages, PYTHON for its own
+# On a machine with a CUDA device, after pip install -e '.[dev]': all that is to be measured there. GPU='head step' for
+# some stages, PYTHON for its own
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.run $(GPU)
 

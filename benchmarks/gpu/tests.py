@@ -32,10 +32,13 @@ def suite(settings: Settings) -> list[dict]:
         report = Path(folder) / "report.xml"
         options = ["-q", "-p", "no:cacheprovider", "-m", "slow or not slow", f"--junitxml={report}"]
         command = [sys.executable, "-m", "pytest", *options, SUITE]
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         print(done.stdout)
         if not report.exists():
-            raise RuntimeError(f"pytest ended with exit code {done.returncode}: {done.stdout[-500:]}")
+            reason = (done.stdout.strip() or "no output").splitlines()[-1]
+            raise RuntimeError(f"pytest ended with exit code {done.returncode}: {reason}")
         row = outcomes(report)
     if done.returncode or not row["passed"]:
         row["error"] = f"{len(row['failed'])} failed, {row['passed']} passed (exit code {done.returncode})"

@@ -216,6 +216,15 @@ def test_a_failing_test_of_the_gpu_is_an_error(settings, tmp_path, monkeypatch):
     assert "0 failed, 0 passed" in tests.suite(settings)[0]["error"]  # all skipped: nothing was tested
 
 
+def test_without_pytest_the_error_says_what_is_missing(settings, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')  # no site-packages
+    python.chmod(0o755)
+    monkeypatch.setattr(tests, "sys", SimpleNamespace(executable=str(python)))
+    with pytest.raises(RuntimeError, match=r"pytest ended with exit code 1: .*No module named pytest"):
+        tests.suite(settings)
+
+
 class FakeEvent:
     def __init__(self, enable_timing):
         assert enable_timing
