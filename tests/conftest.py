@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+if os.environ.get("HARMONIC_GPT_GPU_TESTS") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where it sees a GPU our code takes it; read when torch looks for one
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process on each core; read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -229,7 +229,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := [stage for stage in args.stages if stage not in STAGES]:
         parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
-    if not args.toy and not torch.cuda.is_available():
+    if args.toy:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the stages' processes too: where it sees a GPU our code takes it
+    elif not torch.cuda.is_available():
         print("no CUDA device: torch.cuda.is_available() is false; --toy runs on the CPU", file=sys.stderr)
         return 2
     data, nanogpt = (path and path.resolve() for path in (args.data, args.nanogpt))

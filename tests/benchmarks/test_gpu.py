@@ -198,6 +198,18 @@ def test_without_a_device_it_says_so(capsys):
     assert "no CUDA device" in capsys.readouterr().err
 
 
+def test_only_the_tests_of_the_gpu_see_one():
+    assert (os.environ.get("CUDA_VISIBLE_DEVICES") == "") == (os.environ.get("HARMONIC_GPT_GPU_TESTS") != "cuda")
+
+
+def test_toy_size_is_for_the_cpu_alone(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(run, "measure", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]) or 0)
+    assert run.main(["--toy", "--out", str(tmp_path / "gpu.jsonl")]) == 0
+    assert seen == [""]
+
+
 def ended_well(command, **_):
     Path(command[-2].removeprefix("--junitxml=")).touch()
     return SimpleNamespace(stdout="", returncode=0)

@@ -1,9 +1,9 @@
 """Tests that need a CUDA device: `make gpu` runs them, or
 
-    TRITON_INTERPRET=0 python -m pytest tests/gpu -m "slow or not slow"
+    HARMONIC_GPT_GPU_TESTS=cuda python -m pytest tests/gpu -m "slow or not slow"
 
-With HARMONIC_GPT_GPU_TESTS=cpu those that take the fixture `device` run on the CPU, without compiling: a check of the
-tests themselves.
+Without the variable no test sees a GPU. With HARMONIC_GPT_GPU_TESTS=cpu those that take the fixture `device` run on the
+CPU, without compiling: a check of the tests themselves.
 """
 
 import os
@@ -22,8 +22,8 @@ def _obstacle() -> str | None:
     if DEVICE == "cpu":
         return None
     if not torch.cuda.is_available():
-        return "needs a CUDA device"
-    if os.environ.get("TRITON_INTERPRET") == "1":  # tests/conftest.py sets it for the other tests
+        return "needs a CUDA device, and HARMONIC_GPT_GPU_TESTS=cuda"
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return "Triton is set to interpret: run with TRITON_INTERPRET=0"
     return None
 
