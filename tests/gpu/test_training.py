@@ -58,8 +58,10 @@ def test_bf16_follows_fp32(device, run_config, tmp_path, head, compiled):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_is_exact(device, run_config, tmp_path, precision, optimizer):
-    """6 steps in one go; 3, a checkpoint, and 3: the same losses and weights to the bit, with dropout."""
+    """6 steps in one go; 3, a checkpoint, and 3: the same losses and weights to the bit, with dropout. Sequences of
+    several of attention's tiles, whose sums could come in any order."""
     options = {"model__dropout": 0.1, "train__precision": precision, "optim__optimizer": optimizer}
+    options |= {"model__n_positions": 256, "train__batch_tokens": 1024, "train__micro_batch_size": 3}
     assert loop.train(run_config(run_dir=tmp_path / "whole", **options)) == 0
     config = run_config(run_dir=tmp_path / "parts", **options)
     run = loop.setup(config, resume=False)
