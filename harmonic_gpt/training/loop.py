@@ -55,7 +55,9 @@ def train_step(run: Run) -> Step:
     for i, ids in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         inputs, targets = inputs_and_targets(ids, rows)
-        with accelerator.no_sync(run.model) if not last else nullcontext():
+        # Ranks exchange gradients once, after the last one; sharded ones each time, or every rank would hold them whole
+        postpone = not last and not accelerator.is_fsdp2
+        with accelerator.no_sync(run.model) if postpone else nullcontext():
             # Ranks' gradients are averaged: undo it, so that the sum is divided once by the global tokens
             with accelerator.autocast():  # accelerate leaves it out of a sharded model's forward
                 loss = run.model(

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -194,12 +194,20 @@ def fitted(folder: Path) -> dict:
 
 def sharding_accelerator(**settings) -> Accelerator:
     """accelerate shards on GPUs only; this makes it take the same path on the CPU, with the launcher's environment."""
+    unshard()
     accelerator = Accelerator(**settings)
     accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState().distributed_type = DistributedType.FSDP  # from here every new state of accelerate takes it
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.mixed_precision != "no":
         accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
     return accelerator
+
+
+def unshard() -> None:
+    """What `sharding_accelerator` has told accelerate is forgotten."""
+    if PartialState._shared_state:
+        PartialState().distributed_type = DistributedType.MULTI_CPU
 
 
 def sharded(folder: Path) -> dict:
@@ -213,7 +221,16 @@ def sharded(folder: Path) -> dict:
     assert {id(p) for group in run.optimizer.param_groups for p in group["params"]} == {
         id(p) for p in parameters.values()
     }
+    # Of the micro-batches of 3 and 1 sequences, the second finds the gradients of the first cut up as the weights are
+    shards, begun = list(parameters.values()), []
+
+    def note_gradients(model, _):
+        if model.training:
+            begun.append([p.grad is not None and p.grad.to_local().shape == p.to_local().shape for p in shards])
+
+    run.model.register_forward_pre_hook(note_gradients)
     assert loop.fit(run) == 0
+    assert begun == [[False] * len(shards), [True] * len(shards)] * 6
     dist.barrier()
 
     assert train(config(folder, "fsdp-dropout")) == 0
@@ -237,6 +254,7 @@ def sharded(folder: Path) -> dict:
     with pytest.raises(InputError, match="muon works on whole matrices, and FSDP2 cuts them up"):
         start(config(folder, "fsdp-muon"))
     distributed.Accelerator = Accelerator
+    unshard()
     del os.environ["ACCELERATE_USE_FSDP"]
     assert train(config(folder, "ddp-bf16")) == 0
     learning = {"learn": ["exponent", "hidden_scale", "prior"], "prior": True}
