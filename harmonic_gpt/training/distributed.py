@@ -37,7 +37,7 @@ def start_ranks(config: RunConfig, services: list[GeneralTracker]) -> Accelerato
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
-            # Gradients lie in the buckets that are reduced, once: saves a copy of them all, and its memory
+            # Gradients lie in the buckets that are exchanged, and not beside them (`make_gradients`)
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
@@ -67,6 +67,17 @@ def start_ranks(config: RunConfig, services: list[GeneralTracker]) -> Accelerato
         # sharding
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
+
+
+def make_gradients(model: HarmonicGPT2ForCausalLM) -> None:
+    """Gradients of 0, for DistributedDataParallel to move into its buckets when it wraps the model.
+
+    There they must stay, as zeros between steps. Where they are None, the first micro-batch makes others outside of the
+    buckets, which are moved there by the last one: until then both take memory.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _check_precision(precision: str) -> None:

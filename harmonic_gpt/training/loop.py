@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from harmonic_gpt.likelihood import block_nats, inputs_and_targets
 from harmonic_gpt.run_config import RunConfig
@@ -77,7 +78,8 @@ def train_step(run: Run) -> Step:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.step, config.train.steps, config.optim) * group.get("lr_scale", 1.0)
     step_unless(~totals[:2].isfinite().all(), run.optimizer)
-    run.optimizer.zero_grad(set_to_none=True)
+    # DistributedDataParallel's stay where they are (`make_gradients`)
+    run.optimizer.zero_grad(set_to_none=not isinstance(run.model, DistributedDataParallel))
 
     run.batches.begin(run.step + 1)
     loss_value, norm_value, stop, *logarithms = torch.cat([totals, _learned_logarithms(run).to(totals)]).tolist()

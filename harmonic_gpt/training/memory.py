@@ -117,8 +117,9 @@ def step_bytes(model: HarmonicGPT2Config, config: RunConfig, micro_batch: int, d
         loss += 2 * FLOAT32 * (n_tokens + v) * d
     if definition.form is None:  # a block of pairs, several times over in its formula and its gradients
         loss = 6 * max(PAIRS_BYTES, FLOAT32 * v * d) + FLOAT32 * (2 * n_tokens + 2 * v) * d
-    accumulates = train.batch_tokens // device.ranks > n_tokens
-    head = kept + 2 * stream + loss + (gradients if accumulates else 0)
+    # Gradients that are held already: of earlier micro-batches, or in the buckets of whole copies
+    held = train.batch_tokens // device.ranks > n_tokens or (device.ranks > 1 and not device.sharded)
+    head = kept + 2 * stream + loss + (gradients if held else 0)
     # In the last block's backward pass: what is computed again, and the gradients of its hidden layer and of the stream
     recomputed = block if train.gradient_checkpointing else 0
     backward = kept + recomputed + 2 * stream + 2 * width * 4 * d * n_tokens + gradients

@@ -26,7 +26,13 @@ from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import DataSection, RunConfig
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.training.attention import compile_blocks, use_causal_attention
-from harmonic_gpt.training.distributed import check_ranks_agree, model_facts, raise_together, start_ranks
+from harmonic_gpt.training.distributed import (
+    check_ranks_agree,
+    make_gradients,
+    model_facts,
+    raise_together,
+    start_ranks,
+)
 from harmonic_gpt.training.init_from import start_from
 from harmonic_gpt.training.memory import RankDevice, check_memory, rank_device
 from harmonic_gpt.training.optimizer import build_optimizer
@@ -71,6 +77,8 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
+    if accelerator.num_processes > 1 and not accelerator.is_fsdp2:
+        make_gradients(model)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     batches = Prefetch(
         lambda step: sampler.batch(step, accelerator.process_index, accelerator.num_processes),

@@ -171,6 +171,16 @@ def test_the_memory_shrinks_with_ranks_that_share_it():
     assert sharded == sorted(sharded, reverse=True)
 
 
+def test_ranks_with_whole_copies_hold_the_gradients_all_the_time():
+    """In the buckets that they exchange. Here one micro-batch is a rank's share, and the loss's memory is the peak."""
+    settings, copies = ("--train.batch_tokens=12288", "--train.batch_tokens=24576"), GPU._replace(ranks=2)
+    alone, config = (gpt2_small("harmonic", setting) for setting in settings)
+    model = model_config(config, 50257, None)
+    with torch.device("meta"):
+        gradients = 4 * sum(p.numel() for p in HarmonicGPT2ForCausalLM(model).parameters())
+    assert step_bytes(model, config, 12, copies) - step_bytes(model, alone, 12, GPU) == gradients
+
+
 def test_a_micro_batch_that_does_not_fit_is_named_with_one_that_does():
     config = gpt2_small("harmonic", "--train.micro_batch_size=64")
     model = model_config(config, 50257, None)
