@@ -115,9 +115,10 @@ def answers() -> list[Answer]:
         Answer(
             "Is it good for something else?",
             "",
-            f"Not beyond the smallest size. With {CHOSEN}, at the largest: calibration {at_largest('U1')}, head in "
-            f"int4 {at_largest('U2')}, early exit {at_largest('U3')}",
-            f"tokens added from 16 contexts {at_largest('U4')}",
+            f"In part. With {CHOSEN}, nats on tokens that occur 1 to 99 times in the training text: {short('U5')}; early "
+            f"exit at equal agreement: {short('U6')}",
+            f"not: tokens added from 16 contexts {at_largest('U4')}, head in int4 {at_largest('U2')}, calibration "
+            f"{at_largest('U1')}",
             "uses", "uses.md",
         ),
         Answer(

@@ -17,6 +17,7 @@ from report import SeedPairs, arm_of, difference, interval, line_at, markdown_ta
 QUEUE = Path(__file__).with_name("protocol.yaml")
 EXIT = "uses.exit_at_agreement.blocks_saved"
 ENOUGH, THRICE, FREQUENCY = "enough text", "three times the rate", "loss by frequency"  # questions of protocol.yaml
+ONE_DECAY = "loss by frequency, one decay"  # U5's control
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -268,6 +269,10 @@ RATE_MEANS = (("nats lost at three times the learning rate (lower)", "lost_at_th
 FREQUENCY_MEANS = (
     *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
     ("1 to 99 times (U5)", "measured.by_frequency.rare"),
+)
+FREQUENCY_CONTROL = (
+    ("the same against standard with r = 1/4's weight decay", "measured.by_frequency.rare"),
+    ("nats per token", "val_loss"),
 )
 
 

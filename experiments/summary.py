@@ -31,7 +31,7 @@ from measured import (
     step_speed,
 )  # fmt: skip
 from queue_file import losses_of, read_searches
-from report import difference, markdown_table, spread
+from report import arm_of, difference, markdown_table, spread
 
 from harmonic_gpt.files import write_text
 
@@ -114,6 +114,19 @@ def uses_means() -> str:
     tables = (
         results.differences(protocol_rows(), results.USES_MEANS),
         results.differences(thrice, results.RATE_MEANS, results.THRICE),
+    )
+    return "\n\n".join(table for table in tables if table)
+
+
+def frequencies() -> str:
+    """Loss by frequency of the target, and the same against the standard head with the shipped arm's weight decay."""
+    rows = protocol_rows()
+    ours = [row for row in rows if row["question"] == results.FREQUENCY and arm_of(row) == results.CHOSEN]
+    control = [row for row in rows if row["question"] == results.ONE_DECAY]
+    control += [row | {"question": results.ONE_DECAY} for row in ours]
+    tables = (
+        results.differences(rows, results.FREQUENCY_MEANS, results.FREQUENCY),
+        results.differences(control, results.FREQUENCY_CONTROL, results.ONE_DECAY),
     )
     return "\n\n".join(table for table in tables if table)
 
@@ -218,7 +231,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decay with 16 epochs": lambda: lengths.along(protocol_rows(), question="regularization, 16 epochs"),
     "steps with 16 epochs": lambda: lengths.along(protocol_rows(), "train.steps", "regularization, 16 epochs"),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
-    "loss by frequency": lambda: results.differences(protocol_rows(), results.FREQUENCY_MEANS, results.FREQUENCY),
+    "loss by frequency": frequencies,
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
     "scaling": scaling_table,
