@@ -115,8 +115,8 @@ def answers() -> list[Answer]:
         Answer(
             "Is it good for something else?",
             "",
-            f"In part. With {CHOSEN}, loss on rare tokens (1 to 99 times in the training text): {short('U5')}; early exit "
-            f"at equal agreement: {short('U6')}",
+            f"In part. With {CHOSEN}, loss on rare tokens (1 to 99 times in the training text): {short('U5')}; early "
+            f"exit at equal agreement: {short('U6')}",
             f"tokens added from 16 contexts: {at_largest('U4')}; head in int4: {at_largest('U2')}; calibration: "
             f"{at_largest('U1')}",
             "uses", "uses.md",

@@ -259,6 +259,7 @@ USES_MEANS = (
     ("early exit at a confidence of 0.9: blocks saved (higher)", "uses.early_exit.2.blocks_saved"),
     ("the same: how often those that leave say what the whole model says", "uses.early_exit.2.agreement_of_those"),
     ("early exit at an agreement of 0.95: blocks saved (higher)", EXIT),
+    ("the same: agreement on the text that is read", "uses.exit_at_agreement.agreement_of_those"),
     ("nats for each occurrence of a token placed from 1 context (lower)", "uses.new_token.0.best.cost"),
     ("from 4 contexts (lower)", "uses.new_token.1.best.cost"),
     ("from 16 contexts (lower)", "uses.new_token.2.best.cost"),

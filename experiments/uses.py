@@ -157,14 +157,12 @@ def early_exit(readings: Readings, confidence: float) -> dict:
 
 
 def confidence_for(readings: Readings, agreement: float) -> float:
-    """The least confidence from which on those that leave agree with the whole model so often; 1 if none does."""
-    found = 1.0
-    for threshold in reversed(THRESHOLDS):
+    """The least confidence at which those that leave agree with the whole model so often; 1 if there is none."""
+    for threshold in THRESHOLDS:
         reached = early_exit(readings, threshold)["agreement_of_those"]
-        if reached is not None and reached < agreement:
-            break
-        found = float(threshold)
-    return found
+        if reached is not None and reached >= agreement:
+            return float(threshold)
+    return 1.0
 
 
 Half = tuple[Tensor, Tensor]  # hidden states (N, D) and labels (N,) of a part of the text

@@ -61,6 +61,8 @@ def test_heads_of_different_confidence_leave_at_the_same_agreement():
     assert modest == pytest.approx(honest / 2, abs=0.01)
     saved = [uses.early_exit((s * confidence, agree), t)["blocks_saved"] for s, t in ((1, honest), (0.5, modest))]
     assert saved[0] == pytest.approx(saved[1], abs=0.01)
+    one_wrong = np.append(confidence, 0.999)[None], np.append(agree, False)[None]  # the surest of all
+    assert uses.confidence_for(one_wrong, 0.95) == pytest.approx(honest, abs=0.01)
     never = uses.confidence_for((confidence, np.zeros_like(agree)), 0.95)
     assert uses.early_exit((confidence, agree), never)["left"] < 0.01
 
