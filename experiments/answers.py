@@ -108,7 +108,7 @@ def answers() -> list[Answer]:
             "Yes, by its parallelogram loss",
             f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {short('R1')}; "
             f"distance to the right token's center, after a fitted shift and scale of the centers: {short('R3')}",
-            f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or class centers; the paper's "
+            f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or own centers; the paper's "
             f"parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
             "reading", "reading.md",
         ),
