@@ -2,8 +2,8 @@
 
     HARMONIC_GPT_GPU_TESTS=cuda python -m pytest tests/gpu -m "slow or not slow"
 
-Without the variable no test sees a GPU. With HARMONIC_GPT_GPU_TESTS=cpu those that take the fixture `device` run on the
-CPU, without compiling: a check of the tests themselves.
+Without the variable no test sees a GPU. With HARMONIC_GPT_GPU_TESTS=cpu and TRITON_INTERPRET=0 those that take the
+fixture `device` run on the CPU, without compiling: a check of the tests themselves.
 """
 
 import os
