@@ -21,7 +21,7 @@ from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.load import load_model
 from harmonic_gpt.runs.metrics import read_metrics
-from harmonic_gpt.training import loop, setup
+from harmonic_gpt.training import distributed, loop
 
 
 def losses(run_dir):
@@ -338,6 +338,6 @@ def test_launched_alone_but_not_alone_is_an_error(run_config, monkeypatch):
             pass
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(setup, "Accelerator", Alone)
+    monkeypatch.setattr(distributed, "Accelerator", Alone)
     with pytest.raises(InputError, match="2 processes were launched, but accelerate sees 1"):
         loop.setup(run_config(), resume=False)
