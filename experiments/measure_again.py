@@ -4,7 +4,7 @@
 
 KEPT: run folders that the queue kept, named by the keys of their rows. A run that was trained once more to be kept
 counts as the same one: same arm, size, seed and settings, apart from how often it was evaluated and what only looks at
-it. Rows that no kept model belongs to keep what they have.
+it. Other rows of the question at the same size lose their `uses`, so that nothing is compared over two ways to measure.
 """
 
 import argparse
@@ -28,24 +28,34 @@ def same_run(row: dict) -> str:
     return json.dumps([arm_of(row), row["size"], row["seed"], settings, trial], sort_keys=True)
 
 
+def with_uses(rows: list[dict], question: str, measured: dict[str, dict]) -> list[dict]:
+    """The rows with what was measured, by the key of a kept run."""
+    runs = {same_run(row): measured[row["key"]] for row in rows if row["key"] in measured}
+    sizes = {row["size"] for row in rows if row["key"] in measured}
+    changed = []
+    for row in rows:
+        if row["question"] == question and row["size"] in sizes:
+            row = {key: value for key, value in row.items() if key != "uses"}
+            if same_run(row) in runs:
+                row["uses"] = runs[same_run(row)]
+        changed.append(row)
+    return changed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kept", nargs="+", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--question", required=True, help="whose rows get what is measured")
     args = parser.parse_args()
-    names = {row["key"]: same_run(row) for row in read_jsonl(args.rows)}
-    if unknown := [str(folder) for folder in args.kept if folder.name not in names]:
-        raise InputError(f"no row has the key of {', '.join(unknown)}")
+    rows = read_jsonl(args.rows)
+    if unknown := {folder.name for folder in args.kept} - {row["key"] for row in rows}:
+        raise InputError(f"no row has the key of {', '.join(sorted(unknown))}")
+    measured = {}
     for folder in show_progress(args.kept, desc="models"):
         loaded = load_model(str(folder), "cpu")
-        measured = uses(loaded.model, data_of(loaded, None).tokens("val"))
-        # Read anew each time: a queue may be adding rows
-        rows = [
-            row | {"uses": measured} if (same_run(row), row["question"]) == (names[folder.name], args.question) else row
-            for row in read_jsonl(args.rows)
-        ]
-        write_text(args.rows, "".join(f"{json.dumps(row)}\n" for row in rows))
+        measured[folder.name] = uses(loaded.model, data_of(loaded, None).tokens("val"))
+    write_text(args.rows, "".join(f"{json.dumps(row)}\n" for row in with_uses(rows, args.question, measured)))
 
 
 if __name__ == "__main__":

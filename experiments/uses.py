@@ -73,6 +73,7 @@ def uses(model: HarmonicGPT2ForCausalLM, validation: Tokens, tokens: int = TOKEN
 
 
 Head = Callable[[Tensor], Tensor]  # (n, D) -> logits (n, V)
+Part = tuple[Tensor, Tensor]  # of the text: hidden states (N, D) and labels (N,)
 
 
 def mean_nats(x: Tensor, labels: Tensor, logits: Head, temperature: float = 1.0) -> float:
@@ -84,7 +85,7 @@ def mean_nats(x: Tensor, labels: Tensor, logits: Head, temperature: float = 1.0)
     return sum(nats) / len(labels)
 
 
-def calibration(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], logits: Head) -> dict:
+def calibration(first: Part, second: Part, logits: Head) -> dict:
     """Expected calibration error of the most likely token before and after a temperature that the first half chose, and
     by chance: of a model that is right just as often as it is confident."""
     few = tuple(side[-FITTED:] for side in first)
@@ -165,10 +166,7 @@ def confidence_for(readings: Readings, agreement: float) -> float:
     return 1.0
 
 
-Half = tuple[Tensor, Tensor]  # hidden states (N, D) and labels (N,) of a part of the text
-
-
-def new_tokens(shown: Half, fit: Half, read: Half, centers: Tensor, logits: Callable, contexts: int) -> dict:
+def new_tokens(shown: Part, fit: Part, read: Part, centers: Tensor, logits: Callable, contexts: int) -> dict:
     """A token's center replaced by the mean of `contexts` hidden states that precede it, without gradients.
 
     One token at a time, of the frequent ones; means over them. Contexts are of `shown`. `nats`: on the token's own
