@@ -1,24 +1,26 @@
-"""Measure `uses` of a queue's kept models again, after uses.py has changed, and put it into the rows of the same runs.
+"""Measure a queue's kept models again, after uses.py or rare_tokens.py has changed, and put it into their runs' rows.
 
     python experiments/measure_again.py KEPT... --rows docs/results/protocol.jsonl --question "enough text"
 
 KEPT: run folders that the queue kept, named by the keys of their rows. A run that was trained once more to be kept
 counts as the same one: same arm, size, seed and settings, apart from how often it was evaluated and what only looks at
-it. Other rows of the question at the same size lose their `uses`, so that nothing is compared over two ways to measure.
+it. Other rows of the question at the same size lose what is measured, so that nothing is compared over two ways to
+measure.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from rare_tokens import rare_words
 from report import arm_of
-from uses import uses
+from uses import BLOCK, uses
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.files import read_jsonl, write_text
 from harmonic_gpt.progress import show_progress
-from harmonic_gpt.runs.load import load_model
+from harmonic_gpt.runs.load import LoadedModel, load_model
 
 
 def same_run(row: dict) -> str:
@@ -28,18 +30,33 @@ def same_run(row: dict) -> str:
     return json.dumps([arm_of(row), row["size"], row["seed"], settings, trial], sort_keys=True)
 
 
-def with_uses(rows: list[dict], question: str, measured: dict[str, dict]) -> list[dict]:
-    """The rows with what was measured, by the key of a kept run."""
+def with_measured(rows: list[dict], question: str, measured: dict[str, dict]) -> list[dict]:
+    """The rows with what was measured of each kept run, by its key: names of MEASURES to values."""
     runs = {same_run(row): measured[row["key"]] for row in rows if row["key"] in measured}
     sizes = {row["size"] for row in rows if row["key"] in measured}
+    names = {name for values in measured.values() for name in values}
     changed = []
     for row in rows:
         if row["question"] == question and row["size"] in sizes:
-            row = {key: value for key, value in row.items() if key != "uses"}
-            if same_run(row) in runs:
-                row["uses"] = runs[same_run(row)]
+            found = runs.get(same_run(row), {})
+            row = {name: value for name, value in row.items() if name not in names}
+            row["measured"] = {name: value for name, value in row.get("measured", {}).items() if name not in names}
+            for name, value in found.items():  # `uses` has a place of its own in a row
+                (row if name == "uses" else row["measured"])[name] = value
         changed.append(row)
     return changed
+
+
+def _uses(loaded: LoadedModel) -> dict:
+    return uses(loaded.model, data_of(loaded, None).tokens("val"))
+
+
+def _by_frequency(loaded: LoadedModel) -> dict:
+    data = data_of(loaded, None)
+    return rare_words(loaded.model, data.tokens("train"), data.tokens("val"), RARE_TOKENS, BLOCK)
+
+
+MEASURES = {"uses": _uses, "by_frequency": _by_frequency}
 
 
 def main() -> None:
@@ -47,6 +64,7 @@ def main() -> None:
     parser.add_argument("kept", nargs="+", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--question", required=True, help="whose rows get what is measured")
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
     args = parser.parse_args()
     rows = read_jsonl(args.rows)
     if unknown := {folder.name for folder in args.kept} - {row["key"] for row in rows}:
@@ -54,8 +72,9 @@ def main() -> None:
     measured = {}
     for folder in show_progress(args.kept, desc="models"):
         loaded = load_model(str(folder), "cpu")
-        measured[folder.name] = uses(loaded.model, data_of(loaded, None).tokens("val"))
-    write_text(args.rows, "".join(f"{json.dumps(row)}\n" for row in with_uses(rows, args.question, measured)))
+        measured[folder.name] = {name: MEASURES[name](loaded) for name in args.measure}
+    rows = with_measured(read_jsonl(args.rows), args.question, measured)
+    write_text(args.rows, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harmonic_gpt.data.tokens import Tokens
 from harmonic_gpt.evaluation.comparison.canvas import arm_colors, legend, panels
 from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
 from harmonic_gpt.evaluation.text import data_of
@@ -21,24 +22,30 @@ from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
 NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")
+RARE = slice(1, 3)  # of these, as the protocol calls them: 1 to 99 times
 
 
 def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Tensor) -> dict[str, np.ndarray]:
     """Mass, share, loss and mean norm of the centers of each class of tokens.
 
     blocks: (N, T + 1) int64 token ids; classes: (V,) int64, the class of each token. Values: (classes,) float64;
-    "losses" and "targets" are sums of each block, (N, classes).
+    "losses", "when" and "targets" are sums of each block, (N, classes). "when" is the part of the loss that is spent on
+    whether a RARE token comes, -log p(the target is RARE or not, as it is); the rest of it is spent on which one.
     """
     count = len(NAMES)
     mass = torch.zeros(count, dtype=torch.float64)
-    targets, losses = (torch.zeros(len(blocks), count, dtype=torch.float64) for _ in range(2))
+    is_rare = torch.isin(classes, torch.arange(count)[RARE])
+    targets, losses, when = (torch.zeros(len(blocks), count, dtype=torch.float64) for _ in range(3))
     for place, block in enumerate(blocks.split(1)):
         with torch.inference_mode():
             log_p = model(input_ids=block[:, :-1]).logits[0].double().log_softmax(-1)
         target = block[0, 1:]
+        of_target = classes[target]
         mass.index_add_(0, classes, log_p.exp().sum(0))
-        targets[place].index_add_(0, classes[target], torch.ones(len(target), dtype=torch.float64))
-        losses[place].index_add_(0, classes[target], -log_p.gather(1, target[:, None])[:, 0])
+        targets[place].index_add_(0, of_target, torch.ones(len(target), dtype=torch.float64))
+        losses[place].index_add_(0, of_target, -log_p.gather(1, target[:, None])[:, 0])
+        rare, other = (log_p[:, chosen].logsumexp(-1) for chosen in (is_rare, ~is_rare))
+        when[place].index_add_(0, of_target, -torch.where(is_rare[target], rare, other))
     norms = model.get_output_embeddings().weight.detach().double().norm(dim=1)
     total = blocks[:, 1:].numel()
     mean_norm = [norms[classes == k].mean().item() if (classes == k).any() else float("nan") for k in range(count)]
@@ -48,7 +55,38 @@ def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Te
         "loss": (losses.sum(0) / targets.sum(0)).numpy(),
         "norm": np.array(mean_norm),
         "losses": losses.numpy(),
+        "when": when.numpy(),
         "targets": targets.numpy(),
+    }
+
+
+def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, tokens: int, block: int) -> dict:
+    """`by_frequency` for a row of a queue, over so many leading validation tokens in blocks of `block`.
+
+    losses: nats per target of each class, None without a target; rare: of all targets that are RARE. The loss of the
+    whole text is when + share x which + (1 - share) x which_other, with share that of RARE targets: nats per token for
+    whether a RARE token comes, and per target for which one of its kind.
+    """
+    count = min(tokens, len(validation) - 1) // block
+    ids = torch.from_numpy(validation.read(0, count * block + 1).astype(np.int64))
+    classes = torch.from_numpy(np.digitize(token_counts(train), EDGES))
+    was_training = model.training
+    found = by_frequency(model.eval(), ids.unfold(0, block + 1, block), classes)
+    model.train(was_training)
+    nats, when, targets = (found[name].sum(0) for name in ("losses", "when", "targets"))
+    other = np.delete(np.arange(len(NAMES)), RARE)
+
+    def per_target(sums: np.ndarray, chosen: Any) -> float:
+        return float(sums[chosen].sum() / max(targets[chosen].sum(), 1))
+
+    return {
+        "losses": [n / t if t else None for n, t in zip(nats.tolist(), targets.tolist(), strict=True)],
+        "targets": targets.astype(int).tolist(),
+        "rare": per_target(nats, RARE),
+        "when": float(when.sum() / targets.sum()),
+        "which": per_target(nats - when, RARE),
+        "which_other": per_target(nats - when, other),
+        "mass": float(found["mass"][RARE].sum()),
     }
 
 

@@ -16,7 +16,7 @@ from report import SeedPairs, arm_of, difference, interval, line_at, markdown_ta
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 EXIT = "uses.exit_at_agreement.blocks_saved"
-ENOUGH, THRICE, FREQUENCY = "enough text", "three times the rate", "loss by frequency"  # questions of protocol.yaml
+ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
 ONE_DECAY = "loss by frequency, one decay"  # U5's control
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
@@ -50,7 +50,9 @@ HYPOTHESES = (
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
     Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
-    Hypothesis("U5", "predicts rare targets better", FREQUENCY, "measured.by_frequency.rare"),
+    Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.by_frequency.rare"),
+    Hypothesis("U7", "knows better which rare word comes", ENOUGH, "measured.by_frequency.which"),
+    Hypothesis("U8", "knows better whether a rare word comes", ENOUGH, "measured.by_frequency.when"),
 )
 
 
@@ -270,6 +272,10 @@ RATE_MEANS = (("nats lost at three times the learning rate (lower)", "lost_at_th
 FREQUENCY_MEANS = (
     *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
     ("1 to 99 times (U5)", "measured.by_frequency.rare"),
+    ("of these, for which one it is (U7)", "measured.by_frequency.which"),
+    ("for which one it is, of all other targets", "measured.by_frequency.which_other"),
+    ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.by_frequency.when"),
+    ("probability of all tokens of 1 to 99 times", "measured.by_frequency.mass"),
 )
 FREQUENCY_CONTROL = (
     ("the same against standard with r = 1/4's weight decay", "measured.by_frequency.rare"),

@@ -121,11 +121,11 @@ def uses_means() -> str:
 def frequencies() -> str:
     """Loss by frequency of the target, and the same against the standard head with the shipped arm's weight decay."""
     rows = protocol_rows()
-    ours = [row for row in rows if row["question"] == results.FREQUENCY and arm_of(row) == results.CHOSEN]
+    ours = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == results.CHOSEN]
     control = [row for row in rows if row["question"] == results.ONE_DECAY]
     control += [row | {"question": results.ONE_DECAY} for row in ours]
     tables = (
-        results.differences(rows, results.FREQUENCY_MEANS, results.FREQUENCY),
+        results.differences(rows, results.FREQUENCY_MEANS),
         results.differences(control, results.FREQUENCY_CONTROL, results.ONE_DECAY),
     )
     return "\n\n".join(table for table in tables if table)

@@ -7,14 +7,12 @@ with a line in docs/results/prediction.md or docs/archive/. In a queue file the 
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from rare_tokens import EDGES, by_frequency
+from rare_tokens import rare_words
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input
-from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.training.run import Run
 
 
@@ -82,25 +80,10 @@ def lengths_and_logits(run: Run, tokens: int = 2048) -> dict[str, float]:
 
 def watch_frequencies(run: Run, tokens: int) -> Callable[[], dict]:
     """Changes nothing: the trained model's loss by how often the target occurs in the training text (rare_tokens.py),
-    over so many leading validation tokens. losses: nats per target of each class, None without a target; rare: of all
-    targets that occur 1 to 99 times."""
-
-    def measure() -> dict:
-        model, block = run.bare_model, run.config.model.n_positions
-        count = min(tokens, len(run.validation) - 1) // block
-        ids = torch.from_numpy(run.validation.read(0, count * block + 1).astype("int64"))
-        blocks = ids.unfold(0, block + 1, block)  # (count, block + 1)
-        classes = torch.from_numpy(np.digitize(token_counts(run.data.tokens("train")), EDGES))
-        was_training = model.training
-        model.eval()
-        found = by_frequency(model, blocks, classes)
-        model.train(was_training)
-        nats, targets = found["losses"].sum(0), found["targets"].sum(0)
-        losses = [n / t if t else None for n, t in zip(nats.tolist(), targets.tolist(), strict=True)]
-        rare = float(nats[1:3].sum() / max(targets[1:3].sum(), 1))
-        return {"by_frequency": {"losses": losses, "targets": targets.astype(int).tolist(), "rare": rare}}
-
-    return measure
+    over so many leading validation tokens."""
+    data = run.data.tokens("train"), run.validation
+    block = run.config.model.n_positions
+    return lambda: {"by_frequency": rare_words(run.bare_model, *data, tokens, block)}
 
 
 TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_frequencies)}

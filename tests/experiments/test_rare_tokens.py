@@ -6,6 +6,7 @@ import rare_tokens
 import torch
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
+from harmonic_gpt.data.tokens import Tokens
 
 
 def test_losses_by_frequency_add_up():
@@ -23,7 +24,36 @@ def test_losses_by_frequency_add_up():
     assert measured["share"][3] == pytest.approx((of_target == 3).double().mean().item())
     assert measured["norm"][1] == pytest.approx(model.lm_head.weight[classes == 1].norm(dim=1).mean().item(), rel=1e-6)
 
+    rare = (of_target == 1) | (of_target == 2)
+    p = logits.softmax(-1)
+    p_rare = p[:, (classes == 1) | (classes == 2)].sum(1)
+    when = -torch.where(rare, p_rare, 1 - p_rare).log()
+    for k in range(5):
+        assert measured["when"].sum(0)[k] == pytest.approx(when[of_target == k].sum().item(), rel=1e-6)
+
     assert measured["losses"].sum(0)[:5] == pytest.approx(measured["loss"][:5] * measured["targets"].sum(0)[:5])
+
+
+def test_the_parts_of_a_row_add_up_to_the_loss(tmp_path):
+    def tokens_of(name: str, ids: np.ndarray) -> Tokens:
+        ids.astype(np.uint16).tofile(tmp_path / name)
+        return Tokens([tmp_path / name], np.dtype(np.uint16), 30)
+
+    model = HarmonicGPT2ForCausalLM(HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2))
+    rng = np.random.default_rng(0)
+    often = np.repeat(np.arange(30), np.where(np.arange(30) % 2, 5, 200))  # odd ones are rare
+    train, validation = tokens_of("train", often), tokens_of("val", rng.integers(0, 30, 100))
+    found = rare_tokens.rare_words(model, train, validation, tokens=1000, block=16)
+    targets = np.array(found["targets"])
+    assert targets.sum() == 96  # six whole blocks of the 99 targets
+    assert targets[[1, 3]].all()
+    share = targets[rare_tokens.RARE].sum() / 96
+    whole = sum(n * loss for n, loss in zip(targets, found["losses"], strict=True) if n) / 96
+    parts = found["when"] + share * found["which"] + (1 - share) * found["which_other"]
+    assert parts == pytest.approx(whole)
+    assert found["rare"] == pytest.approx(found["losses"][1])
+    assert found["which"] < found["rare"]
+    assert model.training
 
 
 def test_the_picture_leaves_out_classes_with_few_targets(tmp_path):
