@@ -14,13 +14,15 @@ from pathlib import Path
 
 from rare_tokens import rare_words
 from report import arm_of
-from uses import BLOCK, uses
+from uses import uses
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.text import data_of
 from harmonic_gpt.files import read_jsonl, write_text
 from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel, load_model
+
+RARE_TOKENS = 65536  # leading validation tokens of `by_frequency`
 
 
 def same_run(row: dict) -> str:
@@ -53,7 +55,9 @@ def _uses(loaded: LoadedModel) -> dict:
 
 def _by_frequency(loaded: LoadedModel) -> dict:
     data = data_of(loaded, None)
-    return rare_words(loaded.model, data.tokens("train"), data.tokens("val"), RARE_TOKENS, BLOCK)
+    return rare_words(
+        loaded.model, data.tokens("train"), data.tokens("val"), RARE_TOKENS, loaded.model.config.n_positions
+    )
 
 
 MEASURES = {"uses": _uses, "by_frequency": _by_frequency}
