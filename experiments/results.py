@@ -52,6 +52,7 @@ HYPOTHESES = (
     Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
     Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.by_frequency.rare"),
     Hypothesis("U7", "knows better which rare word comes", ENOUGH, "measured.by_frequency.which"),
+    Hypothesis("U9", "the same after the best bias by frequency", ENOUGH, "measured.by_frequency.which_after_bias"),
     Hypothesis("U8", "knows better whether a rare word comes", ENOUGH, "measured.by_frequency.when"),
 )
 
@@ -273,6 +274,7 @@ FREQUENCY_MEANS = (
     *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
     ("1 to 99 times (U5)", "measured.by_frequency.rare"),
     ("of these, for which one it is (U7)", "measured.by_frequency.which"),
+    ("the same after the best bias by frequency (U9)", "measured.by_frequency.which_after_bias"),
     ("for which one it is, of all other targets", "measured.by_frequency.which_other"),
     ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.by_frequency.when"),
     ("probability of all tokens of 1 to 99 times", "measured.by_frequency.mass"),

@@ -53,7 +53,23 @@ def test_the_parts_of_a_row_add_up_to_the_loss(tmp_path):
     assert parts == pytest.approx(whole)
     assert found["rare"] == pytest.approx(found["losses"][1])
     assert found["which"] < found["rare"]
+    assert found["which_after_bias"] == pytest.approx(found["which"], rel=0.2)
     assert model.training
+
+
+def test_a_bias_by_frequency_is_taken_out_and_knowledge_is_not():
+    rng, n = np.random.default_rng(0), 4000
+    counts = rng.integers(1, 100, 40)
+    target = rng.integers(0, 40, n)
+    log_p = rng.normal(size=(n, 40))
+    log_p[np.arange(n), target] += 1  # what the context says
+    plain = rare_tokens.which_after_bias(log_p, target, counts)
+    tilted = rare_tokens.which_after_bias(log_p + 0.7 * np.log2(counts), target, counts)
+    wiser = log_p.copy()
+    wiser[np.arange(n), target] += 0.5
+    assert tilted == pytest.approx(plain, abs=1e-4)
+    assert rare_tokens.which_after_bias(wiser, target, counts) < plain - 0.2
+    assert rare_tokens.which_after_bias(log_p[:1], target[:1], counts) is None
 
 
 def test_the_picture_leaves_out_classes_with_few_targets(tmp_path):
