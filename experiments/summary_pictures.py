@@ -1,10 +1,11 @@
 """The pictures of docs/results/{prediction,reading,heads}.md, from the same numbers as their tables.
 
-python experiments/summary_pictures.py      # writes prediction_*, frontier, lens_agreement_protocol and heads.png
+python experiments/summary_pictures.py      # writes prediction_*, frontier, lens_agreement_protocol, rare_words ...
 """
 
 import argparse
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import measured
 import numpy as np
 import results
 from matplotlib import colormaps
+from rare_tokens import NAMES
 from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
@@ -142,6 +144,37 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_rare(path: Path, rows: list[dict]) -> None:
+    """Difference to the standard head by how often the target occurs in the training text: a color for each size."""
+    held: dict[str, dict[int, SeedPairs]] = {}
+    for i in range(len(NAMES)):
+        for (question, size, arm), pairs in paired(
+            rows, partial(results.number_at, path=f"measured.by_frequency.losses.{i}")
+        ).items():
+            if (question, arm) == (results.ENOUGH, results.CHOSEN) and len(pairs) >= 3:
+                held.setdefault(size, {})[i] = pairs
+    if not held:
+        return
+    sizes = sorted(held, key=results.depth_and_width)
+    figure, ((axes,),) = subplots(1, 1, 7, 4)
+    classes = sorted({i for found in held.values() for i in found})
+    for k, (size, shade) in enumerate(zip(sizes, colormaps["Blues"](np.linspace(0.4, 1, len(sizes))), strict=True)):
+        places = [classes.index(i) + 0.14 * (k - (len(sizes) - 1) / 2) for i in held[size]]
+        gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in held[size].values()])
+        bars = np.abs(np.array([interval(pairs) for pairs in held[size].values()]).T - gaps)
+        label = f"{size.replace('x', ' x ')}, {min(map(len, held[size].values()))} seeds"
+        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=label)
+    axes.axhline(0, color=ORANGE, lw=2, label="standard")
+    axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes])
+    axes.set(
+        xlabel="occurrences of the target in the training text",
+        ylabel="loss minus the standard head's,\nnats per target",
+    )
+    axes.grid(color="0.92")
+    figure.legend(loc="outside upper center", frameon=False, ncols=5, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 LENSES = (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", "tuned lens", "--"))
 
 
@@ -184,6 +217,7 @@ def main() -> None:
     draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", protocol)
+    draw_rare(folder / "rare_words.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
     if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
