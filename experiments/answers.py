@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import heads_report
 import results
-from measured import by_size, claims, compared, head_ratio, rows_of, scarce, step_speed
+from measured import by_size, claims, compared, growth, rows_of, step_speed
 from report import SeedPairs, difference, interval
 
 CHOSEN = results.ARMS[results.CHOSEN]
@@ -18,7 +18,7 @@ def ahead(pairs: SeedPairs) -> str:
     """Which head has the lower loss, if the interval leaves out zero."""
     limits = interval(pairs)
     if limits is None or limits[0] <= 0 <= limits[1]:
-        return "no difference shown" if limits else "one seed: a lead, no result"
+        return "no difference shown" if limits else "one seed: a hint, no result"
     return "harmonic" if limits[1] < 0 else "standard"
 
 
@@ -57,27 +57,53 @@ def short(name: str, arm: str = results.CHOSEN) -> str:
     return told(name, arm, "largest")
 
 
-def at_largest(name: str) -> str:
-    """A hypothesis on the shipped arm in words, at the largest size alone."""
-    rows = protocol_rows()
-    size = max(measured_at(name), key=results.depth_and_width)
-    return results.told([row for row in rows if row["size"] == size], name, results.CHOSEN)
+def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
+    """Hypotheses (name -> what to call it) at the largest size each was measured at: which are ahead, which behind."""
+    rows, said = protocol_rows(), {}
+    for name, label in names.items():
+        found = [one for one in results.outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]
+        if not found:
+            continue
+        last = found[-1]
+        alike = len(found) > 1 and len({one.verdict for one in found}) == 1
+        where = f"at {COUNT[len(found)]} sizes" if alike else f"at {last.size.replace('x', ' x ')}"
+        word = results.WORDS.get(last.verdict, "no difference shown")
+        said.setdefault(word, []).append(f"{label} ({where}: {difference(last.pairs)})")
+    order = [word for word in ("ahead", "behind", "level", "no difference shown") if word in said]
+    return ". ".join(f"{word.capitalize()}: {', '.join(said[word])}" for word in order)
 
 
-def _reading_answer() -> str:
-    """Yes, no or in part, by the protocol's verdicts on reading."""
-    found = {one.verdict for one in results.outcomes(protocol_rows()) if one.hypothesis.name[0] == "R"}
+READING = {"R1": "lens agreement", "R3": "label distance", "R2": "tuned lens", "R4": "own center"}
+USES = {
+    "U5": "rare tokens, nats per target",
+    "U7": "of that, for which rare token it is",
+    "U6": "early exit at equal agreement, share of blocks saved",
+    "U4": "tokens added from 16 contexts",
+    "U1": "calibration",
+    "U2": "head in int4",
+}
+COUNT = {2: "both", 3: "all three", 4: "all four"}  # sizes
+
+
+def _in_part(initial: str) -> str:
+    """Yes, no or in part, by the protocol's verdicts on the shipped arm."""
+    outcomes = results.outcomes(protocol_rows())
+    found = {one.verdict for one in outcomes if one.hypothesis.name[0] == initial and one.arm == results.CHOSEN}
     return "Yes" if found == {"holds"} else "In part" if "holds" in found else "Not shown"
 
 
 def _of_scarce_text() -> str:
     """What P2 and P3 came to, where they have runs."""
-    said = [f"r = 1: {told('P2', 'harmonic')}"]
-    if measured_at("P2"):
-        said.insert(0, f"{CHOSEN}: {told('P2')}")
+    said = [f"with a sixteenth of it, {CHOSEN}: {told('P2')}; r = 1: {told('P2', 'harmonic')}"]
     if measured_at("P3"):
-        said[-1] += f". With a sixty-fourth, {CHOSEN}: {told('P3')}"
-    return "; ".join(said)
+        said.append(f"With a sixty-fourth, {CHOSEN}: {told('P3')}")
+    return ". ".join(said)
+
+
+def _little() -> str:
+    """No, as long as the standard head is ahead at every size and share."""
+    found = [one for one in results.outcomes(protocol_rows()) if one.hypothesis.name in ("P2", "P3")]
+    return "No" if all(one.verdict == "does not hold" for one in found) else "In part"
 
 
 def measured_at(name: str, arm: str = results.CHOSEN) -> list[str]:
@@ -92,33 +118,30 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"With {CHOSEN}: {short('P1')}. With r = 1: {short('P1', 'harmonic')}",
-            "Harmonic − standard in nats per token, both with weight decay, five fresh seeds",
+            f"Depends on the size. {CHOSEN}: {short('P1')}. r = 1: {short('P1', 'harmonic')}",
+            "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            f"With a sixteenth of the text and weight decay, {_of_scarce_text()}",
-            f"without weight decay r = 1 leads after 400 steps: {difference(next(iter(scarce().values())))}",
+            f"{_little()}: {_of_scarce_text()}",
+            "nats per token",
             "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            f"{_reading_answer()}. With {CHOSEN}, agreement of inner layers with the output: {short('R1')}; "
-            f"distance to the right token's center, after a fitted shift and scale of the centers: {short('R3')}",
-            f"not by a fitted lens beyond 2 x 64, nor (6 x 384) by probes, analogies or own centers; the paper's "
-            f"parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
+            f"{_in_part('R')}. {by_verdict(READING)}",
+            "Lens agreement where the answer depends on the context; label distance after a fitted shift and scale. "
+            f"The paper's parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
             "reading", "reading.md",
         ),
         Answer(
             "Is it good for something else?",
             "",
-            f"In part. With {CHOSEN}, loss on rare tokens (1 to 99 times in the training text): {short('U5')}; early "
-            f"exit at equal agreement: {short('U6')}",
-            f"tokens added from 16 contexts: {at_largest('U4')}; head in int4: {at_largest('U2')}; calibration: "
-            f"{at_largest('U1')}",
+            f"{_in_part('U')}. {by_verdict(USES)}",
+            "rare: 1 to 99 times in the training text",
             "uses", "uses.md",
         ),
         Answer(
@@ -132,16 +155,16 @@ def answers() -> list[Answer]:
         ),
         Answer(
             "What does it cost?", "",
-            "A few percent on a CPU; not measured on a GPU",
-            f"head {head_ratio('e'):.2f} x the fastest linear head; training at {step_speed('quickstart'):.2f} "
-            f"(quickstart) and {step_speed('gpt2-small'):.2f} (GPT-2 small) of the standard speed",
+            f"On a CPU {growth()[0]:.2f} to {growth()[2]:.2f} x the time of a chunked linear head",
+            f"training at {step_speed('quickstart'):.2f} (quickstart) and {step_speed('gpt2-small'):.2f} (GPT-2 small) "
+            "of the standard speed. GPU: not measured",
             "speed", "speed.md",
         ),
     ]  # fmt: skip
 
 
 def prediction_conclusions() -> str:
-    sizes, little = by_size(), scarce()
+    sizes = by_size()
     gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
     lines = [
         f"- **With no token seen twice, both heads with weight decay, {CHOSEN}**: {told('P1')}.",
@@ -151,8 +174,7 @@ def prediction_conclusions() -> str:
         f"{min(gaps):.3f} to {max(gaps):.3f},",
         f"  {_shown([arms['1/4'] for arms in sizes.values()])}; against r = 1 by {min(whole):.3f} to {max(whole):.3f}, "
         f"{_shown([arms['1'] for arms in sizes.values()])} (three seeds).",
-        f"- **With a sixteenth of the text and weight decay**: {_of_scarce_text()};",
-        f"  without weight decay r = 1 leads after 400 steps: {difference(next(iter(little.values())))}.",
+        f"- **With little text, both heads with weight decay**: {_of_scarce_text()}.",
     ]
     return "\n".join(lines)
 

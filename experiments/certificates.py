@@ -93,21 +93,19 @@ def said(center: Settings, losses: Losses, question: str) -> str:
 
 
 def certificates(searches: list[ArmSearch]) -> str:
-    """Markdown: every search that has a run: whether it is certified, and what each ladder's values lose."""
-    lines = ["| arm | size | state | best so far, and what its neighbors lose (nats per token) |", "|---|---|---|---|"]
+    """Markdown: every search that has a run: its best setting, and what each ladder's values lose."""
+    lines = ["| arm | size | runs | best, and what its neighbors lose (nats per token) |", "|---|---|---|---|"]
     for one in searches:
         center = one.state.center
         trained = sum(one.loss(point, seed) is not None for point, seed in one.state.asked)
         loss = one.loss(center, one.seeds[0])
         if not trained or loss is None:
             continue
-        state = f"certified with {one.state.certified} seeds" if one.state.certified > 1 else "not certified yet"
         ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
-        runs = "1 run" if trained == 1 else f"{trained} runs"
         cells = [
             ARMS.get(one.arm, one.arm),
             one.size.replace("x", " x "),
-            f"{state}, {runs}",
+            str(trained),
             f"{loss:.4f} at {'; '.join(ladders)}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

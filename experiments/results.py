@@ -49,11 +49,11 @@ HYPOTHESES = (
     Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
-    Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
     Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.by_frequency.rare"),
-    Hypothesis("U7", "knows better which rare word comes", ENOUGH, "measured.by_frequency.which"),
-    Hypothesis("U9", "the same after the best bias by frequency", ENOUGH, "measured.by_frequency.which_after_bias"),
-    Hypothesis("U8", "knows better whether a rare word comes", ENOUGH, "measured.by_frequency.when"),
+    Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
+    Hypothesis("U7", "knows better which rare token comes", ENOUGH, "measured.by_frequency.which"),
+    Hypothesis("U8", "knows better whether a rare token comes", ENOUGH, "measured.by_frequency.when"),
+    Hypothesis("U9", "U7 after the best bias by frequency", ENOUGH, "measured.by_frequency.which_after_bias"),
 )
 
 

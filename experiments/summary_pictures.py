@@ -25,12 +25,15 @@ from harmonic_gpt.evaluation.comparison.result_figures import forest
 IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
 COLORS = {"harmonic": "#08519c", "quarter": BLUE, "eighth": "#7fb8e6", "standard": ORANGE}  # of the protocol's arms
+MARKERS = {"r = 1": "s", "r = 1/4": "o", "r = 1/8": "D"}
 ARMS = {arm: (f"harmonic, {name}" if arm != "standard" else name, COLORS[arm]) for arm, name in results.ARMS.items()}
 # Questions of protocol.yaml, what each is about, and the tokens of an epoch (PROTOCOL.md)
 SCARCE = {
     "scarce text, 4 epochs": ("a sixteenth of the text", 0.234e6),
     "scarce text, 16 epochs": ("a sixty-fourth", 0.057e6),
 }
+EDGE = 6  # halves of intervals, of draw_verdicts
+SEARCHED = "regularization, 16 epochs"  # the search before the last of these
 
 
 def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
@@ -51,10 +54,11 @@ def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: l
         limits = [interval(pairs) or (0.0, 0.0) for pairs in points.values()]
         bars = [[gap - low for gap, (low, _) in zip(gaps, limits, strict=True)]]
         bars += [[high - gap for gap, (_, high) in zip(gaps, limits, strict=True)]]
-        color = colors.get(label.split(",")[0], BLUE)
+        r = label.split(",")[0]
+        color, marker = colors.get(r, BLUE), MARKERS.get(r, "o")
         fill = color if label in decayed else "white"
         name = f"harmonic, {label}"
-        axes.errorbar(places, gaps, bars, fmt="osD^v"[i % 5], color=color, mfc=fill, ms=8, lw=2, label=name)
+        axes.errorbar(places, gaps, bars, fmt=marker, color=color, mfc=fill, ms=8, lw=2, label=name)
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
     axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
@@ -86,7 +90,9 @@ def draw_scarce(path: Path, drawn: dict[str, list[Curves]]) -> None:
         axes.set(title=name, xlabel=f"epochs over {epoch / 1e6:.2f} M tokens", ylim=limits)
         axes.grid(color="0.92")
     panels[0].set_ylabel("validation loss, nats per token")
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9, handlelength=4
+    )
     figure.savefig(path, dpi=150)
 
 
@@ -96,13 +102,20 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
     drawn: dict[str, list[Curves]] = {}
     for head in HEAD_COLORS:
         curves, (name, color) = [row["curve"] for row in plain_scarce_rows() if row["head"] == head], ARMS[head]
-        drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, "o:", curves))
+        style = f"{MARKERS.get(results.ARMS[head], 'o')}:"
+        drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, style, curves))
     for question in SCARCE:
         for arm, (name, color) in ARMS.items():
             asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
             if settings := by_setting(asked).values():  # of several the one with most seeds, like `paired`
                 curves = [row["curve"] for row in max(settings, key=len)]
-                drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, "o-", curves))
+                marker = MARKERS.get(results.ARMS[arm], "o")
+                drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, f"{marker}-", curves))
+    longer = [row for row in protocol if row["question"] == SEARCHED and row["set"].get("train.steps") == 400]
+    if ours := [row for row in longer if arm_of(row) == results.CHOSEN]:
+        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[results.CHOSEN]
+        curves = Curves(f"{name}, best run of 400 steps (one seed)", color, "o--", [best["curve"]])
+        drawn.setdefault([*SCARCE][-1], []).append(curves)
     return drawn
 
 
@@ -126,10 +139,10 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     ours = sorted({point.r for point in points if point.r is not None}, reverse=True)
     shades = dict(zip(ours, colormaps["Blues"](np.linspace(1, 0.35, len(ours))), strict=True))
     for axes, path_in_row, name in zip(panels, measures, names, strict=True):
-        for r, shade in shades.items():
+        for (r, shade), shape in zip(shades.items(), "vs^oD", strict=False):
             mine = [point for point in points if point.r == r]
             x, y = [point.mean(path_in_row) for point in mine], [point.gap for point in mine]
-            axes.plot(x, y, "o", color=shade, ms=8, label=f"harmonic, r = {Fraction(r).limit_denominator(16)}")
+            axes.plot(x, y, shape, color=shade, ms=8, label=f"harmonic, r = {Fraction(r).limit_denominator(16)}")
         for point in points:
             if point.r is None:
                 x, y = point.mean(path_in_row), point.gap
@@ -175,6 +188,34 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_verdicts(path: Path, rows: list[dict]) -> None:
+    """Every hypothesis on the shipped arm: its differences at all sizes, in halves of their 95 % intervals. Right of
+    zero harmonic is better; beyond 1 the interval leaves out zero; what lies beyond EDGE is drawn there."""
+    found = [one for one in results.outcomes(rows) if one.arm == results.CHOSEN and len(one.pairs) >= results.SEEDS]
+    if not found:
+        return
+    asked = [one for one in results.HYPOTHESES if any(other.hypothesis == one for other in found)]
+    sizes = sorted({one.size for one in found}, key=results.depth_and_width)
+    shades = dict(zip(sizes, colormaps["viridis_r"](np.linspace(0.1, 0.9, len(sizes))), strict=True))
+    figure, ((axes,),) = subplots(1, 1, 8.5, 1.2 + 0.36 * len(asked))
+    axes.axvspan(-EDGE - 0.3, -1, color=ORANGE, alpha=0.12, lw=0)
+    axes.axvspan(1, EDGE + 0.3, color=BLUE, alpha=0.12, lw=0)
+    axes.axvline(0, color="0.5", lw=1)
+    for one in found:
+        low, high = interval(one.pairs) or (0.0, 0.0)
+        sign = 1 if one.hypothesis.higher_is_better else -1
+        halves = sign * (low + high) / max(high - low, 1e-12)
+        place = asked.index(one.hypothesis) + 0.16 * (sizes.index(one.size) - (len(sizes) - 1) / 2)
+        shape = "o" if abs(halves) <= EDGE else "<>"[halves > 0]
+        axes.plot(np.clip(halves, -EDGE, EDGE), place, shape, color=shades[one.size], ms=7)
+    axes.set_yticks(range(len(asked)), [f"{one.text}  {one.name}" for one in asked], fontsize=9)
+    axes.set(ylim=(len(asked) - 0.5, -0.5), xlim=(-EDGE - 0.3, EDGE + 0.3))
+    axes.set_xlabel("standard is better  |  harmonic is better\ndifference / half of its 95 % interval", fontsize=9)
+    handles = [axes.plot([], [], "o", color=shade, label=size.replace("x", " x "))[0] for size, shade in shades.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(sizes), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 LENSES = (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", "tuned lens", "--"))
 
 
@@ -217,6 +258,7 @@ def main() -> None:
     draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", protocol)
+    draw_verdicts(folder / "verdicts.png", protocol)
     draw_rare(folder / "rare_words.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
