@@ -18,10 +18,11 @@ NAMES = {
     "optim.lr": "learning rate",
     "optim.head_lr_scale": "rate of the head, times",
     "optim.weight_decay": "weight decay",
+    "optim.eps": "AdamW's eps",
     "model.exponent": "n",
     "model.center_std": "std of the centers",
 }
-
+BASE = {"optim.eps": 1e-5}  # what the queue gives all runs, and no row names
 
 Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as a key
 Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
@@ -35,8 +36,10 @@ def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
     for setting, name in NAMES.items():
         cells = []
         for center, losses in arms.values():
-            best = dict(center).get(setting)
-            tried = {dict(point).get(setting): gap for point, gap in _gaps(center, losses, seeds).items()}
+            best = dict(center).get(setting, BASE.get(setting))
+            tried = {
+                dict(point).get(setting, BASE.get(setting)): gap for point, gap in _gaps(center, losses, seeds).items()
+            }
             others = [f"{_value(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
             cells.append(f"**{_value(best)}** ({', '.join(others)})" if others else "")
         if any(cells) or question == CERTIFICATE:
@@ -53,7 +56,11 @@ def _neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, 
     (size, seeds), losses = NEIGHBORS[question], {}
     asked = []
     for row in rows:
-        plain = not row["trial"] and "data.dir" not in row["set"] and row["set"].get("eval.every") == EVERY
+        plain = (
+            all(name.startswith("watch_") for name in row["trial"])
+            and "data.dir" not in row["set"]
+            and row["set"].get("eval.every") == EVERY
+        )
         if plain and (arm_of(row), row["size"]) == (arm, size) and row["seed"] in seeds:
             point = tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in row["set"].items()))
             losses.setdefault(point, {})[row["seed"]] = row["val_loss"]

@@ -97,7 +97,7 @@ def verdict(pairs: SeedPairs, better: str = "holds", worse: str = "does not hold
     """By the sign of the interval; over three seeds it is wide."""
     limits = interval(pairs)
     if limits is None or limits[0] <= 0 <= limits[1]:
-        return "undecided"
+        return "no difference shown"
     return better if limits[1] < 0 else worse
 
 

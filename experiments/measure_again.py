@@ -22,7 +22,7 @@ from harmonic_gpt.files import read_jsonl, write_text
 from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel, load_model
 
-RARE_TOKENS = 65536  # leading validation tokens of `by_frequency`
+UNUSED_FROM = 65536  # no setting was chosen on the validation text from here on
 
 
 def same_run(row: dict) -> str:
@@ -53,14 +53,14 @@ def _uses(loaded: LoadedModel) -> dict:
     return uses(loaded.model, data_of(loaded, None).tokens("val"))
 
 
-def _by_frequency(loaded: LoadedModel) -> dict:
+def _rare(loaded: LoadedModel) -> dict:
     data = data_of(loaded, None)
     return rare_words(
-        loaded.model, data.tokens("train"), data.tokens("val"), RARE_TOKENS, loaded.model.config.n_positions
+        loaded.model, data.tokens("train"), data.tokens("val"), UNUSED_FROM, loaded.model.config.n_positions
     )
 
 
-MEASURES = {"uses": _uses, "by_frequency": _by_frequency}
+MEASURES = {"uses": _uses, "rare": _rare}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ nats per target of that class. The picture has the loss with 95 % intervals over
 """
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,67 +69,77 @@ def by_frequency(model: torch.nn.Module, blocks: torch.Tensor, classes: torch.Te
     }
 
 
-def which_after_bias(log_p: np.ndarray, target: np.ndarray, counts: np.ndarray) -> float | None:
-    """Nats per target for which rare word it is, after the bias by frequency that suits the model best.
+class AtRare(NamedTuple):
+    """Positions whose target is RARE."""
 
-    The bias of a word is piecewise linear in log2 of its occurrences. It is fitted on the first half of the targets and
-    read on the second. None with fewer than two targets.
+    log_p: np.ndarray  # (N, R) float64, of the R tokens that are RARE
+    target: np.ndarray  # (N,) int64, the place of the target among them
 
-    Args:
-        log_p: (N, R) float64, of the R rare words, at the positions whose target is one of them.
-        target: (N,) int64, the place of the target among the rare words.
-        counts: (R,) int64, occurrences in training, at least 1.
+
+def which_after_fit(fitted: AtRare, read: AtRare, counts: np.ndarray) -> float | None:
+    """Nats per target for which RARE token it is, after the bias by frequency and the temperature that suit the model
+    best: a bias for each token, piecewise linear in log2 of its occurrences.
+
+    counts: (R,) int64, occurrences in the corpus, at least 1. None without a target in one of the texts.
     """
-    if (half := len(target) // 2) == 0:
+    if not len(fitted.target) or not len(read.target):
         return None
-    log_p, target = torch.from_numpy(log_p), torch.from_numpy(target)
     at = torch.from_numpy(counts).double().log2()
     hats = (1 - (at[:, None] - torch.arange(KNOTS)).abs()).clamp(min=0)  # (R, KNOTS)
-    heights = torch.zeros(KNOTS, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([heights], max_iter=100, line_search_fn="strong_wolfe")
+    heights, log_scale = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (KNOTS, 1))
+    optimizer = torch.optim.LBFGS([heights, log_scale], max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
+    def loss(text: AtRare) -> torch.Tensor:
+        scores = torch.from_numpy(text.log_p) * log_scale.exp() + hats @ heights
+        return F.cross_entropy(scores, torch.from_numpy(text.target))
+
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        nats = F.cross_entropy(log_p[:half] + hats @ heights, target[:half])
+        nats = loss(fitted)
         nats.backward()
         return nats
 
-    optimizer.step(loss)
-    return F.cross_entropy(log_p[half:] + hats @ heights.detach(), target[half:]).item()
+    optimizer.step(closure)
+    with torch.no_grad():
+        return loss(read).item()
 
 
-def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, tokens: int, block: int) -> dict:
-    """`by_frequency` for a row of a queue, over so many leading validation tokens in blocks of `block`.
+def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, start: int, block: int) -> dict:
+    """What a row of a queue says of RARE tokens, over the validation text from token `start` on, in blocks of `block`.
+    Frequencies are those of the whole corpus, of which a run may see a part.
 
-    losses: nats per target of each class, None without a target; rare: of all targets that are RARE. The loss of the
+    losses: nats per target of each class, None without a target; loss: of all targets that are RARE. The loss of the
     whole text is when + share x which + (1 - share) x which_other, with share that of RARE targets: nats per token for
-    whether a RARE token comes, and per target for which one of its kind. which_after_bias: which, on the second half of
-    the RARE targets.
+    whether a RARE token comes, and per target for which one of its kind. which_after_fit: which, with what suits the
+    model best on the first half of the text before `start`.
     """
-    count = min(tokens, len(validation) - 1) // block
-    ids = torch.from_numpy(validation.read(0, count * block + 1).astype(np.int64))
-    blocks = ids.unfold(0, block + 1, block)
     counts = token_counts(train)
     classes = np.digitize(counts, EDGES)
-    was_training = model.training
-    found = by_frequency(model.eval(), blocks, torch.from_numpy(classes))
-    model.train(was_training)
-    rare_counts = counts[np.isin(classes, np.arange(len(NAMES))[RARE])]
-    nats, when, targets = (found[name].sum(0) for name in ("losses", "when", "targets"))
-    other = np.delete(np.arange(len(NAMES)), RARE)
 
-    def per_target(sums: np.ndarray, chosen: Any) -> float:
+    def measured(first: int, end: int) -> dict[str, np.ndarray]:
+        ids = torch.from_numpy(validation.read(first, (end - first - 1) // block * block + 1).astype(np.int64))
+        return by_frequency(model, ids.unfold(0, block + 1, block), torch.from_numpy(classes))
+
+    was_training = model.training
+    model.eval()
+    fitted, found = measured(0, start // 2), measured(start, len(validation))
+    model.train(was_training)
+    nats, when, targets = (found[name].sum(0) for name in ("losses", "when", "targets"))
+    is_rare = np.isin(np.arange(len(NAMES)), np.arange(len(NAMES))[RARE])
+
+    def per_target(sums: np.ndarray, chosen: np.ndarray) -> float:
         return float(sums[chosen].sum() / max(targets[chosen].sum(), 1))
 
+    texts = (AtRare(text["log_p_rare"], text["rare_target"]) for text in (fitted, found))
     return {
         "losses": [n / t if t else None for n, t in zip(nats.tolist(), targets.tolist(), strict=True)],
         "targets": targets.astype(int).tolist(),
-        "rare": per_target(nats, RARE),
+        "loss": per_target(nats, is_rare),
         "when": float(when.sum() / targets.sum()),
-        "which": per_target(nats - when, RARE),
-        "which_other": per_target(nats - when, other),
-        "which_after_bias": which_after_bias(found["log_p_rare"], found["rare_target"], rare_counts),
-        "mass": float(found["mass"][RARE].sum()),
+        "which": per_target(nats - when, is_rare),
+        "which_other": per_target(nats - when, ~is_rare),
+        "which_after_fit": which_after_fit(*texts, counts[is_rare[classes]]),
+        "mass": float(found["mass"][is_rare].sum()),
     }
 
 

@@ -24,8 +24,9 @@ LEVEL = 0.01  # nats per token: a difference of loss that is none
 ARMS = {"harmonic": "r = 1", "quarter": "r = 1/4", "eighth": "r = 1/8", "standard": "standard"}
 CHOSEN = "quarter"  # by PROTOCOL.md's rule for the shipped configs
 # A verdict, said of the harmonic head
-WORDS = {"holds": "ahead", "does not hold": "behind", "level": "level"}
-ORDER = ("does not hold", "level", "undecided", "holds")  # negative results first
+WORDS = {"holds": "ahead", "does not hold": "behind"}
+NOT_SHOWN = "no difference shown"
+ORDER = ("does not hold", "level", NOT_SHOWN, "undecided", "holds")  # negative results first
 
 
 class Hypothesis(NamedTuple):
@@ -49,23 +50,23 @@ HYPOTHESES = (
     Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
-    Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.by_frequency.rare"),
+    Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.rare.loss"),
     Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
-    Hypothesis("U7", "knows better which rare token comes", ENOUGH, "measured.by_frequency.which"),
-    Hypothesis("U8", "knows better whether a rare token comes", ENOUGH, "measured.by_frequency.when"),
-    Hypothesis("U9", "U7 after the best bias by frequency", ENOUGH, "measured.by_frequency.which_after_bias"),
+    Hypothesis("U7", "knows better which rare token comes", ENOUGH, "measured.rare.which"),
+    Hypothesis("U8", "knows better whether a rare token comes", ENOUGH, "measured.rare.when"),
+    Hypothesis("U9", "U7 after the best bias by frequency and temperature", ENOUGH, "measured.rare.which_after_fit"),
 )
 
 
 def verdict(hypothesis: Hypothesis, pairs: list[tuple[int, float, float]]) -> str:
-    """holds, does not hold, level or undecided, by PROTOCOL.md's rule."""
+    """By PROTOCOL.md's rule: holds, does not hold, level or NOT_SHOWN; undecided with too few seeds."""
     limits = interval(pairs)
     if len(pairs) < SEEDS or limits is None:
         return "undecided"
     low, high = limits if hypothesis.higher_is_better else (-limits[1], -limits[0])  # positive: for harmonic
     if hypothesis.measure == "val_loss" and max(abs(low), abs(high)) < LEVEL:
         return "level"
-    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+    return "holds" if low > 0 else "does not hold" if high < 0 else NOT_SHOWN
 
 
 class Outcome(NamedTuple):
@@ -134,7 +135,7 @@ def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest
         few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
         shown = numbers == "all" or (numbers == "largest" and one is asked[-1])
         found = f" ({difference(one.pairs)}{few})" if shown else ""
-        said.setdefault(WORDS.get(one.verdict, _undecided(one)), []).append(f"{one.size.replace('x', ' x ')}{found}")
+        said.setdefault(WORDS.get(one.verdict, one.verdict), []).append(f"{one.size.replace('x', ' x ')}{found}")
     return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items()) or "not measured yet"
 
 
@@ -144,12 +145,7 @@ def _listed(words: list[str]) -> str:
 
 def _cell(one: Outcome) -> str:
     few = f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
-    word = _undecided(one) if one.verdict == "undecided" else one.verdict
-    return f"**{word}**{few}: {difference(one.pairs)}"
-
-
-def _undecided(one: Outcome) -> str:
-    return "no difference shown" if len(one.pairs) >= SEEDS else "undecided"
+    return f"**{one.verdict}**{few}: {difference(one.pairs)}"
 
 
 def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
@@ -174,7 +170,7 @@ def scaling(series: dict[str, dict[int, SeedPairs]], width: int = 768) -> str:
         line = line_at(x, y, np.log2(width))
         slope, at = ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*number) for number in line)
         _, low, high = line.slope
-        shrinks = "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
+        shrinks = "holds" if high < 0 else "does not hold" if low > 0 else NOT_SHOWN
         lines.append([name, ", ".join(map(str, sorted(widths))), slope, f"**{shrinks}**", at])
     columns = "harmonic - standard | widths | for each doubling of the width [95 %] | S1: this slope is below zero"
     return markdown_table(f"{columns} | extrapolated to {width} [95 %]", lines) if lines else ""
@@ -271,16 +267,16 @@ USES_MEANS = (
 
 RATE_MEANS = (("nats lost at three times the learning rate (lower)", "lost_at_three_times"),)
 FREQUENCY_MEANS = (
-    *((f"nats per target that occurs {name}", f"measured.by_frequency.losses.{i}") for i, name in enumerate(NAMES)),
-    ("1 to 99 times (U5)", "measured.by_frequency.rare"),
-    ("of these, for which one it is (U7)", "measured.by_frequency.which"),
-    ("the same after the best bias by frequency (U9)", "measured.by_frequency.which_after_bias"),
-    ("for which one it is, of all other targets", "measured.by_frequency.which_other"),
-    ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.by_frequency.when"),
-    ("probability of all tokens of 1 to 99 times", "measured.by_frequency.mass"),
+    *((f"nats per target that occurs {name}", f"measured.rare.losses.{i}") for i, name in enumerate(NAMES)),
+    ("1 to 99 times (U5)", "measured.rare.loss"),
+    ("of these, for which one it is (U7)", "measured.rare.which"),
+    ("the same after the best bias by frequency and temperature (U9)", "measured.rare.which_after_fit"),
+    ("for which one it is, of all other targets", "measured.rare.which_other"),
+    ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.rare.when"),
+    ("probability of all tokens of 1 to 99 times", "measured.rare.mass"),
 )
 FREQUENCY_CONTROL = (
-    ("the same against standard with r = 1/4's weight decay", "measured.by_frequency.rare"),
+    ("the same against standard with r = 1/4's weight decay", "measured.rare.loss"),
     ("nats per token", "val_loss"),
 )
 

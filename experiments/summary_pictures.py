@@ -162,7 +162,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
     held: dict[str, dict[int, SeedPairs]] = {}
     for i in range(len(NAMES)):
         for (question, size, arm), pairs in paired(
-            rows, partial(results.number_at, path=f"measured.by_frequency.losses.{i}")
+            rows, partial(results.number_at, path=f"measured.rare.losses.{i}")
         ).items():
             if (question, arm) == (results.ENOUGH, results.CHOSEN) and len(pairs) >= 3:
                 held.setdefault(size, {})[i] = pairs

@@ -78,12 +78,12 @@ def lengths_and_logits(run: Run, tokens: int = 2048) -> dict[str, float]:
     }
 
 
-def watch_frequencies(run: Run, tokens: int) -> Callable[[], dict]:
-    """Changes nothing: the trained model's loss by how often the target occurs in the training text (rare_tokens.py),
-    over so many leading validation tokens."""
-    data = run.data.tokens("train"), run.validation
+def watch_rare(run: Run, start: int) -> Callable[[], dict]:
+    """Changes nothing: what the trained model makes of tokens that are rare in the corpus (rare_tokens.py), on the
+    validation text from token `start` on."""
+    data = run.data.tokens("train"), run.data.tokens("val")
     block = run.config.model.n_positions
-    return lambda: {"by_frequency": rare_words(run.bare_model, *data, tokens, block)}
+    return lambda: {"rare": rare_words(run.bare_model, *data, start, block)}
 
 
-TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_frequencies)}
+TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_rare)}

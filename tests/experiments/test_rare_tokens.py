@@ -42,34 +42,38 @@ def test_the_parts_of_a_row_add_up_to_the_loss(tmp_path):
     model = HarmonicGPT2ForCausalLM(HarmonicGPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2))
     rng = np.random.default_rng(0)
     often = np.repeat(np.arange(30), np.where(np.arange(30) % 2, 5, 200))  # odd ones are rare
-    train, validation = tokens_of("train", often), tokens_of("val", rng.integers(0, 30, 100))
-    found = rare_tokens.rare_words(model, train, validation, tokens=1000, block=16)
+    train, validation = tokens_of("train", often), tokens_of("val", rng.integers(0, 30, 300))
+    found = rare_tokens.rare_words(model, train, validation, start=200, block=16)
     targets = np.array(found["targets"])
-    assert targets.sum() == 96  # six whole blocks of the 99 targets
+    assert targets.sum() == 96  # six whole blocks of the last 99 targets
     assert targets[[1, 3]].all()
     share = targets[rare_tokens.RARE].sum() / 96
     whole = sum(n * loss for n, loss in zip(targets, found["losses"], strict=True) if n) / 96
     parts = found["when"] + share * found["which"] + (1 - share) * found["which_other"]
     assert parts == pytest.approx(whole)
-    assert found["rare"] == pytest.approx(found["losses"][1])
-    assert found["which"] < found["rare"]
-    assert found["which_after_bias"] == pytest.approx(found["which"], rel=0.2)
+    assert found["loss"] == pytest.approx(found["losses"][1])
+    assert found["which"] < found["loss"]
+    assert found["which_after_fit"] == pytest.approx(np.log(15), rel=1e-3)  # targets are chance, so temperature is high
     assert model.training
 
 
-def test_a_bias_by_frequency_is_taken_out_and_knowledge_is_not():
+def test_bias_and_temperature_are_taken_out_and_knowledge_is_not():
     rng, n = np.random.default_rng(0), 4000
     counts = rng.integers(1, 100, 40)
-    target = rng.integers(0, 40, n)
-    log_p = rng.normal(size=(n, 40))
-    log_p[np.arange(n), target] += 1  # what the context says
-    plain = rare_tokens.which_after_bias(log_p, target, counts)
-    tilted = rare_tokens.which_after_bias(log_p + 0.7 * np.log2(counts), target, counts)
+    target = rng.integers(0, 40, 2 * n)
+    log_p = rng.normal(size=(2 * n, 40))
+    log_p[np.arange(2 * n), target] += 1  # what the context says
+
+    def fitted(log_p: np.ndarray) -> float:
+        texts = (rare_tokens.AtRare(log_p[part], target[part]) for part in (slice(n), slice(n, None)))
+        return rare_tokens.which_after_fit(*texts, counts)
+
     wiser = log_p.copy()
-    wiser[np.arange(n), target] += 0.5
-    assert tilted == pytest.approx(plain, abs=1e-4)
-    assert rare_tokens.which_after_bias(wiser, target, counts) < plain - 0.2
-    assert rare_tokens.which_after_bias(log_p[:1], target[:1], counts) is None
+    wiser[np.arange(2 * n), target] += 0.5
+    assert fitted(2 * log_p + 0.7 * np.log2(counts)) == pytest.approx(fitted(log_p), abs=1e-4)
+    assert fitted(wiser) < fitted(log_p) - 0.2
+    nothing = rare_tokens.AtRare(log_p[:0], target[:0])
+    assert rare_tokens.which_after_fit(nothing, nothing, counts) is None
 
 
 def test_the_picture_leaves_out_classes_with_few_targets(tmp_path):

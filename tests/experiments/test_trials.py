@@ -42,17 +42,14 @@ def test_watching_growth_changes_nothing(train):
     assert rows[-1] == {"step": 6} | trials.lengths_and_logits(run)
 
 
-def test_losses_by_frequency_are_shares_of_the_loss(train):
+def test_watching_rare_tokens_changes_nothing(train):
     plain, _ = train({})
-    watched, _ = train({"set": {"trial.watch_frequencies": 512}})
-    found = watched["measured"]["by_frequency"]
+    watched, run = train({"set": {"trial.watch_rare": 256}})
+    block = run.config.model.n_positions
+    found = watched["measured"]["rare"]
     assert watched["val_loss"] == plain["val_loss"]
-    assert sum(found["targets"]) == watched["val_tokens"] == 512
-    each = [(n, loss) for n, loss in zip(found["targets"], found["losses"], strict=True) if n]
-    assert len(each) > 1
-    assert sum(n * loss for n, loss in each) / 512 == pytest.approx(watched["val_loss"], rel=1e-5)
-    rare = [(n, loss) for n, loss in zip(found["targets"][1:3], found["losses"][1:3], strict=True) if n]
-    assert found["rare"] == pytest.approx(sum(n * loss for n, loss in rare) / sum(n for n, _ in rare))
+    assert sum(found["targets"]) == (len(run.data.tokens("val")) - 256 - 1) // block * block
+    assert found == trials.rare_words(run.bare_model, run.data.tokens("train"), run.data.tokens("val"), 256, block)
 
 
 def test_an_unknown_trial_is_named():
