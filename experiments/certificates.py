@@ -31,7 +31,7 @@ Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
 def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
     """Markdown: for each setting its best value of both heads, and what its neighbors lose, mean over the seeds."""
     seeds = NEIGHBORS[question][1]
-    arms = {arm: found for arm in (CHOSEN, "standard") if (found := _neighborhood(rows, arm, question))}
+    arms = {arm: found for arm in (CHOSEN, "standard") if (found := neighborhood(rows, arm, question))}
     lines: list[list[str]] = []
     for setting, name in NAMES.items():
         cells = []
@@ -40,8 +40,8 @@ def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
             tried = {
                 dict(point).get(setting, BASE.get(setting)): gap for point, gap in _gaps(center, losses, seeds).items()
             }
-            others = [f"{_value(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
-            cells.append(f"**{_value(best)}** ({', '.join(others)})" if others else "")
+            others = [f"{value_text(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
+            cells.append(f"**{value_text(best)}** ({', '.join(others)})" if others else "")
         if any(cells) or question == CERTIFICATE:
             lines.append([name, *cells])
     of = "mean of two seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
@@ -51,7 +51,7 @@ def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
     return markdown_table(f"setting | {' | '.join(ARMS[arm] for arm in arms)}", lines) if arms else ""
 
 
-def _neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, Losses] | None:
+def neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, Losses] | None:
     """The center, from which every run of the question differs in one setting, and the losses of all of them."""
     (size, seeds), losses = NEIGHBORS[question], {}
     asked = []
@@ -67,6 +67,8 @@ def _neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, 
             if row["question"] == question:
                 asked.append(point)
     centers = [point for point in losses if asked and all(_differences(point, other) == 1 for other in asked)]
+    if not centers:  # it was asked for as well
+        centers = [point for point in {*asked} if all(_differences(point, other) <= 1 for other in asked)]
     if len(centers) != 1:
         return None
     near = {point: by_seed for point, by_seed in losses.items() if _differences(point, centers[0]) <= 1}
@@ -127,10 +129,11 @@ def _ladder(one: ArmSearch, axis: int, name: str) -> str:
         both = [(one.loss(point, seed), one.loss(center, seed)) for seed in one.seeds]
         gaps = [a - b for a, b in both if a is not None and b is not None]
         if gaps and point != center:
-            others.append(f"{_value(value)}: {mean(gaps):+.4f}")
+            others.append(f"{value_text(value)}: {mean(gaps):+.4f}")
     short = name.removeprefix(TIMES).split(".")[-1] + (" x" if name.startswith(TIMES) else "")
-    return f"{short} **{_value(values[center[axis]])}**" + (f" ({', '.join(others)})" if others else "")
+    return f"{short} **{value_text(values[center[axis]])}**" + (f" ({', '.join(others)})" if others else "")
 
 
-def _value(value: object) -> str:
-    return f"{value[1]:g}" if isinstance(value, (list, tuple)) else f"{value:g}"  # of betas, the second
+def value_text(value: object) -> str:
+    """Of betas, the second."""
+    return f"{value[1]:g}" if isinstance(value, (list, tuple)) else f"{value:g}"

@@ -108,8 +108,8 @@ def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, start:
     """What a row of a queue says of RARE tokens, over the validation text from token `start` on, in blocks of `block`.
     Frequencies are those of the whole corpus, of which a run may see a part.
 
-    losses: nats per target of each class, None without a target; loss: of all targets that are RARE. The loss of the
-    whole text is when + share x which + (1 - share) x which_other, with share that of RARE targets: nats per token for
+    losses: nats per target of each class, None without a target; loss: of all targets that are RARE; all: of all. The
+    last is when + share x which + (1 - share) x which_other, with share that of RARE targets: nats per token for
     whether a RARE token comes, and per target for which one of its kind. which_after_fit: which, with what suits the
     model best on the first half of the text before `start`.
     """
@@ -135,6 +135,7 @@ def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, start:
         "losses": [n / t if t else None for n, t in zip(nats.tolist(), targets.tolist(), strict=True)],
         "targets": targets.astype(int).tolist(),
         "loss": per_target(nats, is_rare),
+        "all": per_target(nats, is_rare | ~is_rare),
         "when": float(when.sum() / targets.sum()),
         "which": per_target(nats - when, is_rare),
         "which_other": per_target(nats - when, ~is_rare),

@@ -17,7 +17,7 @@ from report import SeedPairs, arm_of, difference, interval, line_at, markdown_ta
 QUEUE = Path(__file__).with_name("protocol.yaml")
 EXIT = "uses.exit_at_agreement.blocks_saved"
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
-ONE_DECAY = "loss by frequency, one decay"  # U5's control
+ONE_DECAY = "rare tokens, one decay"  # U7's control
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -274,9 +274,12 @@ FREQUENCY_MEANS = (
     ("for which one it is, of all other targets", "measured.rare.which_other"),
     ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.rare.when"),
     ("probability of all tokens of 1 to 99 times", "measured.rare.mass"),
+    ("nats per token of the whole of this text", "measured.rare.all"),
 )
 FREQUENCY_CONTROL = (
-    ("the same against standard with r = 1/4's weight decay", "measured.rare.loss"),
+    ("against standard with r = 1/4's weight decay: 1 to 99 times", "measured.rare.loss"),
+    ("for which one it is", "measured.rare.which"),
+    ("the same after the best bias and temperature", "measured.rare.which_after_fit"),
     ("nats per token", "val_loss"),
 )
 

@@ -17,6 +17,7 @@ import certificates
 import heads_report
 import lengths
 import results
+import trade
 from answers import ahead, answers, prediction_conclusions, protocol_rows
 from measured import (
     FILES,
@@ -232,6 +233,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "steps with 16 epochs": lambda: lengths.along(protocol_rows(), "train.steps", "regularization, 16 epochs"),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
     "loss by frequency": frequencies,
+    "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
     "scaling": scaling_table,

@@ -15,6 +15,7 @@ import lengths
 import measured
 import numpy as np
 import results
+import trade
 from matplotlib import colormaps
 from rare_tokens import NAMES
 from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
@@ -260,6 +261,8 @@ def main() -> None:
     draw_lens(folder / "lens_agreement_protocol.png", protocol)
     draw_verdicts(folder / "verdicts.png", protocol)
     draw_rare(folder / "rare_words.png", protocol)
+    if trade.points(protocol):
+        trade.draw(folder / "rare_trade.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
     if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):

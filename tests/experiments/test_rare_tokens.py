@@ -50,7 +50,7 @@ def test_the_parts_of_a_row_add_up_to_the_loss(tmp_path):
     share = targets[rare_tokens.RARE].sum() / 96
     whole = sum(n * loss for n, loss in zip(targets, found["losses"], strict=True) if n) / 96
     parts = found["when"] + share * found["which"] + (1 - share) * found["which_other"]
-    assert parts == pytest.approx(whole)
+    assert parts == pytest.approx(whole) == found["all"]
     assert found["loss"] == pytest.approx(found["losses"][1])
     assert found["which"] < found["loss"]
     assert found["which_after_fit"] == pytest.approx(np.log(15), rel=1e-3)  # targets are chance, so temperature is high
