@@ -41,6 +41,7 @@ HYPOTHESES = (
     Hypothesis("P1", "predicts better with enough text", ENOUGH, "val_loss"),
     Hypothesis("P2", "predicts better with a sixteenth of the text, 3.5 epochs", "scarce text, 4 epochs", "val_loss"),
     Hypothesis("P3", "predicts better with a sixty-fourth, at most 14 epochs", "scarce text, 16 epochs", "val_loss"),
+    Hypothesis("P4", "P1 on text that no choice has seen", ENOUGH, "measured.rare.all"),
     Hypothesis("R1", "higher lens agreement", ENOUGH, "reading.lens_agreement", True),
     Hypothesis("R2", "higher agreement of a tuned lens", ENOUGH, "reading.tuned_lens", True),
     Hypothesis("R3", "lower label distance", ENOUGH, "reading.label_distance"),
@@ -64,7 +65,7 @@ def verdict(hypothesis: Hypothesis, pairs: list[tuple[int, float, float]]) -> st
     if len(pairs) < SEEDS or limits is None:
         return "undecided"
     low, high = limits if hypothesis.higher_is_better else (-limits[1], -limits[0])  # positive: for harmonic
-    if hypothesis.measure == "val_loss" and max(abs(low), abs(high)) < LEVEL:
+    if hypothesis.name[0] == "P" and max(abs(low), abs(high)) < LEVEL:
         return "level"
     return "holds" if low > 0 else "does not hold" if high < 0 else NOT_SHOWN
 
