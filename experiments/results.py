@@ -15,6 +15,7 @@ from rare_tokens import NAMES
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
+UNUSED = "measured.rare.all"  # loss on text that no choice has seen
 EXIT = "uses.exit_at_agreement.blocks_saved"
 ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
 ONE_DECAY = "rare tokens, one decay"  # U7's control
@@ -41,7 +42,7 @@ HYPOTHESES = (
     Hypothesis("P1", "predicts better with enough text", ENOUGH, "val_loss"),
     Hypothesis("P2", "predicts better with a sixteenth of the text, 3.5 epochs", "scarce text, 4 epochs", "val_loss"),
     Hypothesis("P3", "predicts better with a sixty-fourth, at most 14 epochs", "scarce text, 16 epochs", "val_loss"),
-    Hypothesis("P4", "P1 on text that no choice has seen", ENOUGH, "measured.rare.all"),
+    Hypothesis("P4", "P1 on text that no choice has seen", ENOUGH, UNUSED),
     Hypothesis("R1", "higher lens agreement", ENOUGH, "reading.lens_agreement", True),
     Hypothesis("R2", "higher agreement of a tuned lens", ENOUGH, "reading.tuned_lens", True),
     Hypothesis("R3", "lower label distance", ENOUGH, "reading.label_distance"),
@@ -150,11 +151,14 @@ def _cell(one: Outcome) -> str:
 
 
 def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
-    """Arm -> width -> pairs, of the fresh seeds with enough text, where there are five."""
+    """What is drawn as a line over the width -> width -> pairs, of the fresh seeds with enough text, where there are
+    five: the validation loss of the protocol (P1) and that of text that no choice has seen (P4)."""
     found: dict[str, dict[int, SeedPairs]] = {}
-    for (question, size, arm), pairs in paired(rows).items():
-        if question == ENOUGH and len(pairs) >= SEEDS:
-            found.setdefault(f"{ARMS.get(arm, arm)}, weight decay", {})[int(size.split("x")[1])] = pairs
+    for path, text in (("val_loss", ""), (UNUSED, ", on unused text")):
+        for (question, size, arm), pairs in paired(rows, partial(number_at, path=path)).items():
+            if question == ENOUGH and len(pairs) >= SEEDS:
+                name = f"{ARMS.get(arm, arm)}, weight decay{text}"
+                found.setdefault(name, {})[int(size.split("x")[1])] = pairs
     return found
 
 
@@ -275,7 +279,7 @@ FREQUENCY_MEANS = (
     ("for which one it is, of all other targets", "measured.rare.which_other"),
     ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.rare.when"),
     ("probability of all tokens of 1 to 99 times", "measured.rare.mass"),
-    ("nats per token of the whole of this text", "measured.rare.all"),
+    ("nats per token of the whole of this text (P4)", UNUSED),
 )
 FREQUENCY_CONTROL = (
     ("against standard with r = 1/4's weight decay: 1 to 99 times", "measured.rare.loss"),

@@ -8,7 +8,7 @@ import results
 from tests.experiments.rows import row
 
 BETTER, WORSE = [0.02, 0.03, 0.02, 0.03, 0.02], [-0.02, -0.03, -0.02, -0.03, -0.02]
-P1, R1 = results.HYPOTHESES[0], results.HYPOTHESES[3]
+P1, R1 = (next(one for one in results.HYPOTHESES if one.name == name) for name in ("P1", "R1"))
 
 
 def pairs(gaps):
