@@ -118,7 +118,8 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"Depends on the size. {CHOSEN}: {short('P1')}. r = 1: {short('P1', 'harmonic')}",
+            f"Depends on the size. {CHOSEN}: {short('P1')}; on text that no choice has seen, {short('P4')}. r = 1: "
+            f"{short('P1', 'harmonic')}",
             "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
@@ -141,7 +142,7 @@ def answers() -> list[Answer]:
             "Is it good for something else?",
             "",
             f"{_in_part('U')}. {by_verdict(USES)}",
-            "rare: 1 to 99 times in the training text",
+            "rare: 1 to 99 times in the corpus",
             "uses", "uses.md",
         ),
         Answer(

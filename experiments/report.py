@@ -137,10 +137,12 @@ def interval(pairs: SeedPairs) -> list[float] | None:
 
 
 def difference(pairs: SeedPairs) -> str:
-    """Mean difference with its 95 % interval, where there are several seeds."""
-    limits = interval(pairs)
-    gap = f"{mean(ours - theirs for _, ours, theirs in pairs):+.3f}"
-    return gap if limits is None else f"{gap} [{limits[0]:+.3f}, {limits[1]:+.3f}]"
+    """Mean difference with its 95 % interval, where there are several seeds; a fourth decimal where three say little."""
+    limits = interval(pairs) or []
+    numbers = [mean(ours - theirs for _, ours, theirs in pairs), *limits]
+    digits = 4 if limits and max(map(abs, numbers)) < 0.002 else 3
+    gap, *ends = (f"{number:+.{digits}f}" for number in numbers)
+    return f"{gap} [{', '.join(ends)}]" if ends else gap
 
 
 def markdown_table(header: str, lines: Iterable[Iterable[str]]) -> str:

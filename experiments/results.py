@@ -40,9 +40,9 @@ class Hypothesis(NamedTuple):
 
 HYPOTHESES = (
     Hypothesis("P1", "predicts better with enough text", ENOUGH, "val_loss"),
+    Hypothesis("P4", "predicts better on text that no choice has seen", ENOUGH, UNUSED),
     Hypothesis("P2", "predicts better with a sixteenth of the text, 3.5 epochs", "scarce text, 4 epochs", "val_loss"),
     Hypothesis("P3", "predicts better with a sixty-fourth, at most 14 epochs", "scarce text, 16 epochs", "val_loss"),
-    Hypothesis("P4", "P1 on text that no choice has seen", ENOUGH, UNUSED),
     Hypothesis("R1", "higher lens agreement", ENOUGH, "reading.lens_agreement", True),
     Hypothesis("R2", "higher agreement of a tuned lens", ENOUGH, "reading.tuned_lens", True),
     Hypothesis("R3", "lower label distance", ENOUGH, "reading.label_distance"),
@@ -52,11 +52,11 @@ HYPOTHESES = (
     Hypothesis("U2", "loses less by a head in int4", ENOUGH, "uses.quantized.int4"),
     Hypothesis("U3", "early exit at 0.9 saves more blocks", ENOUGH, "uses.early_exit.2.blocks_saved", True),
     Hypothesis("U4", "tokens added from 16 contexts cost less", ENOUGH, "uses.new_token.2.best.cost"),
-    Hypothesis("U5", "predicts rare targets better", ENOUGH, "measured.rare.loss"),
     Hypothesis("U6", "early exit at an agreement of 0.95 saves more blocks", ENOUGH, EXIT, True),
-    Hypothesis("U7", "knows better which rare token comes", ENOUGH, "measured.rare.which"),
+    Hypothesis("U5", "predicts rare tokens better", ENOUGH, "measured.rare.loss"),
     Hypothesis("U8", "knows better whether a rare token comes", ENOUGH, "measured.rare.when"),
-    Hypothesis("U9", "U7 after the best bias by frequency and temperature", ENOUGH, "measured.rare.which_after_fit"),
+    Hypothesis("U7", "knows better which rare token comes", ENOUGH, "measured.rare.which"),
+    Hypothesis("U9", "the same after the best bias and temperature", ENOUGH, "measured.rare.which_after_fit"),
 )
 
 

@@ -181,7 +181,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes])
     axes.set(
-        xlabel="occurrences of the target in the training text",
+        xlabel="occurrences of the target in the corpus",
         ylabel="loss minus the standard head's,\nnats per target",
     )
     axes.grid(color="0.92")
