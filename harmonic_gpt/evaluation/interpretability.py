@@ -31,6 +31,7 @@ from harmonic_gpt.evaluation.measures.lens_agreement import lens_agreement
 from harmonic_gpt.evaluation.measures.neighbors import neighbors
 from harmonic_gpt.evaluation.measures.parallelogram import MIN_PAIRS, ParallelogramTest, paper_test, strict_test
 from harmonic_gpt.evaluation.measures.probes import run_probes
+from harmonic_gpt.evaluation.measures.rare_tokens import rare_tokens
 from harmonic_gpt.evaluation.measures.similarity import POSITIONS
 from harmonic_gpt.evaluation.tasks.probe_tasks import ProbeTask
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs, TokenPairs, token_pairs
@@ -68,6 +69,7 @@ def measure_interpretability(
     protocol: str = "both",
     probe_tasks: list[ProbeTask] | None = None,
     words: list[str] | None = None,
+    counts: np.ndarray | None = None,
 ) -> Interpretability:
     """Geometry of a model's centers and, within a budget of forward tokens, of its layers.
 
@@ -77,6 +79,7 @@ def measure_interpretability(
         layers: for word pairs and probes in the layers; default first, middle, last.
         protocol: of word pairs: "paper", "strict" or "both".
         probe_tasks: their tokens count in the budget. words: to list the neighbors of; default: a few common ones.
+        counts: (V,) occurrences of each token in the training text; None: rare tokens are not measured.
     Raises InputError for a model without tokenizer, a layer or a word that it does not have, or without the extra
         `eval` where there is text.
     """
@@ -109,7 +112,7 @@ def measure_interpretability(
         spent = _add_words_in_layers(loaded, layers, pairs, protocol, tokens, measured)
         if probe_tasks:
             spent += _add_probes(loaded, layers, probe_tasks, measured)
-        _add_text(loaded, matrices["centers"], text, tokens - spent, measured)
+        _add_text(loaded, matrices["centers"], text, tokens - spent, counts, measured)
     return measured
 
 
@@ -208,8 +211,15 @@ def _add_probes(
     return measured.row["probe_tokens"]
 
 
-def _add_text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: int, measured: Interpretability) -> None:
-    """Compression of every layer, class centers, label distance and lens agreement, on real text."""
+def _add_text(
+    loaded: LoadedModel,
+    centers: Tensor,
+    text: np.ndarray,
+    budget: int,
+    counts: np.ndarray | None,
+    measured: Interpretability,
+) -> None:
+    """Compression of every layer, class centers, label distance, rare tokens and lens agreement, on real text."""
     block = min(256, getattr(loaded.model.config, "max_position_embeddings", 256))
     if len(text) <= block:
         raise InputError(f"the text has {len(text)} tokens, less than one block of {block}; give --data with more")
@@ -230,6 +240,11 @@ def _add_text(loaded: LoadedModel, centers: Tensor, text: np.ndarray, budget: in
     measured.row["label_distance"] = near.row
     if near.headline is not None:
         measured.measures["label_distance"] = near.headline
+    if counts is not None:
+        rare = rare_tokens(loaded.model, states[-1], labels, counts, SEED)
+        measured.row["rare_tokens"] = rare.row
+        if rare.headline is not None:
+            measured.measures["rare_tokens"] = rare.headline
     if taken:
         inputs = torch.from_numpy(read[: len(labels)].astype(np.int64))
         agreed = lens_agreement(loaded.model, states, torch.cat(taken).float(), inputs, block, SEED, max(alone, block))

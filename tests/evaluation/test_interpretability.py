@@ -18,16 +18,19 @@ def test_a_collapsed_model_wins_the_papers_measure_and_no_headline(tiny_config, 
     words = [word for word in words if single_token_id(tokenizer, word) is not None]
     tasks = {"made up": list(zip(words[:20:2], words[1:20:2], strict=True))}
     assert len(tasks["made up"]) == 10
-    text = torch.randint(0, 12, (1200,)).numpy()
+    text, counts = torch.randint(0, 12, (1200,)).numpy(), np.full(300, 50)
     model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300, tie_word_embeddings=False))
-    plain = measure_interpretability(LoadedModel("plain", "memory", model.eval(), tokenizer, None, None), tasks, text)
+    loaded = LoadedModel("plain", "memory", model.eval(), tokenizer, None, None)
+    plain = measure_interpretability(loaded, tasks, text, counts=counts)
     centers = model.get_output_embeddings().weight.data
     line = torch.randn(300, 1) ** 9 @ torch.randn(1, 32)  # a few rows far out, nearly all on one point of a line
     centers.copy_(1e-3 * centers + line)
-    collapsed = measure_interpretability(LoadedModel("collapsed", "memory", model, tokenizer, None, None), tasks, text)
+    loaded = LoadedModel("collapsed", "memory", model, tokenizer, None, None)
+    collapsed = measure_interpretability(loaded, tasks, text, counts=counts)
     assert collapsed.row["flags"]
     assert collapsed.row["flags"][0].startswith("centers: nearly one line")
     assert plain.row["flags"] == []
+    assert "rare_tokens" in plain.measures
     measures = [{"nats": (5.0, np.empty(0))} | reading.measures for reading in (collapsed, plain)]
     paper = [paper_losses(reading.row) for reading in (collapsed, plain)]
     ratios = [collapsed.ratios, plain.ratios]

@@ -37,6 +37,7 @@ class Headline(NamedTuple):
 # None of these can be won by collapse; measures of compression can, so they are not here
 HEADLINES = {
     "nats": Headline("validation loss", "validation loss (nats per token)", False),
+    "rare_tokens": Headline("rare tokens", "which rare token comes, given that one does (nats)", False),
     "parallelogram": Headline(
         "parallelogram loss", "parallelogram loss / shuffled pairs, without the first component", False
     ),
@@ -53,6 +54,8 @@ HEADLINES = {
     "tuned_lens": Headline("tuned lens", "the same through a tuned lens", True),
     "probes": Headline("probes", "logistic probes of layers, macro F1", True),
 }
+
+PREDICTION = ("nats", "rare_tokens")  # the others are measures of reading
 
 
 def interval_kinds(rows: dict[str, dict]) -> dict[str, list[str]]:

@@ -88,11 +88,13 @@ def add_interpretability(
         measured.row["interpretability_missing"] = f"{loaded.path} has no tokenizer"
         return
     validation = folder.tokens("val")
-    probes = []
+    probes, counts = [], token_counts(folder.tokens("train"))
     if tokens:
         examples = min(PROBE_EXAMPLES, tokens // 80)
-        probes = built_in_tasks(loaded.tokenizer, token_counts(folder.tokens("train")), examples)
+        probes = built_in_tasks(loaded.tokenizer, counts, examples)
         probes += file_tasks(probe_files, loaded.tokenizer, examples)
     text = validation.read(0, min(len(validation), tokens))
-    measured.interpretability = measure_interpretability(loaded, tasks, text, tokens, probe_tasks=probes, words=words)
+    measured.interpretability = measure_interpretability(
+        loaded, tasks, text, tokens, probe_tasks=probes, words=words, counts=counts
+    )
     measured.row["interpretability"] = measured.interpretability.row

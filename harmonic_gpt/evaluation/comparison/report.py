@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harmonic_gpt.evaluation.comparison.arms import interval_kinds
+from harmonic_gpt.evaluation.comparison.arms import PREDICTION, interval_kinds
 from harmonic_gpt.evaluation.measures.geometry import WITHOUT_FIRST
 from harmonic_gpt.extras import require
 from harmonic_gpt.files import write_text
@@ -214,10 +214,10 @@ def _pair(difference: dict, headlines: dict, heads: dict[str, str]) -> dict:
     arms, rows = (difference["first"], difference["second"]), difference["headlines"]
     lower = arms[rows["nats"]["difference"] >= 0]
     better = {headlines[key]["name"]: row["better"] for key, row in rows.items() if row["difference"] is not None}
-    loss = headlines["nats"]["name"]
+    loss, predicted = headlines["nats"]["name"], {headlines[key]["name"] for key in PREDICTION if key in headlines}
     usual, *others = interval_kinds(rows).items() or [("", [])]
     exceptions = [f"{kind} ({', '.join(headlines[key]['name'] for key in keys)})" for kind, keys in others]
-    suite = {name: leader for name, leader in better.items() if name != loss}
+    suite = {name: leader for name, leader in better.items() if name not in predicted}
     if rows["nats"]["interval"] is None:  # a higher loss counts against harmonic even where its spread is not known
         better[loss] = lower
     return difference | {

@@ -23,7 +23,7 @@ class Read(NamedTuple):
 
 
 def forest(comparison: dict, colors: dict[str, str]) -> "Figure | None":
-    """Every measure of reading as a row, a panel for each two arms: their difference with its 95 % interval.
+    """Every measure but the loss as a row, a panel for each two arms: their difference with its 95 % interval.
 
     Differences are divided by half the width of their interval, so that one axis holds all, and turned so that right is
     always the first arm's side. Where an interval leaves out 0, it has the color of the arm that is ahead, else it is

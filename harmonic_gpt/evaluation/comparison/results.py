@@ -7,8 +7,8 @@ from harmonic_gpt.errors import InputError, reason_of
 
 RESULTS = "results.json"
 # 2: arms, comparison, and each model's arm, seed and interpretability. 3: "neighbors", and a name of each headline.
-# 4: in "interpretability" "lens" and "label_distance", in "class_centers" "own_center", a headline of each; "method" of
-# intervals
+# 4: in "interpretability" "lens", "label_distance" and "rare_tokens", in "class_centers" "own_center", a headline of
+# each; "method" of intervals
 SCHEMA_VERSION = 4
 
 

@@ -67,6 +67,17 @@ def test_first_screen_says_where_harmonic_is_worse():
     )
 
 
+def test_rare_tokens_are_told_with_the_prediction_and_not_counted_as_reading():
+    models = [measured(5.2, 0.9), measured(5.1, 0.8)]
+    for model, value in zip(models, (6.0, 6.5), strict=True):
+        model["rare_tokens"] = (value, np.linspace(value - 0.1, value + 0.1, 500))
+    arms = {"harmonic": [0], "standard": [1]}
+    text = "\n".join(verdict(results_of(compare_arms(arms, models, [{}] * 2, [{}] * 2, [0, 0]))))
+    assert "Which rare token comes: harmonic is ahead, harmonic - standard -0.5000 nats per rare target [" in text
+    assert "standard is ahead in 1 of 1 measures: parallelogram loss." in text
+    assert "harmonic is not ahead in validation loss, parallelogram loss." in text
+
+
 def test_ahead_is_said_only_where_the_interval_over_seeds_leaves_out_zero():
     def compared(*nats, seeds=(0, 1, 2, 3)):
         arms, measures = {"harmonic": [0, 1], "standard": [2, 3]}, [measured(n, 0.9) for n in nats]
