@@ -1,7 +1,4 @@
-"""Whether the settings that were chosen are the best near them: the searches, and the neighbors of what they found.
-
-The rule: PROTOCOL.md, "Certification" and its changes.
-"""
+"""Whether the settings that were chosen are the best near them: the searches, and the neighbors of what they found."""
 
 from statistics import mean
 
@@ -9,9 +6,9 @@ from queue_file import TIMES, ArmSearch
 from report import arm_of, markdown_table
 from results import ARMS, CHOSEN
 
-# Questions of protocol.yaml: where they were asked and of which seeds
-NEIGHBORS = {"neighbors of the best": ("2x128", (0, 1)), "neighbors at 6x384": ("6x384", (10,))}
-CERTIFICATE = next(iter(NEIGHBORS))  # the one that certifies
+# Questions of protocol.yaml: at which size and with which seed they were asked
+NEIGHBORS = {"neighbors of the best": ("2x128", 0), "neighbors at 6x384": ("6x384", 10)}
+CERTIFICATE = next(iter(NEIGHBORS))  # the one that asks for every setting
 EVERY = 400  # eval.every of these runs and of the frontier; the searches evaluated more often
 NAMES = {
     "optim.betas": "AdamW's beta2",
@@ -24,55 +21,51 @@ NAMES = {
 }
 BASE = {"optim.eps": 1e-5}  # what the queue gives all runs, and no row names
 
+
 Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as a key
-Losses = dict[Settings, dict[int, float]]  # settings -> seed -> nats per token
+Losses = dict[Settings, float]  # nats per token
 
 
 def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
-    """Markdown: for each setting its best value of both heads, and what its neighbors lose, mean over the seeds."""
-    seeds = NEIGHBORS[question][1]
+    """Markdown: for each setting its best value of both heads, and what its neighbors lose."""
     arms = {arm: found for arm in (CHOSEN, "standard") if (found := neighborhood(rows, arm, question))}
     lines: list[list[str]] = []
     for setting, name in NAMES.items():
         cells = []
         for center, losses in arms.values():
+            tried = {dict(point).get(setting, BASE.get(setting)): loss for point, loss in losses.items()}
             best = dict(center).get(setting, BASE.get(setting))
-            tried = {
-                dict(point).get(setting, BASE.get(setting)): gap for point, gap in _gaps(center, losses, seeds).items()
-            }
-            others = [f"{value_text(value)}: {gap:+.4f}" for value, gap in sorted(tried.items()) if value != best]
+            gaps = {value: loss - losses[center] for value, loss in tried.items() if value != best}
+            others = [f"{value_text(value)}: {gap:+.4f}" for value, gap in sorted(gaps.items())]
             cells.append(f"**{value_text(best)}** ({', '.join(others)})" if others else "")
         if any(cells) or question == CERTIFICATE:
             lines.append([name, *cells])
-    of = "mean of two seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    best = [f"{mean(losses[center].values()):.4f}" for center, losses in arms.values()]
-    lines.append([f"nats per token at the best, {of}", *best])
+    seed = NEIGHBORS[question][1]
+    lines.append(
+        [f"nats per token at the best, seed {seed}", *(f"{losses[best]:.4f}" for best, losses in arms.values())]
+    )
     lines.append(["", *(said(center, losses, question) for center, losses in arms.values())])
     return markdown_table(f"setting | {' | '.join(ARMS[arm] for arm in arms)}", lines) if arms else ""
 
 
 def neighborhood(rows: list[dict], arm: str, question: str) -> tuple[Settings, Losses] | None:
     """The center, from which every run of the question differs in one setting, and the losses of all of them."""
-    (size, seeds), losses = NEIGHBORS[question], {}
-    asked = []
+    (size, seed), losses = NEIGHBORS[question], {}
+    asked = set()
     for row in rows:
-        plain = (
-            all(name.startswith("watch_") for name in row["trial"])
-            and "data.dir" not in row["set"]
-            and row["set"].get("eval.every") == EVERY
-        )
-        if plain and (arm_of(row), row["size"]) == (arm, size) and row["seed"] in seeds:
+        watched = all(name.startswith("watch_") for name in row["trial"])
+        plain = watched and "data.dir" not in row["set"] and row["set"].get("eval.every") == EVERY
+        if plain and (arm_of(row), row["size"], row["seed"]) == (arm, size, seed):
             point = tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in row["set"].items()))
-            losses.setdefault(point, {})[row["seed"]] = row["val_loss"]
+            losses[point] = row["val_loss"]
             if row["question"] == question:
-                asked.append(point)
+                asked.add(point)
     centers = [point for point in losses if asked and all(_differences(point, other) == 1 for other in asked)]
     if not centers:  # it was asked for as well
-        centers = [point for point in {*asked} if all(_differences(point, other) <= 1 for other in asked)]
+        centers = [point for point in asked if all(_differences(point, other) <= 1 for other in asked)]
     if len(centers) != 1:
         return None
-    near = {point: by_seed for point, by_seed in losses.items() if _differences(point, centers[0]) <= 1}
-    return centers[0], near
+    return centers[0], {point: loss for point, loss in losses.items() if _differences(point, centers[0]) <= 1}
 
 
 def _differences(a: Settings, b: Settings) -> int:
@@ -80,25 +73,16 @@ def _differences(a: Settings, b: Settings) -> int:
     return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
-def _gaps(center: Settings, losses: Losses, seeds: tuple[int, ...]) -> dict[Settings, float]:
-    """What each neighbor with all of the seeds loses against the center, the mean of them."""
-    whole = {point: by_seed for point, by_seed in losses.items() if point != center and len(by_seed) == len(seeds)}
-    return {point: mean(by_seed[s] - losses[center][s] for s in seeds) for point, by_seed in whole.items()}
-
-
 def said(center: Settings, losses: Losses, question: str) -> str:
-    """Certified, or what the best neighbor would gain; neither while a setting that the question certifies has no
-    neighbor with every seed."""
-    gaps = _gaps(center, losses, NEIGHBORS[question][1])
-    runs = sum(map(len, losses.values()))
-    best = dict(center)
-    untried = [s for s in NAMES if s in best and all(dict(point)[s] == best[s] for point in gaps)]
-    if not gaps or (untried and question == CERTIFICATE):
-        return f"not all neighbors are trained yet; {runs} runs"
-    least = min(gaps.values())
-    worse = f"{len(gaps)} neighbors are worse"
-    worse = f"**certified**: {worse}" if question == CERTIFICATE else worse
-    return f"{worse if least > 0 else f'**a neighbor gains {-least:.4f}**'}; {runs} runs"
+    """How many neighbors are worse, or what the best of them would gain; neither while a setting that the question asks
+    for has no neighbor."""
+    others, best = [point for point in losses if point != center], dict(center)
+    untried = [name for name in NAMES if name in best and all(dict(point)[name] == best[name] for point in others)]
+    if not others or (untried and question == CERTIFICATE):
+        return f"not all neighbors are trained yet; {len(losses)} runs"
+    gain = losses[center] - min(losses[point] for point in others)
+    told = f"**a neighbor gains {gain:.4f}**" if gain >= 0 else f"all {len(others)} neighbors are worse"
+    return f"{told}; {len(losses)} runs"
 
 
 def certificates(searches: list[ArmSearch]) -> str:

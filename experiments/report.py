@@ -137,7 +137,7 @@ def interval(pairs: SeedPairs) -> list[float] | None:
 
 
 def difference(pairs: SeedPairs) -> str:
-    """Mean difference with its 95 % interval, where there are several seeds; a fourth decimal where three say little."""
+    """Mean difference with its 95 % interval, where there are several seeds; four decimals where three say little."""
     limits = interval(pairs) or []
     numbers = [mean(ours - theirs for _, ours, theirs in pairs), *limits]
     digits = 4 if limits and max(map(abs, numbers)) < 0.002 else 3
