@@ -120,15 +120,19 @@ def uses_means() -> str:
 
 
 def frequencies() -> str:
-    """Loss by frequency of the target, and the same against the standard head with the shipped arm's weight decay."""
-    rows = protocol_rows()
-    ours = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == results.CHOSEN]
-    control = [row for row in rows if row["question"] == results.ONE_DECAY]
-    control += [row | {"question": results.ONE_DECAY} for row in ours]
-    tables = (
-        results.differences(rows, results.FREQUENCY_MEANS),
-        results.differences(control, results.FREQUENCY_CONTROL, results.ONE_DECAY),
-    )
+    return results.differences(protocol_rows(), results.FREQUENCY_MEANS)
+
+
+def better_eps() -> str:
+    """The shipped arm against the standard head at its better eps, and what that eps does to the standard head."""
+    rows = results.at_better_eps(protocol_rows())
+    gains = [row for row in rows if row["question"] == results.EPS and arm_of(row) == "standard"]
+    plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
+    both = [row | {"question": results.EPS, "arm": results.CHOSEN} for row in gains]
+    both += [row | {"question": results.EPS} for row in plain if row["size"] in {one["size"] for one in gains}]
+    effect = results.differences(both, results.EPS_MEANS[:1] + results.EPS_MEANS[-1:], results.EPS)
+    effect = effect.replace(f"{results.ARMS[results.CHOSEN]}, standard", "standard, eps 1e-8, 1e-5")
+    tables = results.differences(rows, results.EPS_MEANS, results.EPS), effect
     return "\n\n".join(table for table in tables if table)
 
 
@@ -233,6 +237,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "steps with 16 epochs": lambda: lengths.along(protocol_rows(), "train.steps", "regularization, 16 epochs"),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
     "loss by frequency": frequencies,
+    "better eps": better_eps,
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),

@@ -126,3 +126,12 @@ def test_every_hypothesis_asks_what_the_queue_trains():
     queue = results.QUEUE.read_text(encoding="utf-8")
     for hypothesis in results.HYPOTHESES:
         assert f"question: {hypothesis.question}\n" in queue
+
+
+def test_the_standard_head_at_its_better_eps_is_held_against_the_same_runs():
+    rows = [row(arm, seed, 5.0 + seed) for arm in ("quarter", "standard") for seed in range(5)]
+    rows += [row("standard", seed, 4.9 + seed - seed / 1000, question=results.EPS) for seed in range(5)]
+    found = {one.hypothesis.name: one.pairs for one in results.outcomes(rows)}
+    assert found["P1"][1] == (1, 6.0, 6.0)
+    assert [round(ours - theirs, 3) for _, ours, theirs in found["P5"]] == [0.1, 0.101, 0.102, 0.103, 0.104]
+    assert "P5" not in {one.hypothesis.name for one in results.outcomes(rows[:-5])}
