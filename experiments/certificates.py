@@ -77,7 +77,8 @@ def said(center: Settings, losses: Losses, question: str) -> str:
     """How many neighbors are worse, or what the best of them would gain; neither while a setting that the question asks
     for has no neighbor."""
     others, best = [point for point in losses if point != center], dict(center)
-    untried = [name for name in NAMES if name in best and all(dict(point)[name] == best[name] for point in others)]
+    ladders = best.keys() & NAMES.keys() - ({"model.center_std"} if "model.exponent" in best else set())
+    untried = [name for name in ladders if all(dict(point)[name] == best[name] for point in others)]
     if not others or (untried and question == CERTIFICATE):
         return f"not all neighbors are trained yet; {len(losses)} runs"
     gain = losses[center] - min(losses[point] for point in others)

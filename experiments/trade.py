@@ -14,18 +14,19 @@ from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
 NEAR = 0.01  # nats per token above a head's least loss
 SEED = 0
+OWN = "nothing"
 
 
 class Point(NamedTuple):
     arm: str
-    changed: str  # what differs from the best setting
+    changed: str  # what differs from the setting that the protocol chose, OWN where nothing does
     loss: float  # nats per token
     which: float  # nats per rare target, for which rare token it is
     which_other: float  # the same of all other targets
 
 
 def points(rows: list[dict]) -> list[Point]:
-    """Of every setting that was read, seed SEED; the best settings first."""
+    """Of every setting that was read, seed SEED; the chosen ones first."""
     found = []
     for arm in (CHOSEN, "standard"):
         near = neighborhood(rows, arm, CERTIFICATE)
@@ -36,14 +37,14 @@ def points(rows: list[dict]) -> list[Point]:
                 mine = {name: tuple(v) if isinstance(v, list) else v for name, v in row["set"].items()}
                 changed = [f"{NAMES[name]} {value_text(v)}" for name, v in mine.items() if best.get(name) != v]
                 other = row["measured"]["rare"]["which_other"]
-                found.append(Point(arm, ", ".join(changed) or "best", row["val_loss"], which, other))
-    return sorted(found, key=lambda point: (point.changed != "best", point.which))
+                found.append(Point(arm, ", ".join(changed) or OWN, row["val_loss"], which, other))
+    return sorted(found, key=lambda point: (point.changed != OWN, point.which))
 
 
 def told(rows: list[dict]) -> str:
     """Markdown: the rule's verdict in words, and the settings in a table."""
     tried = points(rows)
-    if not {CHOSEN, "standard"} <= {point.arm for point in tried if point.changed == "best"}:
+    if not {CHOSEN, "standard"} <= {point.arm for point in tried if point.changed == OWN}:
         return ""
     ours = next(point for point in tried if point.arm == CHOSEN)
     theirs = [point for point in tried if point.arm == "standard"]
@@ -53,27 +54,27 @@ def told(rows: list[dict]) -> str:
     verdict = "as well as" if nearest.which <= ours.which else "not as well as"
     sentence = (
         f"**Of {len(theirs)} settings of the standard head {len(near)} lose at most {NEAR} nats per token above its "
-        f"least. The best of these at rare tokens ({nearest.changed}) tells them apart {verdict} harmonic at its best "
-        f"setting: {nearest.which:.3f} against {ours.which:.3f} nats** (one seed)."
+        f"least. The best of these at rare tokens ({nearest.changed}) tells them apart {verdict} harmonic at "
+        f"its own: {nearest.which:.3f} against {ours.which:.3f} nats** (one seed)."
     )
     lines = [
         [ARMS[point.arm], point.changed, *(f"{x:.3f}" for x in (point.loss, point.which, point.which_other))]
         for point in tried
     ]
-    columns = "arm | differs from its best setting in | nats per token | which rare token | which other token"
+    columns = "arm | differs from the chosen setting in | nats per token | which rare token | which other token"
     return f"{sentence}\n\n<details><summary>All settings</summary>\n\n{markdown_table(columns, lines)}\n\n</details>"
 
 
 def draw(path: Path, rows: list[dict]) -> None:
-    """Nats for which rare token it is, against the whole loss, a point for each setting; large: the best settings."""
+    """Nats for which rare token it is, against the whole loss, a point for each setting; large: the chosen ones."""
     figure, ((axes,),) = subplots(1, 1, 6, 4)
     for arm, head in ((CHOSEN, "harmonic"), ("standard", "standard")):
         mine = [point for point in points(rows) if point.arm == arm]
-        for best in (False, True):
-            chosen = [point for point in mine if (point.changed == "best") == best]
-            x, y = [point.loss for point in chosen], [point.which for point in chosen]
-            name = f"{head}, {'its best setting' if best else 'neighbors'}"
-            axes.plot(x, y, "*" if best else "o", color=HEAD_COLORS[head], ms=16 if best else 6, ls="", label=name)
+        for own in (False, True):
+            points_of = [point for point in mine if (point.changed == OWN) == own]
+            x, y = [point.loss for point in points_of], [point.which for point in points_of]
+            name = f"{head}, {'as chosen' if own else 'neighbors'}"
+            axes.plot(x, y, "*" if own else "o", color=HEAD_COLORS[head], ms=16 if own else 6, ls="", label=name)
     axes.set(xlabel="validation loss, nats per token", ylabel="nats per rare target,\nfor which rare token it is")
     axes.grid(color="0.92")
     figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)

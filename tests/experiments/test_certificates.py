@@ -31,8 +31,11 @@ def test_what_neighbors_lose():
 def test_a_setting_that_no_neighbor_beats(asked_for):
     rows = neighborhood(0.02) + ([run(5.0)] if asked_for else [])
     rows += [run(4.0, seed=1, **{"optim.lr": 0.016}), run(5.02, **{"optim.eps": 1e-8}) | {"trial": {"watch_rare": 9}}]
+    for one in rows:
+        one["set"] |= {"model.center_std": 0.1, "model.exponent": 48.0}  # std is no ladder of a head with an exponent
+    rows += [run(5.03, **{"model.center_std": 0.1, "model.exponent": 68.0})]
     text = certificates.neighbors(rows)
-    assert text.splitlines()[-1] == "|  | all 4 neighbors are worse; 5 runs |"
+    assert text.splitlines()[-1] == "|  | all 5 neighbors are worse; 6 runs |"
     assert "| AdamW's eps | **1e-05** (1e-08: +0.0200) |" in text
 
 

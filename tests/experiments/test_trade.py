@@ -35,10 +35,10 @@ def test_a_setting_that_costs_too_much_does_not_count(which, verdict):
     assert trade.told(rows(which)[:4]) == ""
 
 
-def test_the_best_settings_stand_first_and_a_picture_is_drawn(tmp_path):
+def test_the_chosen_settings_stand_first_and_a_picture_is_drawn(tmp_path):
     assert [(point.arm, point.changed) for point in trade.points(rows(6.1))][:2] == [
-        ("quarter", "best"),
-        ("standard", "best"),
+        ("quarter", trade.OWN),
+        ("standard", trade.OWN),
     ]
     trade.draw(tmp_path / "trade.png", rows(6.1))
     assert (tmp_path / "trade.png").stat().st_size > 10_000
