@@ -176,8 +176,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
         places = [classes.index(i) + 0.14 * (k - (len(sizes) - 1) / 2) for i in held[size]]
         gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in held[size].values()])
         bars = np.abs(np.array([interval(pairs) for pairs in held[size].values()]).T - gaps)
-        label = f"{size.replace('x', ' x ')}, {min(map(len, held[size].values()))} seeds"
-        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=label)
+        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=size.replace("x", " x "))
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes])
     axes.set(
