@@ -43,7 +43,7 @@ def rare_tokens(model: PreTrainedModel, last: Tensor, labels: Tensor, counts: np
     rare = torch.from_numpy(is_rare(counts))
     is_target = rare[labels]
     positions = is_target.nonzero()[:, 0]
-    row = {"targets": len(positions), "share": float(is_target.double().mean())}
+    row: dict = {"targets": len(positions), "share": float(is_target.double().mean())}
     if len(positions) < MIN_TARGETS:
         return RareTokens(row | {"flag": f"fewer than {MIN_TARGETS} targets are rare"})
     nats, which = (np.zeros(len(labels)) for _ in range(2))
