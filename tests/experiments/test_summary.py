@@ -78,7 +78,7 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     assert answers.ahead(lost) == "standard"
     assert answers.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
     assert answers.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
-    assert answers.ahead(lost[:1]) == "one seed: a lead, no result"
+    assert answers.ahead(lost[:1]) == "one seed: a hint, no result"
     row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}, "val_loss": 5.1}
     rows = [
         row | {"arm": arm, "seed": seed, "key": f"{arm} {seed}", "val_loss": 5 + seed / 100 + gap * (1 + seed / 10)}
