@@ -70,7 +70,7 @@ def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
         where = f"at {COUNT[len(found)]} sizes" if alike else f"at {last.size.replace('x', ' x ')}"
         word = results.WORDS.get(last.verdict, last.verdict)
         said.setdefault(word, []).append(f"{label} ({where}: {difference(last.pairs)})")
-    order = [word for word in ("ahead", "behind", results.NOT_SHOWN, "undecided") if word in said]
+    order = [word for word in ("ahead", "behind", "level", results.NOT_SHOWN, "undecided") if word in said]
     return ". ".join(f"{word.capitalize()}: {', '.join(said[word])}" for word in order)
 
 
