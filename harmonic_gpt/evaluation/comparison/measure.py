@@ -88,8 +88,9 @@ def add_interpretability(
         measured.row["interpretability_missing"] = f"{loaded.path} has no tokenizer"
         return
     validation = folder.tokens("val")
-    probes, counts = [], token_counts(folder.tokens("train"))
+    probes, counts = [], None
     if tokens:
+        counts = token_counts(folder.tokens("train"))
         examples = min(PROBE_EXAMPLES, tokens // 80)
         probes = built_in_tasks(loaded.tokenizer, counts, examples)
         probes += file_tasks(probe_files, loaded.tokenizer, examples)

@@ -37,10 +37,13 @@ def rare_tokens(model: PreTrainedModel, last: Tensor, labels: Tensor, counts: np
 
     Args:
         last: (N, D) hidden states behind the final norm. labels: (N,) next tokens.
-        counts: (V,) occurrences of each token in the training text.
+        counts: (V,) occurrences of each token in the training text. The head may have more rows than that (a padded
+            vocabulary): these are not rare.
     """
     head = model.get_output_embeddings().weight
-    rare = torch.from_numpy(is_rare(counts))
+    rare = torch.zeros(max(len(head), len(counts)), dtype=torch.bool)
+    rare[: len(counts)] = torch.from_numpy(is_rare(counts))
+    rare = rare[: len(head)]
     is_target = rare[labels]
     positions = is_target.nonzero()[:, 0]
     row: dict = {"targets": len(positions), "share": float(is_target.double().mean())}
@@ -52,7 +55,7 @@ def rare_tokens(model: PreTrainedModel, last: Tensor, labels: Tensor, counts: np
         own = log_p.gather(1, labels[part, None])[:, 0]
         nats[part] = -own
         which[part] = log_p[:, rare].logsumexp(1) - own
-    by_frequency = -np.log(counts[labels[positions]] / counts[rare.numpy()].sum())
+    by_frequency = -np.log(counts[labels[positions]] / counts[is_rare(counts)].sum())
     value, replicates = segment_ratio(which, is_target.numpy(), seed)
     row |= {
         "nats": float(nats.sum() / len(positions)),

@@ -63,6 +63,13 @@ def test_knowing_frequencies_alone_is_the_control(planted):
     assert measured((model, last, labels)).row["which"] == pytest.approx(np.log(20))  # a collapsed model's
 
 
+def test_a_head_with_more_rows_than_the_tokenizer_has_tokens(planted):
+    model, last, labels = planted
+    labels = labels % 40  # the last five rows are padding
+    found = measured((model, last, labels), COUNTS[:40])
+    assert found.row["which"] == pytest.approx(measured((model, last, labels)).row["which"])
+
+
 def test_few_rare_targets_are_flagged(planted):
     found = measured(planted, np.full(45, 100))
     assert (found.headline, found.row["targets"]) == (None, 0)
