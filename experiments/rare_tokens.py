@@ -23,7 +23,7 @@ from harmonic_gpt.runs.load import load_model
 
 EDGES = (1, 10, 100, 1_000, 10_000)  # occurrences in training; the classes lie between them
 NAMES = ("never", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more")
-RARE = slice(1, 3)  # of these, as the protocol calls them: 1 to 99 times
+RARE = slice(1, 3)  # of these: 1 to 99 times, as in `eval.py compare`
 KNOTS = 8  # of a bias by frequency: at 1, 2, 4 ... 128 occurrences
 
 

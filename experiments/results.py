@@ -285,22 +285,22 @@ USES_MEANS = (
 RATE_MEANS = (("nats lost at three times the learning rate (lower)", "lost_at_three_times"),)
 FREQUENCY_MEANS = (
     *((f"nats per target that occurs {name}", f"measured.rare.losses.{i}") for i, name in enumerate(NAMES)),
-    ("1 to 99 times (U5)", "measured.rare.loss"),
-    ("of these, for which one it is (U7)", "measured.rare.which"),
-    ("the same after the best bias by frequency and temperature (U9)", "measured.rare.which_after_fit"),
+    ("1 to 99 times", "measured.rare.loss"),
+    ("of these, for which one it is", "measured.rare.which"),
+    ("the same after the best bias by frequency and temperature", "measured.rare.which_after_fit"),
     ("for which one it is, of all other targets", "measured.rare.which_other"),
-    ("nats per token for whether one of 1 to 99 times comes (U8)", "measured.rare.when"),
+    ("nats per token for whether one of 1 to 99 times comes", "measured.rare.when"),
     ("probability of all tokens of 1 to 99 times", "measured.rare.mass"),
-    ("nats per token of the whole of this text (P4)", UNUSED),
+    ("nats per token of the whole of this text", UNUSED),
 )
-EPS_MEANS = (("nats per token (P5)", "val_loss"), *FREQUENCY_MEANS)
+EPS_MEANS = (("nats per token", "val_loss"), *FREQUENCY_MEANS)
 
 
 def differences(
-    rows: list[dict], measures: tuple[tuple[str, str], ...], question: str = ENOUGH, arm: str = CHOSEN
+    rows: list[dict], measures: tuple[tuple[str, str], ...], question: str = ENOUGH, arm: str = CHOSEN, names: str = ""
 ) -> str:
     """Markdown: of each measure (its text, its path) at every size the means over the fresh seeds of the arm and of
-    standard, and their difference with its interval."""
+    standard, and their difference with its interval. names: of the two, where they are other ones."""
     table: dict[str, dict[str, str]] = {}
     for text, path in measures:
         for (asked, size, name), pairs in paired(rows, partial(number_at, path=path)).items():
@@ -310,7 +310,7 @@ def differences(
                 table.setdefault(text, {})[size] = f"{ours:.3f}, {theirs:.3f}: {difference(pairs)}{few}"
     sizes = sorted({size for cells in table.values() for size in cells}, key=depth_and_width)
     named = " | ".join(size.replace("x", " x ") for size in sizes)
-    columns = f"{ARMS[arm]}, standard: difference [95 %] | {named}"
+    columns = f"{names or f'{ARMS[arm]}, standard'}: difference [95 %] | {named}"
     return (
         markdown_table(columns, [[text, *(cells.get(size, "") for size in sizes)] for text, cells in table.items()])
         if table

@@ -130,8 +130,8 @@ def better_eps() -> str:
     plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
     both = [row | {"question": results.EPS, "arm": results.CHOSEN} for row in gains]
     both += [row | {"question": results.EPS} for row in plain if row["size"] in {one["size"] for one in gains}]
-    effect = results.differences(both, results.EPS_MEANS[:1] + results.EPS_MEANS[-1:], results.EPS)
-    effect = effect.replace(f"{results.ARMS[results.CHOSEN]}, standard", "standard, eps 1e-8, 1e-5")
+    losses = results.EPS_MEANS[:1] + results.EPS_MEANS[-1:]
+    effect = results.differences(both, losses, results.EPS, names="standard, eps 1e-8, 1e-5")
     tables = results.differences(rows, results.EPS_MEANS, results.EPS), effect
     return "\n\n".join(table for table in tables if table)
 

@@ -159,12 +159,11 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
 
 
 def draw_rare(path: Path, rows: list[dict]) -> None:
-    """Difference to the standard head by how often the target occurs in the training text: a color for each size."""
+    """Difference to the standard head by how often the target occurs in the corpus: a color for each size."""
     held: dict[str, dict[int, SeedPairs]] = {}
     for i in range(len(NAMES)):
-        for (question, size, arm), pairs in paired(
-            rows, partial(results.number_at, path=f"measured.rare.losses.{i}")
-        ).items():
+        loss = partial(results.number_at, path=f"measured.rare.losses.{i}")
+        for (question, size, arm), pairs in paired(rows, loss).items():
             if (question, arm) == (results.ENOUGH, results.CHOSEN) and len(pairs) >= 3:
                 held.setdefault(size, {})[i] = pairs
     if not held:

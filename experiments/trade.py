@@ -6,14 +6,13 @@ The rule: PROTOCOL.md, U10.
 from pathlib import Path
 from typing import NamedTuple
 
-from certificates import CERTIFICATE, NAMES, neighborhood, value_text
+from certificates import CERTIFICATE, NAMES, NEIGHBORS, neighborhood, value_text
 from report import arm_of, markdown_table
 from results import ARMS, CHOSEN, number_at
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
 NEAR = 0.01  # nats per token above a head's least loss
-SEED = 0
 OWN = "nothing"
 
 
@@ -26,12 +25,12 @@ class Point(NamedTuple):
 
 
 def points(rows: list[dict]) -> list[Point]:
-    """Of every setting that was read, seed SEED; the chosen ones first."""
-    found = []
+    """Of every setting that was read; the chosen ones first."""
+    found, (_, seed) = [], NEIGHBORS[CERTIFICATE]
     for arm in (CHOSEN, "standard"):
         near = neighborhood(rows, arm, CERTIFICATE)
         for row in rows if near else ():
-            asked = row["question"] == CERTIFICATE and arm_of(row) == arm and row["seed"] == SEED
+            asked = row["question"] == CERTIFICATE and arm_of(row) == arm and row["seed"] == seed
             if asked and (which := number_at(row, "measured.rare.which")) is not None:
                 best = dict(near[0])
                 mine = {name: tuple(v) if isinstance(v, list) else v for name, v in row["set"].items()}
