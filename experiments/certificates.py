@@ -7,8 +7,9 @@ from report import arm_of, markdown_table
 from results import ARMS, CHOSEN
 
 # Questions of protocol.yaml: at which size and with which seed they were asked
-NEIGHBORS = {"neighbors of the best": ("2x128", 0), "neighbors at 6x384": ("6x384", 10)}
-CERTIFICATE = next(iter(NEIGHBORS))  # the one that asks for every setting
+AT_BEST, AT_BETTER_EPS, AT_LARGEST = "neighbors of the best", "neighbors at eps 1e-8", "neighbors at 6x384"
+NEIGHBORS = {AT_BEST: ("2x128", 0), AT_BETTER_EPS: ("2x128", 0), AT_LARGEST: ("6x384", 10)}
+CERTIFICATES = {CHOSEN: AT_BEST, "standard": AT_BETTER_EPS}  # those that ask for every setting
 EVERY = 400  # eval.every of these runs and of the frontier; the searches evaluated more often
 NAMES = {
     "optim.betas": "AdamW's beta2",
@@ -26,9 +27,10 @@ Settings = tuple[tuple[str, str | float | tuple], ...]  # what a run has set, as
 Losses = dict[Settings, float]  # nats per token
 
 
-def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
-    """Markdown: for each setting its best value of both heads, and what its neighbors lose."""
-    arms = {arm: found for arm in (CHOSEN, "standard") if (found := neighborhood(rows, arm, question))}
+def neighbors(rows: list[dict], asked: dict[str, str] = CERTIFICATES) -> str:
+    """Markdown: for each setting its best value of both heads, and what its neighbors lose. asked: the question of each
+    arm."""
+    arms = {arm: found for arm, question in asked.items() if (found := neighborhood(rows, arm, question))}
     lines: list[list[str]] = []
     for setting, name in NAMES.items():
         cells = []
@@ -38,13 +40,14 @@ def neighbors(rows: list[dict], question: str = CERTIFICATE) -> str:
             gaps = {value: loss - losses[center] for value, loss in tried.items() if value != best}
             others = [f"{value_text(value)}: {gap:+.4f}" for value, gap in sorted(gaps.items())]
             cells.append(f"**{value_text(best)}** ({', '.join(others)})" if others else "")
-        if any(cells) or question == CERTIFICATE:
+        if any(cells):
             lines.append([name, *cells])
-    seed = NEIGHBORS[question][1]
+    _, seed = NEIGHBORS[next(iter(asked.values()))]
     lines.append(
         [f"nats per token at the best, seed {seed}", *(f"{losses[best]:.4f}" for best, losses in arms.values())]
     )
-    lines.append(["", *(said(center, losses, question) for center, losses in arms.values())])
+    whole = asked == CERTIFICATES
+    lines.append(["", *(said(center, losses, whole) for center, losses in arms.values())])
     return markdown_table(f"setting | {' | '.join(ARMS[arm] for arm in arms)}", lines) if arms else ""
 
 
@@ -73,13 +76,13 @@ def _differences(a: Settings, b: Settings) -> int:
     return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
-def said(center: Settings, losses: Losses, question: str) -> str:
-    """How many neighbors are worse, or what the best of them would gain; neither while a setting that the question asks
-    for has no neighbor."""
-    others, best = [point for point in losses if point != center], dict(center)
+def said(center: Settings, losses: Losses, whole: bool) -> str:
+    """How many neighbors are worse, or what the best of them would gain; neither while a setting has no neighbor, where
+    the whole neighborhood is asked for."""
+    others, best = [point for point in losses if point != center], BASE | dict(center)
     ladders = best.keys() & NAMES.keys() - ({"model.center_std"} if "model.exponent" in best else set())
-    untried = [name for name in ladders if all(dict(point)[name] == best[name] for point in others)]
-    if not others or (untried and question == CERTIFICATE):
+    untried = [name for name in ladders if all((BASE | dict(point))[name] == best[name] for point in others)]
+    if not others or (untried and whole):
         return f"not all neighbors are trained yet; {len(losses)} runs"
     gain = losses[center] - min(losses[point] for point in others)
     told = f"**a neighbor gains {gain:.4f}**" if gain >= 0 else f"all {len(others)} neighbors are worse"

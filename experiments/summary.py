@@ -18,7 +18,7 @@ import heads_report
 import lengths
 import results
 import trade
-from answers import ahead, answers, prediction_conclusions, protocol_rows
+from answers import ahead, answers, compared_rows, prediction_conclusions, protocol_rows
 from measured import (
     FILES,
     ROOT,
@@ -106,33 +106,32 @@ def heads_table() -> str:
 def reading_means() -> str:
     """The shipped arm's, and those of r = 1."""
     arms = (results.CHOSEN, "harmonic")
-    return "\n\n".join(results.differences(protocol_rows(), results.READING_MEANS, arm=arm) for arm in arms)
+    return "\n\n".join(results.differences(compared_rows(), results.READING_MEANS, arm=arm) for arm in arms)
 
 
 def uses_means() -> str:
     """The shipped arm's, and what three times the rate costs it."""
-    thrice = results.with_loss_at_three_times(protocol_rows())
+    rows = compared_rows()
     tables = (
-        results.differences(protocol_rows(), results.USES_MEANS),
-        results.differences(thrice, results.RATE_MEANS, results.THRICE),
+        results.differences(rows, results.USES_MEANS),
+        results.differences(rows, results.RATE_MEANS, results.THRICE),
     )
     return "\n\n".join(table for table in tables if table)
 
 
 def frequencies() -> str:
-    return results.differences(protocol_rows(), results.FREQUENCY_MEANS)
+    return results.differences(compared_rows(), results.FREQUENCY_MEANS)
 
 
-def better_eps() -> str:
-    """The shipped arm against the standard head at its better eps, and what that eps does to the standard head."""
-    rows = results.at_better_eps(protocol_rows())
-    gains = [row for row in rows if row["question"] == results.EPS and arm_of(row) == "standard"]
+def one_eps() -> str:
+    """The shipped arm against the standard head with the same eps, and what its own does for the standard head."""
+    rows = list({row["key"]: row for row in protocol_rows()}.values())
+    own = [row | {"question": results.ENOUGH, "arm": results.CHOSEN} for row in rows if row["question"] == results.EPS]
     plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
-    both = [row | {"question": results.EPS, "arm": results.CHOSEN} for row in gains]
-    both += [row | {"question": results.EPS} for row in plain if row["size"] in {one["size"] for one in gains}]
-    losses = results.EPS_MEANS[:1] + results.EPS_MEANS[-1:]
-    effect = results.differences(both, losses, results.EPS, names="standard, eps 1e-8, 1e-5")
-    tables = results.differences(rows, results.EPS_MEANS, results.EPS), effect
+    tables = (
+        results.differences(rows, results.EPS_MEANS, names="r = 1/4, standard, eps 1e-5 for both"),
+        results.differences(own + plain, results.EPS_MEANS, names="standard, eps 1e-8, eps 1e-5"),
+    )
     return "\n\n".join(table for table in tables if table)
 
 
@@ -154,7 +153,7 @@ def all_measures() -> str:
 
 
 def scaling_table() -> str:
-    series = results.by_width(protocol_rows())
+    series = results.by_width(compared_rows())
     for r in ("1/4", "1"):
         of_r = {int(size.split("x")[1]): arms[r] for size, arms in by_size().items()}
         series[f"r = {r}, no weight decay"] = of_r
@@ -222,13 +221,15 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_conclusions,
     "head": head_table,
     "step": step_table,
-    "verdicts on prediction": lambda: results.verdicts(protocol_rows(), "P"),
-    "verdicts on reading": lambda: results.verdicts(protocol_rows(), "R"),
-    "verdicts on uses": lambda: results.verdicts(protocol_rows(), "U", "S"),
+    "verdicts on prediction": lambda: results.verdicts(compared_rows(), "P"),
+    "verdicts on reading": lambda: results.verdicts(compared_rows(), "R"),
+    "verdicts on uses": lambda: results.verdicts(compared_rows(), "U", "S"),
     "means of reading": reading_means,
     "means of uses": uses_means,
     "neighbors": lambda: certificates.neighbors(protocol_rows()),
-    "neighbors at 6x384": lambda: certificates.neighbors(protocol_rows(), "neighbors at 6x384"),
+    "neighbors at 6x384": lambda: certificates.neighbors(
+        protocol_rows(), dict.fromkeys(certificates.CERTIFICATES, certificates.AT_LARGEST)
+    ),
     "all measures": all_measures,
     "certificates": certificates_table,
     "decay": lambda: lengths.along(protocol_rows()),
@@ -237,10 +238,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "steps with 16 epochs": lambda: lengths.along(protocol_rows(), "train.steps", "regularization, 16 epochs"),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
     "loss by frequency": frequencies,
-    "better eps": better_eps,
+    "one eps": one_eps,
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
-    "frontier": lambda: results.frontier(protocol_rows()),
+    "frontier": lambda: results.frontier(compared_rows()),
     "scaling": scaling_table,
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),

@@ -254,14 +254,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures (default: %(default)s)")
     folder = parser.parse_args().out
     protocol = list(measured.rows_of("protocol.jsonl"))
-    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), protocol)
+    compared = results.compared(protocol)
+    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), compared)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
-    draw_lens(folder / "lens_agreement_protocol.png", protocol)
-    draw_verdicts(folder / "verdicts.png", protocol)
-    draw_rare(folder / "rare_words.png", protocol)
+    draw_lens(folder / "lens_agreement_protocol.png", compared)
+    draw_verdicts(folder / "verdicts.png", compared)
+    draw_rare(folder / "rare_words.png", compared)
     if trade.points(protocol):
         trade.draw(folder / "rare_trade.png", protocol)
-    if points := results.frontier_points(protocol):
+    if points := results.frontier_points(compared):
         draw_frontier(folder / "frontier.png", points)
     if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
         figure.savefig(folder / "forest_protocol.png", dpi=150)

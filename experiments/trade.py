@@ -6,7 +6,7 @@ The rule: PROTOCOL.md, U10.
 from pathlib import Path
 from typing import NamedTuple
 
-from certificates import CERTIFICATE, NAMES, NEIGHBORS, neighborhood, value_text
+from certificates import AT_BEST, BASE, CERTIFICATES, NAMES, NEIGHBORS, neighborhood, value_text
 from report import arm_of, markdown_table
 from results import ARMS, CHOSEN, number_at
 
@@ -26,15 +26,15 @@ class Point(NamedTuple):
 
 def points(rows: list[dict]) -> list[Point]:
     """Of every setting that was read; the chosen ones first."""
-    found, (_, seed) = [], NEIGHBORS[CERTIFICATE]
-    for arm in (CHOSEN, "standard"):
-        near = neighborhood(rows, arm, CERTIFICATE)
+    found, (_, seed) = [], NEIGHBORS[AT_BEST]
+    for arm, question in CERTIFICATES.items():
+        near = neighborhood(rows, arm, question)
         for row in rows if near else ():
-            asked = row["question"] == CERTIFICATE and arm_of(row) == arm and row["seed"] == seed
+            asked = row["question"] in (AT_BEST, question) and arm_of(row) == arm and row["seed"] == seed
             if asked and (which := number_at(row, "measured.rare.which")) is not None:
-                best = dict(near[0])
-                mine = {name: tuple(v) if isinstance(v, list) else v for name, v in row["set"].items()}
-                changed = [f"{NAMES[name]} {value_text(v)}" for name, v in mine.items() if best.get(name) != v]
+                best = BASE | dict(near[0])
+                mine = BASE | {name: tuple(v) if isinstance(v, list) else v for name, v in row["set"].items()}
+                changed = [f"{NAMES[name]} {value_text(v)}" for name, v in mine.items() if best[name] != v]
                 other = row["measured"]["rare"]["which_other"]
                 found.append(Point(arm, ", ".join(changed) or OWN, row["val_loss"], which, other))
     return sorted(found, key=lambda point: (point.changed != OWN, point.which))

@@ -36,6 +36,7 @@ def test_harmonic_and_standard_differ_only_in_head_and_rates(pair):
         "optim.lr",
         "optim.head_lr_scale",  # each head at its own best
         "optim.weight_decay",
+        "optim.eps",
         "optim.warmup_steps",
     }
     differing = {path for path, _ in fields() if _get(harmonic, path) != _get(standard, path)}

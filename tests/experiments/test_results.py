@@ -56,7 +56,7 @@ def test_three_times_the_rate_is_held_against_the_same_seed_at_its_own_rate():
     for seed in range(5):
         rows.append(row("harmonic", seed, 5.1 + seed + seed / 1000, question=results.THRICE))
         rows.append(row("standard", seed, 5.3 + seed, question=results.THRICE))
-    (found,) = (one for one in results.outcomes(rows) if one.hypothesis.name == "S2")
+    (found,) = (one for one in results.outcomes(results.compared(rows)) if one.hypothesis.name == "S2")
     assert [round(ours, 3) for _, ours, _ in found.pairs] == [0.1, 0.101, 0.102, 0.103, 0.104]
     assert found.verdict == "holds"
     assert all(
@@ -128,10 +128,23 @@ def test_every_hypothesis_asks_what_the_queue_trains():
         assert f"question: {hypothesis.question}\n" in queue
 
 
-def test_the_standard_head_at_its_better_eps_is_held_against_the_same_runs():
+def test_verdicts_are_against_the_standard_head_at_its_best():
     rows = [row(arm, seed, 5.0 + seed) for arm in ("quarter", "standard") for seed in range(5)]
-    rows += [row("standard", seed, 4.9 + seed - seed / 1000, question=results.EPS) for seed in range(5)]
-    found = {one.hypothesis.name: one.pairs for one in results.outcomes(rows)}
-    assert found["P1"][1] == (1, 6.0, 6.0)
-    assert [round(ours - theirs, 3) for _, ours, theirs in found["P5"]] == [0.1, 0.101, 0.102, 0.103, 0.104]
-    assert "P5" not in {one.hypothesis.name for one in results.outcomes(rows[:-5])}
+    rows += [one | {"size": "2x128", "key": f"{one['key']} large", "val_loss": 6.0} for one in rows]
+    better = [row("standard", seed, 4.9 + seed, question=results.EPS) for seed in range(5)]
+    for one in better:
+        one["set"] = {"optim.eps": 1e-8}
+    small, large = [one.pairs for one in results.outcomes(results.compared(rows + better))]
+    assert [round(ours - theirs, 3) for _, ours, theirs in small] == [0.1] * 5
+    assert all(ours == theirs for _, ours, theirs in large)  # trained with one eps there
+    assert next(one.pairs for one in results.outcomes(results.compared(rows)))[1] == (1, 6.0, 6.0)
+
+
+def test_the_frontiers_standard_head_has_its_better_eps():
+    def at(arm, loss, **settings):
+        found = row(arm, 0, loss, "frontier", lens_agreement=0.5, label_distance=0.9, own_center=0.5)
+        return found | {"key": f"{arm} {settings}", "set": settings}
+
+    rows = [at("harmonic", 5.0), at("standard", 5.02), at("standard", 5.01, **{"optim.eps": 1e-8})]
+    assert "| 1/2 | 8 | 1 | -0.010 |" in results.frontier(results.compared(rows))
+    assert "| 1/2 | 8 | 1 | -0.020 |" in results.frontier(results.compared(rows[:2]))
