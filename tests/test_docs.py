@@ -76,7 +76,7 @@ def test_what_is_missing_is_seen(tmp_path):
 
 
 def test_quickstart_configs_differ_where_the_readme_says():
-    """In the head, its weight decay and AdamW's eps, each at its best. The rate of the head is the better one for both."""
+    """In the head, its weight decay and AdamW's eps, each at its best."""
     settings = []
     for head in ("harmonic", "standard"):
         config = yaml.safe_load((ROOT / f"configs/quickstart_{head}.yaml").read_text(encoding="utf-8"))
