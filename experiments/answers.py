@@ -124,7 +124,7 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"{CHOSEN}: {told('P1')}; on text that no choice has seen: {told('P4')}. r = 1: {short('P1', 'harmonic')}",
+            f"{CHOSEN}: {short('P1')}; on text that no choice has seen: {short('P4')}. r = 1: {short('P1', 'harmonic')}",
             "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
