@@ -3,12 +3,11 @@
 summary.py puts them into the pages.
 """
 
-from statistics import mean
 from typing import Literal, NamedTuple
 
 import heads_report
 import results
-from measured import by_size, claims, compared, growth, rows_of, step_speed
+from measured import claims, compared, growth, rows_of, step_speed
 from report import SeedPairs, difference, interval
 
 CHOSEN = results.ARMS[results.CHOSEN]
@@ -124,7 +123,8 @@ def answers() -> list[Answer]:
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"{CHOSEN}: {short('P1')}; on text that no choice has seen: {short('P4')}. r = 1: {short('P1', 'harmonic')}",
+            f"{CHOSEN}: {short('P1')}; on text that no choice has seen: {short('P4')}. "
+            f"r = 1: {short('P1', 'harmonic')}",
             "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
@@ -167,25 +167,3 @@ def answers() -> list[Answer]:
             "speed", "speed.md",
         ),
     ]  # fmt: skip
-
-
-def prediction_conclusions() -> str:
-    sizes = by_size()
-    gaps, whole = ([mean(a - b for _, a, b in arms[r]) for arms in sizes.values()] for r in ("1/4", "1"))
-    lines = [
-        f"- **With no token seen twice, both heads with weight decay, {CHOSEN}**: {told('P1')}.",
-        f"- **The same, r = 1**: {told('P1', 'harmonic')}; **r = 1/8**: {told('P1', 'eighth')}.",
-        "  Five fresh seeds, or as many as said.",
-        "- **Without weight decay the standard head has the lower mean at all four sizes**: against r = 1/4 by "
-        f"{min(gaps):.3f} to {max(gaps):.3f},",
-        f"  {_shown([arms['1/4'] for arms in sizes.values()])}; against r = 1 by {min(whole):.3f} to {max(whole):.3f}, "
-        f"{_shown([arms['1'] for arms in sizes.values()])} (three seeds).",
-        f"- **With little text, both heads with weight decay**: {_of_scarce_text()}.",
-    ]
-    return "\n".join(lines)
-
-
-def _shown(sizes: list[SeedPairs]) -> str:
-    """At how many of the sizes the interval leaves out zero."""
-    count = sum(ahead(pairs) in ("harmonic", "standard") for pairs in sizes)
-    return f"where the interval leaves out zero at {'all' if count == len(sizes) else count} of them"

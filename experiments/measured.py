@@ -2,20 +2,18 @@
 
 import json
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import median
 
-from report import SeedPairs, own_settings
+from report import own_settings
 
 from harmonic_gpt.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "docs/results"
 
-R_ONE, R_QUARTER = "confirmation with Muon", "confirmation of the bridge"  # questions of recipe.jsonl
-SCARCE, SHORT = "data efficiency", "0.85 of the tokens"
-SIZES = ("2x64", "2x128", "4x192", "6x384")
+SCARCE = "data efficiency"  # a question of recipe.jsonl
 
 
 @cache
@@ -29,66 +27,9 @@ def short_settings(row: dict) -> dict:
     return {name.rsplit(".", 1)[-1]: value for name, value in (chosen | trial).items()}
 
 
-def losses(question: str, head: str, size: str, **settings: object) -> dict[int, float]:
-    """seed -> final validation loss (nats per token) of recipe.jsonl's runs with exactly one setting that matches.
-
-    `settings`: last parts of setting names, as in `head_lr_scale=2.0`; `dir` None for the whole corpus.
-    """
-    found: dict[int, float] = {}
-    for row in rows_of("recipe.jsonl"):
-        if (row["question"], row["head"], row["size"]) != (question, head, size):
-            continue
-        short = short_settings(row)
-        if all(short.get(name) == value for name, value in settings.items()):
-            if row["seed"] in found:
-                raise ValueError(f"two settings of {head} at {size} for {question!r} match {settings}")
-            found[row["seed"]] = row["val_loss"]
-    return found
-
-
-def pair(ours: dict[int, float], theirs: dict[int, float]) -> SeedPairs:
-    return [(seed, ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-
-
 def compared() -> dict:
     """The comparison of `eval.py compare` on the protocol's kept runs, as results.json has it."""
     return json.loads((FILES / "reading_protocol.json").read_text(encoding="utf-8"))["comparison"]
-
-
-def by_size() -> dict[str, dict[str, SeedPairs]]:
-    """size -> r -> pairs of harmonic and the standard head at its best, seeds that took no part in choosing."""
-    standard = {size: losses(R_QUARTER, "standard", size) for size in SIZES}
-    return {
-        size: {
-            r: pair(losses(question, "harmonic", size), standard[size])
-            for r, question in (("1/4", R_QUARTER), ("1", R_ONE))
-        }
-        for size in SIZES
-    }
-
-
-def scarce() -> dict[str, SeedPairs]:
-    """A sixteenth of the corpus, no weight decay: what both heads did -> pairs of harmonic (r = 1) and standard,
-    without seed 0, on which r was chosen, where there are others."""
-    share = partial(losses, size="2x128", dir="prose8k-16", head_lr_scale=2.0)
-    plain = {"dropout": None, "label_smoothing": None, "exponent": 22.6}
-    of_standard = plain | {"exponent": None}
-    ours, theirs = (
-        {seed: loss for seed, loss in found.items() if seed}
-        for found in (share(SCARCE, "harmonic", **plain), share(SCARCE, "standard", **of_standard))
-    )
-    short = share(SHORT, "harmonic"), share(SHORT, "standard")
-    return {
-        "400 steps (3.5 epochs)": pair(ours, theirs),
-        "340 steps": pair(*short),
-        "each with its better schedule: harmonic 400, standard 340": pair(ours, short[1]),
-        "400 steps, dropout 0.1": pair(
-            share(SCARCE, "harmonic", dropout=0.1), share(SCARCE, "standard", dropout=0.1)
-        ),
-        "400 steps, label smoothing 0.05": pair(
-            share(SCARCE, "harmonic", label_smoothing=0.05), share(SCARCE, "standard", label_smoothing=0.05)
-        ),
-    }  # fmt: skip
 
 
 def changes() -> list[tuple[str, float, float]]:

@@ -172,7 +172,7 @@ def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
     for path, text in (("val_loss", ""), (UNUSED, ", on unused text")):
         for (question, size, arm), pairs in paired(rows, partial(number_at, path=path)).items():
             if question == ENOUGH and len(pairs) >= SEEDS:
-                name = f"{ARMS.get(arm, arm)}, weight decay{text}"
+                name = f"{ARMS.get(arm, arm)}{text}"
                 found.setdefault(name, {})[int(size.split("x")[1])] = pairs
     return found
 

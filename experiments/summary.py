@@ -11,51 +11,27 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 
 import certificates
 import heads_report
 import lengths
 import results
 import trade
-from answers import ahead, answers, compared_rows, prediction_conclusions, protocol_rows
+from answers import answers, compared_rows, protocol_rows
 from measured import (
     FILES,
     ROOT,
-    by_size,
     changes,
     compared,
     growth,
     head_ratio,
     rows_of,
-    scarce,
     step_speed,
 )  # fmt: skip
 from queue_file import losses_of, read_searches
-from report import arm_of, difference, markdown_table, spread
+from report import arm_of, markdown_table
 
 from harmonic_gpt.files import write_text
-
-
-def sizes_table() -> str:
-    lines = []
-    for size, arms in by_size().items():
-        quarter = arms["1/4"]
-        ours, theirs = (spread([one[i] for one in quarter]).replace("+-", "±") for i in (1, 2))
-        named = size.replace("x", " x ")
-        lines.append([named, ours, theirs, difference(quarter), ahead(quarter), difference(arms["1"])])
-    return markdown_table(
-        "size | harmonic, r = 1/4 | standard | harmonic - standard [95 %] | ahead | with r = 1", lines
-    )
-
-
-def scarce_table() -> str:
-    lines = []
-    for name, pairs in scarce().items():
-        ours, theirs = (f"{mean(one[i] for one in pairs):.3f}" for i in (1, 2))
-        lines.append([name, ours, theirs, str(len(pairs)), difference(pairs), ahead(pairs)])
-    columns = "harmonic, r = 1 | standard | seeds | difference [95 %] | ahead"
-    return markdown_table(f"a sixteenth of the text, no weight decay | {columns}", lines)
 
 
 def changes_table() -> str:
@@ -152,14 +128,6 @@ def all_measures() -> str:
     return markdown_table(f"{seeds} seeds each | {' | '.join(arms)} | difference [95 %] | ahead", lines)
 
 
-def scaling_table() -> str:
-    series = results.by_width(compared_rows())
-    for r in ("1/4", "1"):
-        of_r = {int(size.split("x")[1]): arms[r] for size, arms in by_size().items()}
-        series[f"r = {r}, no weight decay"] = of_r
-    return results.scaling(series)
-
-
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -214,9 +182,6 @@ def speed_conclusions() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "what we know": what_we_know,
     "index": index,
-    "prediction": prediction_conclusions,
-    "sizes": sizes_table,
-    "scarce text": scarce_table,
     "changes": changes_table,
     "speed": speed_conclusions,
     "head": head_table,
@@ -242,7 +207,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(compared_rows()),
-    "scaling": scaling_table,
+    "scaling": lambda: results.scaling(results.by_width(compared_rows())),
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),
     "costs of heads": lambda: heads_report.costs(list(rows_of("heads_cpu.jsonl"))),

@@ -37,28 +37,24 @@ EDGE = 6  # halves of intervals, of draw_verdicts
 SEARCHED = "regularization, 16 epochs"  # the search before the last of these
 
 
-def draw_sizes(path: Path, by_size: dict[str, dict[str, SeedPairs]], protocol: list[dict]) -> None:
-    """Difference to the standard head by size, with 95 % intervals over seeds: hollow without weight decay, filled with
-    it (the protocol's, where three seeds are there)."""
+def draw_sizes(path: Path, rows: list[dict]) -> None:
+    """Difference to the standard head by size, with 95 % intervals over five seeds: filled against it at its best,
+    hollow where both heads have one eps."""
     figure, ((axes,),) = subplots(1, 1, 7, 4)
     axes.grid(color="0.92")
-    sizes = list(by_size)
-    plain = {f"r = {r}, no weight decay": {size: arms[r] for size, arms in by_size.items()} for r in ("1", "1/4")}
-    decayed: dict[str, dict[str, SeedPairs]] = {}
-    for (question, size, arm), pairs in sorted(paired(protocol).items()):
-        if question == results.ENOUGH and size in sizes and len(pairs) >= 3:
-            decayed.setdefault(f"{results.ARMS.get(arm, arm)}, weight decay", {})[size] = pairs
-    colors = {name: COLORS[arm] for arm, name in results.ARMS.items()}
-    for i, (label, points) in enumerate((plain | decayed).items()):
-        places = [sizes.index(size) + 0.12 * (i - (len(plain | decayed) - 1) / 2) for size in points]
-        gaps = [mean(a - b for _, a, b in pairs) for pairs in points.values()]
-        limits = [interval(pairs) or (0.0, 0.0) for pairs in points.values()]
-        bars = [[gap - low for gap, (low, _) in zip(gaps, limits, strict=True)]]
-        bars += [[high - gap for gap, (_, high) in zip(gaps, limits, strict=True)]]
-        r = label.split(",")[0]
-        color, marker = colors.get(r, BLUE), MARKERS.get(r, "o")
-        fill = color if label in decayed else "white"
-        name = f"harmonic, {label}"
+    sizes = sorted({row["size"] for row in rows if row["question"] == results.ENOUGH}, key=results.depth_and_width)
+    held: dict[tuple[str, bool], dict[str, SeedPairs]] = {}
+    for best, of in ((True, results.compared(rows)), (False, rows)):
+        for (question, size, arm), pairs in sorted(paired(of).items()):
+            if question == results.ENOUGH and len(pairs) >= results.SEEDS and (best or arm == results.CHOSEN):
+                held.setdefault((arm, best), {})[size] = pairs
+    for i, ((arm, best), points) in enumerate(held.items()):
+        places = [sizes.index(size) + 0.12 * (i - (len(held) - 1) / 2) for size in points]
+        gaps = np.array([mean(a - b for _, a, b in pairs) for pairs in points.values()])
+        bars = np.abs(np.array([interval(pairs) for pairs in points.values()]).T - gaps)
+        color, marker = COLORS.get(arm, BLUE), MARKERS.get(results.ARMS.get(arm, arm), "o")
+        name = f"harmonic, {results.ARMS.get(arm, arm)}" + ("" if best else ", one eps for both heads")
+        fill = color if best else "white"
         axes.errorbar(places, gaps, bars, fmt=marker, color=color, mfc=fill, ms=8, lw=2, label=name)
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
@@ -98,7 +94,7 @@ def draw_scarce(path: Path, drawn: dict[str, list[Curves]]) -> None:
 
 
 def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[Curves]]:
-    """Both heads without weight decay (measured.scarce's first line), and the protocol's arms with what was found; the
+    """Both heads without weight decay (the archive's first lines), and the protocol's arms with what was found; the
     questions that have a run."""
     drawn: dict[str, list[Curves]] = {}
     for head in HEAD_COLORS:
@@ -121,7 +117,7 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
 
 
 def plain_scarce_rows() -> list[dict]:
-    """The runs of measured.scarce's first line, without the seed on which r was chosen."""
+    """The runs of the archive's table on a sixteenth of the text, without the seed on which r was chosen."""
     found = []
     for row in measured.rows_of("recipe.jsonl"):
         chosen, trial = own_settings(row)
@@ -255,7 +251,7 @@ def main() -> None:
     folder = parser.parse_args().out
     protocol = list(measured.rows_of("protocol.jsonl"))
     compared = results.compared(protocol)
-    draw_sizes(folder / "prediction_sizes.png", measured.by_size(), compared)
+    draw_sizes(folder / "prediction_sizes.png", protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", compared)
     draw_verdicts(folder / "verdicts.png", compared)

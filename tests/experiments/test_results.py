@@ -73,7 +73,7 @@ def test_scaling_is_a_line_over_widths_with_five_seeds():
             rows.append(row("standard", seed) | size)
             rows.append(row("harmonic", seed, 5.08 - 0.01 * math.log2(width) + wiggle) | size)
     text = results.scaling(results.by_width(rows)).splitlines()[-1]
-    assert text.startswith("| r = 1, weight decay | 64, 128, 256 | -0.010 [")
+    assert text.startswith("| r = 1 | 64, 128, 256 | -0.010 [")
     assert "**holds**" in text
     assert "| -0.016 [" in text
     assert results.scaling(results.by_width(rows[:-10])) == ""  # two widths

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import answers
-import measured
 import pytest
 import report
 import summary
@@ -92,20 +91,14 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     assert answers.told("P2") == "not measured yet"
 
 
-def test_two_settings_are_never_taken_for_one():
-    with pytest.raises(ValueError, match="two settings"):
-        measured.losses(measured.SCARCE, "standard", "2x128")
-
-
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
-    pairs = [(1, 5.1, 5.0), (2, 5.2, 5.0)]
     row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}}
     rows = [
-        row | {"arm": arm, "seed": seed, "val_loss": 5 + seed / 10 + (arm == "sharp") * seed}
+        row | {"arm": arm, "seed": seed, "val_loss": 5 + seed / 10 + (arm == "sharp") * seed, "key": f"{arm} {seed}"}
         for arm in ("standard", "sharp")
         for seed in range(5)
     ]
-    summary_pictures.draw_sizes(tmp_path / "sizes.png", {"2x64": {"1": pairs, "1/4": pairs}}, rows)
+    summary_pictures.draw_sizes(tmp_path / "sizes.png", rows)
     curves = [[[1000, 6.0], [2000, 5.9]]]
     drawn = {
         question: [summary_pictures.Curves("standard", "red", "o-", curves)] for question in summary_pictures.SCARCE
