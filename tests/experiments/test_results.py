@@ -140,6 +140,18 @@ def test_verdicts_are_against_the_standard_head_at_its_best():
     assert next(one.pairs for one in results.outcomes(results.compared(rows)))[1] == (1, 6.0, 6.0)
 
 
+def test_rare_tokens_are_held_against_the_standard_heads_setting_for_them():
+    def of(arm, seed, which, question):
+        return row(arm, seed, question=question) | {"measured": {"rare": {"which_after_fit": which}}}
+
+    rows = [of("quarter", seed, 6.0, results.ENOUGH) for seed in range(5)]
+    rows += [of("standard", seed, 6.2, results.ENOUGH) for seed in range(5)]
+    rows += [of("standard", seed, 6.1, results.FOR_RARE) for seed in range(5)]
+    found = {one.hypothesis.name: one.pairs[0] for one in results.outcomes(results.compared(rows))}
+    assert found["U9"] == (0, 6.0, 6.2)
+    assert found["U10"] == (0, 6.0, 6.1)
+
+
 def test_the_frontiers_standard_head_has_its_better_eps():
     def at(arm, loss, **settings):
         found = row(arm, 0, loss, "frontier", lens_agreement=0.5, label_distance=0.9, own_center=0.5)
