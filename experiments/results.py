@@ -17,7 +17,7 @@ from report import SeedPairs, arm_of, difference, interval, line_at, markdown_ta
 QUEUE = Path(__file__).with_name("protocol.yaml")
 UNUSED = "measured.rare.all"  # loss on text that no choice has seen
 EXIT = "uses.exit_at_agreement.blocks_saved"
-ENOUGH, THRICE, FRONTIER = "enough text", "three times the rate", "frontier"  # questions of protocol.yaml
+ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.yaml
 EPS = "standard with eps 1e-8"  # the standard head at its best; all other runs have 1e-5, which suits r = 1/4
 FOR_RARE = "standard for rare tokens"  # of its settings the one that knows them best
 SEEDS = 5  # pairs of a verdict
@@ -107,23 +107,18 @@ def with_loss_at_three_times(rows: list[dict]) -> list[dict]:
 
 
 def compared(rows: list[dict]) -> list[dict]:
-    """The rows as verdicts compare them: a run that was repeated for its reading once, and of the standard head, with
-    enough text and on the frontier, those with the eps that suits it, at the sizes that have them. The shipped arm once
-    more, to be held against the standard head's setting for rare tokens."""
+    """The rows as verdicts compare them: a run that was repeated for its reading once, and the standard head with the
+    eps that suits it, at the sizes that have it. The shipped arm once more, to be held against the standard head's
+    setting for rare tokens."""
     rows = with_loss_at_three_times(list({row["key"]: row for row in rows}.values()))
-    rows = [row | {"question": ENOUGH} if row["question"] == EPS else row for row in rows]
-    better = {_asked(row) for row in rows if _is_standard(row) and "optim.eps" in row["set"]}
-    ours = [row for row in rows if row["question"] == ENOUGH and arm_of(row) == CHOSEN]
-    kept = [row for row in rows if not _is_standard(row) or "optim.eps" in row["set"] or _asked(row) not in better]
-    return kept + [row | {"question": FOR_RARE} for row in ours]
+    better = {row["size"] for row in rows if row["question"] == EPS}
+    ours = [row | {"question": FOR_RARE} for row in rows if _is(row, ENOUGH, CHOSEN)]
+    kept = [row for row in rows if not (_is(row, ENOUGH, "standard") and row["size"] in better)]
+    return [row | {"question": ENOUGH} if row["question"] == EPS else row for row in kept] + ours
 
 
-def _is_standard(row: dict) -> bool:
-    return row["question"] in (ENOUGH, FRONTIER) and arm_of(row) == "standard"
-
-
-def _asked(row: dict) -> tuple[str, str]:
-    return row["question"], row["size"]
+def _is(row: dict, question: str, arm: str) -> bool:
+    return row["question"] == question and arm_of(row) == arm
 
 
 def verdicts(rows: list[dict], *initials: str) -> str:
@@ -227,7 +222,7 @@ class FrontierPoint(NamedTuple):
 
 def frontier_points(rows: list[dict]) -> list[FrontierPoint]:
     """Points of the frontier and the standard head beside them, best loss first; none without the standard head."""
-    read = [row for row in rows if row["question"] == FRONTIER and "reading" in row]
+    read = [row for row in rows if row["question"] == "frontier" and "reading" in row]
     standard = {row["seed"]: row for row in read if arm_of(row) == "standard"}
     groups: dict[str, list[dict]] = {}
     for row in read:

@@ -258,7 +258,7 @@ def main() -> None:
     draw_rare(folder / "rare_words.png", compared)
     if trade.points(protocol):
         trade.draw(folder / "rare_trade.png", protocol)
-    if points := results.frontier_points(compared):
+    if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
     if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
         figure.savefig(folder / "forest_protocol.png", dpi=150)

@@ -29,7 +29,7 @@ def points(rows: list[dict]) -> list[Point]:
     found, (_, seed) = [], NEIGHBORS[AT_BEST]
     for arm, question in CERTIFICATES.items():
         near = neighborhood(rows, arm, question)
-        for row in rows if near else ():
+        for row in {row["key"]: row for row in rows}.values() if near else ():
             asked = row["question"] in (AT_BEST, question) and arm_of(row) == arm and row["seed"] == seed
             if asked and (which := number_at(row, "measured.rare.which")) is not None:
                 best = BASE | dict(near[0])

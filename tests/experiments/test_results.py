@@ -150,13 +150,3 @@ def test_rare_tokens_are_held_against_the_standard_heads_setting_for_them():
     found = {one.hypothesis.name: one.pairs[0] for one in results.outcomes(results.compared(rows))}
     assert found["U9"] == (0, 6.0, 6.2)
     assert found["U10"] == (0, 6.0, 6.1)
-
-
-def test_the_frontiers_standard_head_has_its_better_eps():
-    def at(arm, loss, **settings):
-        found = row(arm, 0, loss, "frontier", lens_agreement=0.5, label_distance=0.9, own_center=0.5)
-        return found | {"key": f"{arm} {settings}", "set": settings}
-
-    rows = [at("harmonic", 5.0), at("standard", 5.02), at("standard", 5.01, **{"optim.eps": 1e-8})]
-    assert "| 1/2 | 8 | 1 | -0.010 |" in results.frontier(results.compared(rows))
-    assert "| 1/2 | 8 | 1 | -0.020 |" in results.frontier(results.compared(rows[:2]))

@@ -10,7 +10,8 @@ from tests.experiments.rows import row
 def read(arm: str, loss: float, which: float, seed: int = 0, question: str = certificates.AT_BEST, **changes) -> dict:
     measured = {"rare": {"which": which, "which_other": 4.6}}
     settings = {"eval.every": 400, "optim.lr": 0.008, "optim.betas": [0.9, 0.999]} | changes
-    return row(arm, seed, loss, question) | {"size": "2x128", "set": settings, "measured": measured}
+    found = {"key": f"{arm} {seed} {settings}", "size": "2x128", "set": settings, "measured": measured}
+    return row(arm, seed, loss, question) | found
 
 
 def rows(which_of_a_near_one: float) -> list[dict]:
@@ -35,6 +36,7 @@ def test_a_setting_that_costs_too_much_does_not_count(which, verdict):
     assert "Of 4 settings of the standard head 2 lose" in text
     assert "| standard | AdamW's beta2 0.99 | 5.020 | 5.000 | 4.600 |" in text
     assert trade.told(rows(which)[:4]) == ""
+    assert trade.told([*rows(which), *rows(which)]) == text  # trained once more for something else
 
 
 def test_the_chosen_settings_stand_first_and_a_picture_is_drawn(tmp_path):
