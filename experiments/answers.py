@@ -62,27 +62,32 @@ def short(name: str, arm: str = results.CHOSEN) -> str:
 
 
 def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
-    """Hypotheses (name -> what to call it) at the largest size each was measured at: which are ahead, which behind."""
+    """Hypotheses (name -> what to call it), together where their verdicts are alike at all sizes, the best at the
+    largest size first; each with its number there."""
     rows, said = compared_rows(), {}
     for name, label in names.items():
         found = [one for one in results.outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]
         found = [one for one in found if len(one.pairs) >= results.SEEDS] or found
-        if not found:
-            continue
-        last = found[-1]
-        alike = len(found) > 1 and len({one.verdict for one in found}) == 1
-        where = f"at {COUNT[len(found)]} sizes" if alike else f"at {last.size.replace('x', ' x ')}"
-        word = results.WORDS.get(last.verdict, last.verdict)
-        said.setdefault(word, []).append(f"{label} ({where}: {difference(last.pairs)})")
-    order = [word for word in ("ahead", "behind", "level", results.NOT_SHOWN, "undecided") if word in said]
-    return ". ".join(f"{word.capitalize()}: {', '.join(said[word])}" for word in order)
+        if found:
+            words = [results.WORDS.get(one.verdict, one.verdict) for one in found]
+            sizes = {
+                word: [results.spaced(one.size) for one, other in zip(found, words, strict=True) if other == word]
+                for word in words
+            }
+            alike = len(sizes) == 1 and len(found) > 1
+            where = f"{words[0]} at {COUNT[len(found)]} sizes" if alike else results.at_sizes(sizes)
+            place = ("ahead", "behind", "level", results.NOT_SHOWN, "undecided").index(words[-1])
+            number = f"{label} ({results.spaced(found[-1].size)}: {difference(found[-1].pairs)})"
+            said.setdefault((place, where), []).append(number)
+    return ". ".join(f"{where[:1].upper()}{where[1:]}: {', '.join(said[_, where])}" for _, where in sorted(said))
 
 
 READING = {"R1": "lens agreement", "R3": "label distance", "R2": "tuned lens", "R4": "own center"}
 USES = {
     "U5": "rare tokens, nats per target",
     "U9": "of that, for which rare token it is",
-    "U6": "early exit at equal agreement, share of blocks saved",
+    "U6": "blocks saved by early exit at equal agreement",
+    "U3": "by early exit at equal confidence",
     "U4": "tokens added from 16 contexts",
     "U1": "calibration",
     "U2": "head in int4",

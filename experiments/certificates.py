@@ -4,7 +4,7 @@ from statistics import mean
 
 from queue_file import TIMES, ArmSearch
 from report import arm_of, markdown_table
-from results import ARMS, CHOSEN
+from results import ARMS, CHOSEN, spaced
 
 # Questions of protocol.yaml: at which size and with which seed they were asked
 AT_BEST, AT_BETTER_EPS, AT_LARGEST = "neighbors of the best", "neighbors at eps 1e-8", "neighbors at 6x384"
@@ -101,7 +101,7 @@ def certificates(searches: list[ArmSearch]) -> str:
         ladders = [_ladder(one, axis, name) for axis, name in enumerate(one.ladders)]
         cells = [
             ARMS.get(one.arm, one.arm),
-            one.size.replace("x", " x "),
+            spaced(one.size),
             str(trained),
             f"{loss:.4f} at {'; '.join(ladders)}",
         ]

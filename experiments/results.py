@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rare_tokens import NAMES
 from report import SeedPairs, arm_of, difference, interval, line_at, markdown_table, paired, settings_of
+from scipy import stats
 
 QUEUE = Path(__file__).with_name("protocol.yaml")
 UNUSED = "measured.rare.all"  # loss on text that no choice has seen
@@ -137,7 +138,7 @@ def verdicts(rows: list[dict], *initials: str) -> str:
         worst = min(ORDER.index(one.verdict) for one in by_size.values())
         place = [CHOSEN, *ARMS].index(arm) if arm in ARMS else len(ARMS) + 1
         lines.append((place, worst, [asked, ARMS.get(arm, arm), *cells]))
-    named = " | ".join(size.replace("x", " x ") for size in sizes)
+    named = " | ".join(spaced(size) for size in sizes)
     return markdown_table(
         f"the harmonic head ... | arm | {named}", [line for *_, line in sorted(lines, key=lambda one: one[:2])]
     )
@@ -152,8 +153,17 @@ def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest
         few = f", {len(one.pairs)} of {SEEDS} seeds" if len(one.pairs) < SEEDS else ""
         shown = numbers == "all" or (numbers == "largest" and one is asked[-1])
         found = f" ({difference(one.pairs)}{few})" if shown else ""
-        said.setdefault(WORDS.get(one.verdict, one.verdict), []).append(f"{one.size.replace('x', ' x ')}{found}")
-    return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items()) or "not measured yet"
+        said.setdefault(WORDS.get(one.verdict, one.verdict), []).append(f"{spaced(one.size)}{found}")
+    return at_sizes(said) or "not measured yet"
+
+
+def at_sizes(said: dict[str, list[str]]) -> str:
+    """Words and the sizes that they are true of: "level at 2 x 64, behind at 4 x 192 and 6 x 384"."""
+    return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items())
+
+
+def spaced(size: str) -> str:
+    return size.replace("x", " x ")
 
 
 def _listed(words: list[str]) -> str:
@@ -163,6 +173,32 @@ def _listed(words: list[str]) -> str:
 def _cell(one: Outcome) -> str:
     few = f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
     return f"**{one.verdict}**{few}: {difference(one.pairs)}"
+
+
+def corrected(rows: list[dict], level: float = 0.05) -> str:
+    """Which verdicts on the shipped arm stand when all of them are asked at once: Holm's correction of the paired t
+    tests over seeds, in words."""
+    asked = [one for one in outcomes(rows) if one.arm == CHOSEN and len(one.pairs) >= SEEDS]
+    if not asked:
+        return "No verdict yet."
+    p = np.array([stats.ttest_rel(*zip(*[pair[1:] for pair in one.pairs], strict=True)).pvalue for one in asked])
+    order = np.argsort(p)
+    above = p[order] > level / np.arange(len(p), 0, -1)
+    stand = order[: above.argmax() if above.any() else len(p)]
+    sides: dict[str, dict[str, list[str]]] = {"harmonic": {}, "standard": {}}
+    for one in (asked[i] for i in sorted(stand)):
+        higher = mean(ours - theirs for _, ours, theirs in one.pairs) > 0
+        side = "harmonic" if higher == one.hypothesis.higher_is_better else "standard"
+        sides[side].setdefault(one.hypothesis.name, []).append(spaced(one.size))
+    told = [
+        f"{side} is ahead in {', '.join(f'{name} ({_listed(sizes)})' for name, sizes in names.items()) or 'none'}"
+        for side, names in sides.items()
+    ]
+    return (
+        f"Of {len(asked)} verdicts on r = 1/4 over five seeds {sum(p < level)} intervals leave out zero; chance alone "
+        f"would do that {len(asked) * level:.0f} times. By Holm's correction for all of them {len(stand)} stand: "
+        f"{'; '.join(told)}."
+    )
 
 
 def by_width(rows: list[dict]) -> dict[str, dict[int, SeedPairs]]:
@@ -320,7 +356,7 @@ def differences(
                 few = f" ({len(pairs)} seeds)" if len(pairs) < SEEDS else ""
                 table.setdefault(text, {})[size] = f"{ours:.3f}, {theirs:.3f}: {difference(pairs)}{few}"
     sizes = sorted({size for cells in table.values() for size in cells}, key=depth_and_width)
-    named = " | ".join(size.replace("x", " x ") for size in sizes)
+    named = " | ".join(spaced(size) for size in sizes)
     columns = f"{names or f'{ARMS[arm]}, standard'}: difference [95 %] | {named}"
     return (
         markdown_table(columns, [[text, *(cells.get(size, "") for size in sizes)] for text, cells in table.items()])

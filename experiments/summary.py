@@ -207,6 +207,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
+    "corrected": lambda: results.corrected(compared_rows()),
     "scaling": lambda: results.scaling(results.by_width(compared_rows())),
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),

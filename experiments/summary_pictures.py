@@ -57,7 +57,7 @@ def draw_sizes(path: Path, rows: list[dict]) -> None:
         fill = color if best else "white"
         axes.errorbar(places, gaps, bars, fmt=marker, color=color, mfc=fill, ms=8, lw=2, label=name)
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
-    axes.set_xticks(range(len(sizes)), [size.replace("x", " x ") for size in sizes])
+    axes.set_xticks(range(len(sizes)), [results.spaced(size) for size in sizes])
     axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
     figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)
     figure.savefig(path, dpi=150)
@@ -171,7 +171,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
         places = [classes.index(i) + 0.14 * (k - (len(sizes) - 1) / 2) for i in held[size]]
         gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in held[size].values()])
         bars = np.abs(np.array([interval(pairs) for pairs in held[size].values()]).T - gaps)
-        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=size.replace("x", " x "))
+        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=results.spaced(size))
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
     axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes])
     axes.set(
@@ -206,7 +206,7 @@ def draw_verdicts(path: Path, rows: list[dict]) -> None:
     axes.set_yticks(range(len(asked)), [f"{one.text}  {one.name}" for one in asked], fontsize=9)
     axes.set(ylim=(len(asked) - 0.5, -0.5), xlim=(-EDGE - 0.3, EDGE + 0.3))
     axes.set_xlabel("standard is better  |  harmonic is better\ndifference / half of its 95 % interval", fontsize=9)
-    handles = [axes.plot([], [], "o", color=shade, label=size.replace("x", " x "))[0] for size, shade in shades.items()]
+    handles = [axes.plot([], [], "o", color=shade, label=results.spaced(size))[0] for size, shade in shades.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(sizes), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 

@@ -140,6 +140,26 @@ def test_verdicts_are_against_the_standard_head_at_its_best():
     assert next(one.pairs for one in results.outcomes(results.compared(rows)))[1] == (1, 6.0, 6.0)
 
 
+def test_of_many_verdicts_those_stand_that_survive_holms_correction():
+    rows = []
+    for size, gaps in {
+        "2x64": [-0.02, -0.021, -0.02, -0.021, -0.02],
+        "2x128": [-0.01, -0.03, -0.01, -0.02, -0.04],
+    }.items():
+        rows += [row("standard", seed) | {"size": size} for seed in range(5)]
+        rows += [row("quarter", seed, 5.0 + gap) | {"size": size} for seed, gap in enumerate(gaps)]
+    rows += [
+        row(arm, seed, 5.0 + seed % 2 * (arm == "quarter")) | {"size": "4x192"}
+        for arm in ("standard", "quarter")
+        for seed in range(5)
+    ]
+    text = results.corrected(rows)
+    assert text.startswith("Of 3 verdicts on r = 1/4 over five seeds 2 intervals leave out zero")
+    assert "2 stand: harmonic is ahead in P1 (2 x 64 and 2 x 128); standard is ahead in none." in text
+    more = [one | {"size": f"3x{k}"} for k in range(8) for one in rows if one["size"] == "4x192"]
+    assert "1 stand: harmonic is ahead in P1 (2 x 64)" in results.corrected(rows + more)
+
+
 def test_rare_tokens_are_held_against_the_standard_heads_setting_for_them():
     def of(arm, seed, which, question):
         return row(arm, seed, question=question) | {"measured": {"rare": {"which_after_fit": which}}}
