@@ -49,7 +49,11 @@ def read_manifest(folder: Path) -> Manifest:
 def _token_file(folder: Path, entry: dict, dtype: np.dtype) -> Path:
     file = folder / Path(entry["name"]).name
     expected = int(entry["tokens"]) * dtype.itemsize
-    entry["source"], entry["sha256"]
+    entry["source"]  # used later, like what is above
+    if not entry["sha256"] or not isinstance(entry["sha256"], str):
+        raise InputError(
+            f"{file}: expected its SHA-256 in {MANIFEST}, got {entry['sha256']!r}; prepare the folder again"
+        )
     size = file.stat().st_size if file.is_file() else None
     if size != expected:
         there = "it is missing" if size is None else f"it has {size}"

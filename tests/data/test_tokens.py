@@ -72,6 +72,7 @@ def _edit(folder, change):
         (lambda f: _edit(f, lambda m: m.update(version=99)), "version 99"),
         (lambda f: _edit(f, lambda m: m.pop("splits")), "not a manifest"),
         (lambda f: _edit(f, lambda m: m.update(dtype="float8")), "not a manifest"),
+        (lambda f: _edit(f, lambda m: m["splits"]["val"]["files"][0].update(sha256=None)), "expected its SHA-256"),
         (shutil.rmtree, "no token folder"),
         (lambda f: [p.unlink() for p in f.glob("*.*")], "neither manifest.json nor"),
     ],
