@@ -62,37 +62,32 @@ def short(name: str, arm: str = results.CHOSEN) -> str:
 
 
 def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
-    """Hypotheses (name -> what to call it), together where their verdicts are alike at all sizes, the best at the
-    largest size first; each with its number there."""
-    rows, said = compared_rows(), {}
+    """Hypotheses (name -> what to call it) by their verdict at the largest size, each with its number there and, where
+    they differ, the verdicts of smaller models, the smallest first."""
+    rows, said, size = compared_rows(), {}, ""
     for name, label in names.items():
         found = [one for one in results.outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]
         found = [one for one in found if len(one.pairs) >= results.SEEDS] or found
         if found:
-            words = [results.WORDS.get(one.verdict, one.verdict) for one in found]
-            sizes = {
-                word: [results.spaced(one.size) for one, other in zip(found, words, strict=True) if other == word]
-                for word in words
-            }
-            alike = len(sizes) == 1 and len(found) > 1
-            where = f"{words[0]} at {COUNT[len(found)]} sizes" if alike else results.at_sizes(sizes)
-            place = ("ahead", "behind", "level", results.NOT_SHOWN, "undecided").index(words[-1])
-            number = f"{label} ({results.spaced(found[-1].size)}: {difference(found[-1].pairs)})"
-            said.setdefault((place, where), []).append(number)
-    return ". ".join(f"{where[:1].upper()}{where[1:]}: {', '.join(said[_, where])}" for _, where in sorted(said))
+            *smaller, last = [results.WORDS.get(one.verdict, one.verdict) for one in found]
+            other = f"; smaller: {', '.join(dict.fromkeys(smaller))}" if set(smaller) - {last} else ""
+            said.setdefault(last, []).append(f"{label} ({difference(found[-1].pairs)}{other})")
+            size = results.spaced(found[-1].size)
+    order = [word for word in ("ahead", "behind", "level", results.NOT_SHOWN, "undecided") if word in said]
+    parts = ". ".join(f"{word.capitalize()}: {', '.join(said[word])}" for word in order)
+    return f"At {size} {parts[:1].lower()}{parts[1:]}" if said else "not measured yet"
 
 
 READING = {"R1": "lens agreement", "R3": "label distance", "R2": "tuned lens", "R4": "own center"}
 USES = {
     "U5": "rare tokens, nats per target",
     "U9": "of that, for which rare token it is",
-    "U6": "blocks saved by early exit at equal agreement",
-    "U3": "by early exit at equal confidence",
+    "U6": "early exit at equal agreement, blocks saved",
+    "U3": "early exit at equal confidence",
     "U4": "tokens added from 16 contexts",
     "U1": "calibration",
     "U2": "head in int4",
 }
-COUNT = {2: "both", 3: "all three", 4: "all four"}  # sizes
 
 
 def _in_part(initial: str) -> str:
@@ -145,7 +140,8 @@ def answers() -> list[Answer]:
             "Yes, by its parallelogram loss",
             f"{_in_part('R')}. {by_verdict(READING)}",
             "Lens agreement where the answer depends on the context; label distance after a fitted shift and scale. "
-            f"The paper's parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks",
+            f"The paper's parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks, and in "
+            f"{len(paper['shuffled_lower'])} with their words paired at random",
             "reading", "reading.md",
         ),
         Answer(

@@ -154,12 +154,7 @@ def told(rows: list[dict], name: str, arm: str, numbers: Literal["all", "largest
         shown = numbers == "all" or (numbers == "largest" and one is asked[-1])
         found = f" ({difference(one.pairs)}{few})" if shown else ""
         said.setdefault(WORDS.get(one.verdict, one.verdict), []).append(f"{spaced(one.size)}{found}")
-    return at_sizes(said) or "not measured yet"
-
-
-def at_sizes(said: dict[str, list[str]]) -> str:
-    """Words and the sizes that they are true of: "level at 2 x 64, behind at 4 x 192 and 6 x 384"."""
-    return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items())
+    return ", ".join(f"{word} at {_listed(sizes)}" for word, sizes in said.items()) or "not measured yet"
 
 
 def spaced(size: str) -> str:
