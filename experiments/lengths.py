@@ -94,8 +94,9 @@ def draw_growth(path: Path, rows: list[dict]) -> None:
             steps, values = [look["step"] for look in looks], [look[key] for look in looks]
             axes.plot(steps, values, style, color=color, lw=2, label=label)
             axes.set(xlabel="step", ylabel=GROWN[key])
-            axes.set_ylim(bottom=0)
-            axes.grid(color="0.92")
+    for axes in panels:
+        axes.set_ylim(bottom=0)  # once all lines are there: it keeps the top
+        axes.grid(color="0.92")
     panels[1].set_ylabel("std of a position's logits, nats")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
