@@ -148,7 +148,8 @@ def answers() -> list[Answer]:
             "Is it good for something else?",
             "",
             f"{_in_part('U')}. {by_verdict(USES)}",
-            "rare: 1 to 99 times in the corpus",
+            "rare: 1 to 99 times in the corpus. Which one it is, against the standard setting that is best for them: "
+            f"{told('U10')}",
             "uses", "uses.md",
         ),
         Answer(
