@@ -40,8 +40,8 @@ def protocol_rows() -> list[dict]:
 
 
 def compared_rows() -> list[dict]:
-    """As verdicts compare them: results.compared."""
-    return results.compared(protocol_rows())
+    """As verdicts compare them: results.against_best."""
+    return results.against_best(protocol_rows())
 
 
 class Answer(NamedTuple):

@@ -83,7 +83,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(rows: list[dict]) -> list[Outcome]:
-    """Of every hypothesis, arm and size that has a pair of seeds, the smallest size first. rows: of `compared`."""
+    """Of every hypothesis, arm and size that has a pair of seeds, the smallest size first. rows: of `against_best`."""
     found = []
     for hypothesis in HYPOTHESES:
         for (question, size, arm), pairs in paired(rows, partial(number_at, path=hypothesis.measure)).items():
@@ -107,15 +107,20 @@ def with_loss_at_three_times(rows: list[dict]) -> list[dict]:
     ]
 
 
-def compared(rows: list[dict]) -> list[dict]:
+def against_best(rows: list[dict]) -> list[dict]:
     """The rows as verdicts compare them: a run that was repeated for its reading once, and the standard head with the
     eps that suits it, at the sizes that have it. The shipped arm once more, to be held against the standard head's
     setting for rare tokens."""
-    rows = with_loss_at_three_times(list({row["key"]: row for row in rows}.values()))
+    rows = with_loss_at_three_times(once(rows))
     better = {row["size"] for row in rows if row["question"] == EPS}
     ours = [row | {"question": FOR_RARE} for row in rows if _is(row, ENOUGH, CHOSEN)]
     kept = [row for row in rows if not (_is(row, ENOUGH, "standard") and row["size"] in better)]
     return [row | {"question": ENOUGH} if row["question"] == EPS else row for row in kept] + ours
+
+
+def once(rows: list[dict]) -> list[dict]:
+    """Each run's last row: one that was trained again for its reading has two."""
+    return list({row["key"]: row for row in rows}.values())
 
 
 def _is(row: dict, question: str, arm: str) -> bool:

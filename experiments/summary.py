@@ -101,7 +101,7 @@ def frequencies() -> str:
 
 def one_eps() -> str:
     """The shipped arm against the standard head with the same eps, and what its own does for the standard head."""
-    rows = list({row["key"]: row for row in protocol_rows()}.values())
+    rows = results.once(protocol_rows())
     own = [row | {"question": results.ENOUGH, "arm": results.CHOSEN} for row in rows if row["question"] == results.EPS]
     plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
     tables = (

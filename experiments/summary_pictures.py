@@ -44,7 +44,7 @@ def draw_sizes(path: Path, rows: list[dict]) -> None:
     axes.grid(color="0.92")
     sizes = sorted({row["size"] for row in rows if row["question"] == results.ENOUGH}, key=results.depth_and_width)
     held: dict[tuple[str, bool], dict[str, SeedPairs]] = {}
-    for best, of in ((True, results.compared(rows)), (False, rows)):
+    for best, of in ((True, results.against_best(rows)), (False, rows)):
         for (question, size, arm), pairs in sorted(paired(of).items()):
             if question == results.ENOUGH and len(pairs) >= results.SEEDS and (best or arm == results.CHOSEN):
                 held.setdefault((arm, best), {})[size] = pairs
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures (default: %(default)s)")
     folder = parser.parse_args().out
     protocol = list(measured.rows_of("protocol.jsonl"))
-    compared = results.compared(protocol)
+    compared = results.against_best(protocol)
     draw_sizes(folder / "prediction_sizes.png", protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", compared)

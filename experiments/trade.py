@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from certificates import AT_BEST, BASE, CERTIFICATES, NAMES, NEIGHBORS, neighborhood, value_text
 from report import arm_of, markdown_table
-from results import ARMS, CHOSEN, number_at
+from results import ARMS, CHOSEN, number_at, once
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
@@ -29,7 +29,7 @@ def points(rows: list[dict]) -> list[Point]:
     found, (_, seed) = [], NEIGHBORS[AT_BEST]
     for arm, question in CERTIFICATES.items():
         near = neighborhood(rows, arm, question)
-        for row in {row["key"]: row for row in rows}.values() if near else ():
+        for row in once(rows) if near else ():
             asked = row["question"] in (AT_BEST, question) and arm_of(row) == arm and row["seed"] == seed
             if asked and (which := number_at(row, "measured.rare.which")) is not None:
                 best = BASE | dict(near[0])

@@ -56,7 +56,7 @@ def test_three_times_the_rate_is_held_against_the_same_seed_at_its_own_rate():
     for seed in range(5):
         rows.append(row("harmonic", seed, 5.1 + seed + seed / 1000, question=results.THRICE))
         rows.append(row("standard", seed, 5.3 + seed, question=results.THRICE))
-    (found,) = (one for one in results.outcomes(results.compared(rows)) if one.hypothesis.name == "S2")
+    (found,) = (one for one in results.outcomes(results.against_best(rows)) if one.hypothesis.name == "S2")
     assert [round(ours, 3) for _, ours, _ in found.pairs] == [0.1, 0.101, 0.102, 0.103, 0.104]
     assert found.verdict == "holds"
     assert all(
@@ -134,10 +134,10 @@ def test_verdicts_are_against_the_standard_head_at_its_best():
     better = [row("standard", seed, 4.9 + seed, question=results.EPS) for seed in range(5)]
     for one in better:
         one["set"] = {"optim.eps": 1e-8}
-    small, large = [one.pairs for one in results.outcomes(results.compared(rows + better))]
+    small, large = [one.pairs for one in results.outcomes(results.against_best(rows + better))]
     assert [round(ours - theirs, 3) for _, ours, theirs in small] == [0.1] * 5
     assert all(ours == theirs for _, ours, theirs in large)  # trained with one eps there
-    assert next(one.pairs for one in results.outcomes(results.compared(rows)))[1] == (1, 6.0, 6.0)
+    assert next(one.pairs for one in results.outcomes(results.against_best(rows)))[1] == (1, 6.0, 6.0)
 
 
 def test_of_many_verdicts_those_stand_that_survive_holms_correction():
@@ -167,6 +167,6 @@ def test_rare_tokens_are_held_against_the_standard_heads_setting_for_them():
     rows = [of("quarter", seed, 6.0, results.ENOUGH) for seed in range(5)]
     rows += [of("standard", seed, 6.2, results.ENOUGH) for seed in range(5)]
     rows += [of("standard", seed, 6.1, results.FOR_RARE) for seed in range(5)]
-    found = {one.hypothesis.name: one.pairs[0] for one in results.outcomes(results.compared(rows))}
+    found = {one.hypothesis.name: one.pairs[0] for one in results.outcomes(results.against_best(rows))}
     assert found["U9"] == (0, 6.0, 6.2)
     assert found["U10"] == (0, 6.0, 6.1)
