@@ -62,7 +62,7 @@ def train_one(run: dict, folder: Path) -> dict:
         "center_norms": [[step, round(mean, 4), round(std, 4)] for step, mean, std in norms],
         "measured": measured(),
         **({"reading": reading(*trained)} if run["read"] else {}),
-        **({"uses": uses(*trained) if run["read"] is True else {}} if run["read"] else {}),
+        **({"uses": uses(*trained)} if run["read"] is True else {}),
         "seconds": round(time.perf_counter() - started, 1),
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training)),
         "parameters": sum(p.numel() for p in state.bare_model.parameters()),
@@ -151,9 +151,11 @@ def work(queue: Path, out: Path, folder: Path, jobs: int) -> None:
 
 def not_done(runs: list[dict], rows: list[dict]) -> list[dict]:
     """Runs without a row; also those whose row lacks the measures of reading that are asked for: trained again."""
-    done = {row["key"] for row in rows}
-    read = {row["key"] for row in rows if "reading" in row and "uses" in row}
-    return [run for run in runs if run["key"] not in (read if run["read"] else done)]
+    asked = {False: set(), "reading": {"reading"}, True: {"reading", "uses"}}
+    has = {}
+    for row in rows:
+        has[row["key"]] = has.get(row["key"], set()) | row.keys()
+    return [run for run in runs if run["key"] not in has or not asked[run["read"]] <= has[run["key"]]]
 
 
 def describe(run: dict) -> str:

@@ -194,6 +194,22 @@ def test_a_queue_continues_where_it_was_cut_off(queue, worked, tmp_path, capsys)
     assert f"FAILED {run_queue.describe(bad)}: ['boom']" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("asked", "measured", "left"),
+    [
+        (False, (), 0),
+        ("reading", (), 1),
+        ("reading", ("reading",), 0),
+        (True, ("reading",), 1),
+        (True, ("reading", "uses"), 0),
+    ],
+)
+def test_a_run_is_trained_again_for_measures_that_its_row_lacks(queue, asked, measured, left):
+    runs = queue_file.read_queue(queue({"read": asked}))
+    rows = [{"key": runs[0]["key"], **{name: {} for name in measured}}]
+    assert len(run_queue.not_done(runs, rows)) == len(runs) - 1 + left
+
+
 def test_a_queue_is_edited_while_it_is_worked(queue, worked, capsys):
     path = queue({"seeds": [0, 1]})
 
