@@ -17,7 +17,7 @@ from harmonic_gpt.model.harmonic_logits import RELATIVE_FLOOR, head_logits
 from harmonic_gpt.model.harmonic_loss import harmonic_cross_entropy
 
 TOKENS, CLASSES, DIM = 256, 1000, 768
-EXPONENTS = (1, 28, 56, 166, 768, 1536)  # 28: the paper, 166: configs/gpt2_small_harmonic.yaml
+EXPONENTS = (1, 28, 56, 166, 768, 1536)  # 28: the paper, 166: configs/gpt2_small_sharp.yaml
 
 
 def scenes() -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -3,14 +3,13 @@
 summary.py puts them into the pages.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import heads_report
 import results
 from measured import claims, compared, growth, rows_of, step_speed
 from report import SeedPairs, difference, interval
-
-CHOSEN = results.ARMS[results.CHOSEN]
 
 
 def ahead(pairs: SeedPairs) -> str:
@@ -53,17 +52,19 @@ class Answer(NamedTuple):
     page: str  # of docs/results, with its anchor
 
 
-def told(name: str, arm: str = results.CHOSEN, numbers: Literal["all", "largest"] = "all") -> str:
-    return results.told(compared_rows(), name, arm, numbers)
+def told(name: str, arm: str) -> str:
+    return results.told(compared_rows(), name, arm)
 
 
-def short(name: str, arm: str = results.CHOSEN) -> str:
-    return told(name, arm, "largest")
+def of_arms(say: Callable[[str], str], *names: str) -> str:
+    """What is said of each arm that has every measure, or of those with a pair of seeds for a hypothesis of `names`."""
+    found = {one.arm for one in results.outcomes(compared_rows()) if one.hypothesis.name in names or not names}
+    return ". ".join(f"{results.ARMS[arm]}: {say(arm)}" for arm in results.TOLD if arm in found)
 
 
-def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
-    """Hypotheses (name -> what to call it) by their verdict at the largest size, each with its number there and, where
-    they differ, the verdicts of smaller models, the smallest first."""
+def by_verdict(names: dict[str, str], arm: str, numbers: bool) -> str:
+    """Hypotheses (name -> what to call it) by their verdict at the largest size; with numbers: each with its number
+    there and, where they differ, the verdicts of smaller models, the smallest first."""
     rows, said, size = compared_rows(), {}, ""
     for name, label in names.items():
         found = [one for one in results.outcomes(rows) if (one.hypothesis.name, one.arm) == (name, arm)]
@@ -71,18 +72,18 @@ def by_verdict(names: dict[str, str], arm: str = results.CHOSEN) -> str:
         if found:
             *smaller, last = [results.WORDS.get(one.verdict, one.verdict) for one in found]
             other = f"; smaller: {', '.join(dict.fromkeys(smaller))}" if set(smaller) - {last} else ""
-            said.setdefault(last, []).append(f"{label} ({difference(found[-1].pairs)}{other})")
+            said.setdefault(last, []).append(f"{label} ({difference(found[-1].pairs)}{other})" if numbers else label)
             size = results.spaced(found[-1].size)
     order = [word for word in ("ahead", "behind", "level", results.NOT_SHOWN, "undecided") if word in said]
-    parts = ". ".join(f"{word.capitalize()}: {', '.join(said[word])}" for word in order)
-    return f"At {size} {parts[:1].lower()}{parts[1:]}" if said else "not measured yet"
+    parts = "; ".join(f"{word} in {', '.join(said[word])}" for word in order)
+    return f"at {size} {parts}" if said else "not measured yet"
 
 
 READING = {"R1": "lens agreement", "R3": "label distance", "R2": "tuned lens", "R4": "own center"}
 USES = {
-    "U5": "rare tokens, nats per target",
-    "U9": "of that, for which rare token it is",
-    "U6": "early exit at equal agreement, blocks saved",
+    "U5": "rare tokens",
+    "U9": "which rare token comes",
+    "U6": "early exit at equal agreement",
     "U3": "early exit at equal confidence",
     "U4": "tokens added from 16 contexts",
     "U1": "calibration",
@@ -91,18 +92,10 @@ USES = {
 
 
 def _in_part(initial: str) -> str:
-    """Yes, no or in part, by the protocol's verdicts on the shipped arm."""
+    """Yes, no or in part, by the protocol's verdicts."""
     outcomes = results.outcomes(compared_rows())
-    found = {one.verdict for one in outcomes if one.hypothesis.name[0] == initial and one.arm == results.CHOSEN}
+    found = {one.verdict for one in outcomes if one.hypothesis.name[0] == initial and one.arm in results.TOLD}
     return "Yes" if found == {"holds"} else "In part" if "holds" in found else "Not shown"
-
-
-def _of_scarce_text() -> str:
-    """What P2 and P3 came to, where they have runs."""
-    said = [f"with a sixteenth of it, {CHOSEN}: {told('P2')}; r = 1: {told('P2', 'harmonic')}"]
-    if measured_at("P3"):
-        said.append(f"With a sixty-fourth, {CHOSEN}: {told('P3')}")
-    return ". ".join(said)
 
 
 def _little() -> str:
@@ -111,34 +104,30 @@ def _little() -> str:
     return "No" if all(one.verdict == "does not hold" for one in found) else "In part"
 
 
-def measured_at(name: str, arm: str = results.CHOSEN) -> list[str]:
-    """The sizes at which a hypothesis has a pair of seeds."""
-    return [one.size for one in results.outcomes(compared_rows()) if (one.hypothesis.name, one.arm) == (name, arm)]
-
-
-def answers() -> list[Answer]:
+def answers(numbers: bool = True) -> list[Answer]:
+    """numbers: every difference with its interval; else those of the losses alone."""
     best = [f"{heads_report.name_of(arm)} {loss:.3f}" for loss, arm, _ in _screened()[:2]]
     paper = compared()["differences"][0]["paper_tasks"]
     return [
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            f"{CHOSEN}: {short('P1')}; on text that no choice has seen: {short('P4')}. "
-            f"r = 1: {short('P1', 'harmonic')}",
+            of_arms(lambda arm: f"{told('P1', arm)}; on text that no choice has seen: {told('P4', arm)}", "P1"),
             "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            f"{_little()}: {_of_scarce_text()}",
+            f"{_little()}. With a sixteenth of it, {of_arms(lambda arm: told('P2', arm), 'P2')}. "
+            f"With a sixty-fourth, {of_arms(lambda arm: told('P3', arm), 'P3')}",
             "nats per token",
             "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            f"{_in_part('R')}. {by_verdict(READING)}",
+            f"{_in_part('R')}. {of_arms(lambda arm: by_verdict(READING, arm, numbers))}",
             "Lens agreement where the answer depends on the context; label distance after a fitted shift and scale. "
             f"The paper's parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks, and in "
             f"{len(paper['shuffled_lower'])} with their words paired at random",
@@ -147,9 +136,9 @@ def answers() -> list[Answer]:
         Answer(
             "Is it good for something else?",
             "",
-            f"{_in_part('U')}. {by_verdict(USES)}",
-            "rare: 1 to 99 times in the corpus. Which one it is, against the standard setting that is best for them: "
-            f"{told('U10')}",
+            f"{_in_part('U')}. {of_arms(lambda arm: by_verdict(USES, arm, numbers))}",
+            "rare: 1 to 99 times in the corpus. Which one comes, against the standard setting that is best for them: "
+            f"{of_arms(lambda arm: told('U10', arm), 'U10')}",
             "uses", "uses.md",
         ),
         Answer(

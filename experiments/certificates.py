@@ -4,12 +4,13 @@ from statistics import mean
 
 from queue_file import TIMES, ArmSearch
 from report import arm_of, markdown_table
-from results import ARMS, CHOSEN, spaced
+from results import ARMS, TUNED, spaced
 
 # Questions of protocol.yaml: at which size and with which seed they were asked
-AT_BEST, AT_BETTER_EPS, AT_LARGEST = "neighbors of the best", "neighbors at eps 1e-8", "neighbors at 6x384"
-NEIGHBORS = {AT_BEST: ("2x128", 0), AT_BETTER_EPS: ("2x128", 0), AT_LARGEST: ("6x384", 10)}
-CERTIFICATES = {CHOSEN: AT_BEST, "standard": AT_BETTER_EPS}  # those that ask for every setting
+AT_BEST, AT_LARGEST = "neighbors of the best", "neighbors at 6x384"
+# Of each arm the question that tries every setting
+CERTIFICATES = {"harmonic": "neighbors at eps 1e-6", TUNED: AT_BEST, "standard": "neighbors at eps 1e-8"}
+NEIGHBORS = {**dict.fromkeys(CERTIFICATES.values(), ("2x128", 0)), AT_LARGEST: ("6x384", 10)}
 EVERY = 400  # eval.every of these runs and of the frontier; the searches evaluated more often
 NAMES = {
     "optim.betas": "AdamW's beta2",

@@ -80,35 +80,44 @@ def heads_table() -> str:
 
 
 def reading_means() -> str:
-    """The shipped arm's, and those of r = 1."""
-    arms = (results.CHOSEN, "harmonic")
-    return "\n\n".join(results.differences(compared_rows(), results.READING_MEANS, arm=arm) for arm in arms)
+    return _of_arms(results.READING_MEANS)
 
 
 def uses_means() -> str:
-    """The shipped arm's, and what three times the rate costs it."""
-    rows = compared_rows()
-    tables = (
-        results.differences(rows, results.USES_MEANS),
-        results.differences(rows, results.RATE_MEANS, results.THRICE),
-    )
-    return "\n\n".join(table for table in tables if table)
+    """With what three times the rate costs."""
+    rate = results.differences(compared_rows(), results.RATE_MEANS, results.TUNED, results.THRICE)
+    return _joined(_of_arms(results.USES_MEANS), rate)
 
 
 def frequencies() -> str:
-    return results.differences(compared_rows(), results.FREQUENCY_MEANS)
+    return _of_arms(results.FREQUENCY_MEANS)
+
+
+def _of_arms(measures: tuple[tuple[str, str], ...]) -> str:
+    """A table for each arm that has every measure."""
+    rows = compared_rows()
+    return _joined(*(results.differences(rows, measures, arm) for arm in results.TOLD))
+
+
+def _joined(*tables: str) -> str:
+    return "\n\n".join(table for table in tables if table)
+
+
+def sharp() -> str:
+    """r = 1/4 against r = 1."""
+    return results.differences(compared_rows(), results.SHARP_MEANS, results.TUNED, baseline="harmonic")
 
 
 def one_eps() -> str:
-    """The shipped arm against the standard head with the same eps, and what its own does for the standard head."""
-    rows = results.once(protocol_rows())
-    own = [row | {"question": results.ENOUGH, "arm": results.CHOSEN} for row in rows if row["question"] == results.EPS]
+    """r = 1/4 against the standard head with the same eps, and what its own does for the standard head."""
+    rows, tuned = results.once(protocol_rows()), results.TUNED
+    better = [row for row in rows if row["question"] == results.BETTER_EPS["standard"]]
+    own = [row | {"question": results.ENOUGH, "arm": tuned} for row in better]
     plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
-    tables = (
-        results.differences(rows, results.EPS_MEANS, names="r = 1/4, standard, eps 1e-5 for both"),
-        results.differences(own + plain, results.EPS_MEANS, names="standard, eps 1e-8, eps 1e-5"),
+    return _joined(
+        results.differences(rows, results.EPS_MEANS, tuned, names="r = 1/4, standard, eps 1e-5 for both"),
+        results.differences(own + plain, results.EPS_MEANS, tuned, names="standard, eps 1e-8, eps 1e-5"),
     )
-    return "\n\n".join(table for table in tables if table)
 
 
 def all_measures() -> str:
@@ -142,7 +151,7 @@ def what_we_know() -> str:
                 f"{one.answer}. {_capital(one.number)}",
                 f"[{one.label}](docs/results/{one.page})",
             ]
-            for one in answers()
+            for one in answers(numbers=False)
             if one.label != "heads"
         ],
     )
@@ -204,6 +213,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
     "loss by frequency": frequencies,
     "one eps": one_eps,
+    "sharp": sharp,
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),

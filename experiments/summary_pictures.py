@@ -6,6 +6,7 @@ python experiments/summary_pictures.py      # writes prediction_*, frontier, len
 import argparse
 from fractions import Fraction
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def draw_sizes(path: Path, rows: list[dict]) -> None:
     held: dict[tuple[str, bool], dict[str, SeedPairs]] = {}
     for best, of in ((True, results.against_best(rows)), (False, rows)):
         for (question, size, arm), pairs in sorted(paired(of).items()):
-            if question == results.ENOUGH and len(pairs) >= results.SEEDS and (best or arm == results.CHOSEN):
+            if question == results.ENOUGH and len(pairs) >= results.SEEDS and (best or arm == results.TUNED):
                 held.setdefault((arm, best), {})[size] = pairs
     for i, ((arm, best), points) in enumerate(held.items()):
         places = [sizes.index(size) + 0.12 * (i - (len(held) - 1) / 2) for size in points]
@@ -109,8 +110,8 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
                 marker = MARKERS.get(results.ARMS[arm], "o")
                 drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, f"{marker}-", curves))
     longer = [row for row in protocol if row["question"] == SEARCHED and row["set"].get("train.steps") == 400]
-    if ours := [row for row in longer if arm_of(row) == results.CHOSEN]:
-        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[results.CHOSEN]
+    if ours := [row for row in longer if arm_of(row) == results.TUNED]:
+        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[results.TUNED]
         curves = Curves(f"{name}, best run of 400 steps (one seed)", color, "o--", [best["curve"]])
         drawn.setdefault([*SCARCE][-1], []).append(curves)
     return drawn
@@ -155,59 +156,67 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
 
 
 def draw_rare(path: Path, rows: list[dict]) -> None:
-    """Difference to the standard head by how often the target occurs in the corpus: a color for each size."""
-    held: dict[str, dict[int, SeedPairs]] = {}
+    """Difference to the standard head by how often the target occurs in the corpus: a panel for each arm, a color for
+    each size."""
+    held: dict[str, dict[str, dict[int, SeedPairs]]] = {}
     for i in range(len(NAMES)):
         loss = partial(results.number_at, path=f"measured.rare.losses.{i}")
         for (question, size, arm), pairs in paired(rows, loss).items():
-            if (question, arm) == (results.ENOUGH, results.CHOSEN) and len(pairs) >= 3:
-                held.setdefault(size, {})[i] = pairs
-    if not held:
+            if question == results.ENOUGH and len(pairs) >= 3:
+                held.setdefault(arm, {}).setdefault(size, {})[i] = pairs
+    arms = [arm for arm in results.TOLD if arm in held]
+    if not arms:
         return
-    sizes = sorted(held, key=results.depth_and_width)
-    figure, ((axes,),) = subplots(1, 1, 7, 4)
-    classes = sorted({i for found in held.values() for i in found})
-    for k, (size, shade) in enumerate(zip(sizes, colormaps["Blues"](np.linspace(0.4, 1, len(sizes))), strict=True)):
-        places = [classes.index(i) + 0.14 * (k - (len(sizes) - 1) / 2) for i in held[size]]
-        gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in held[size].values()])
-        bars = np.abs(np.array([interval(pairs) for pairs in held[size].values()]).T - gaps)
-        axes.errorbar(places, gaps, bars, fmt="o", color=shade, ms=6, lw=2, capsize=3, label=results.spaced(size))
-    axes.axhline(0, color=ORANGE, lw=2, label="standard")
-    axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes])
-    axes.set(
-        xlabel="occurrences of the target in the corpus",
-        ylabel="loss minus the standard head's,\nnats per target",
-    )
-    axes.grid(color="0.92")
-    figure.legend(loc="outside upper center", frameon=False, ncols=5, fontsize=9)
+    sizes = sorted({size for arm in arms for size in held[arm]}, key=results.depth_and_width)
+    shades = dict(zip(sizes, colormaps["Blues"](np.linspace(0.4, 1, len(sizes))), strict=True))
+    figure, (panels,) = subplots(1, len(arms), 1.5 + 4.5 * len(arms), 4, sharey=True)
+    for axes, arm in zip(panels, arms, strict=True):
+        classes = sorted({i for found in held[arm].values() for i in found})
+        for size, found in held[arm].items():
+            places = [classes.index(i) + 0.14 * (sizes.index(size) - (len(sizes) - 1) / 2) for i in found]
+            gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in found.values()])
+            bars = np.abs(np.array([interval(pairs) for pairs in found.values()]).T - gaps)
+            look = {"color": shades[size], "ms": 6, "lw": 2, "capsize": 3, "label": results.spaced(size)}
+            axes.errorbar(places, gaps, bars, fmt="o", **look)
+        axes.axhline(0, color=ORANGE, lw=2, label="standard")
+        axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes], fontsize=9)
+        axes.set(title=results.ARMS[arm], xlabel="occurrences of the target in the corpus")
+        axes.grid(color="0.92")
+    panels[0].set_ylabel("loss minus the standard head's,\nnats per target")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=5)
     figure.savefig(path, dpi=150)
 
 
 def draw_verdicts(path: Path, rows: list[dict]) -> None:
-    """Every hypothesis on the shipped arm: its differences at all sizes, in halves of their 95 % intervals. Right of
+    """Every hypothesis, a panel for each arm: its differences at all sizes, in halves of their 95 % intervals. Right of
     zero harmonic is better; beyond 1 the interval leaves out zero; what lies beyond EDGE is drawn there."""
-    found = [one for one in results.outcomes(rows) if one.arm == results.CHOSEN and len(one.pairs) >= results.SEEDS]
+    found = [one for one in results.outcomes(rows) if one.arm in results.TOLD and len(one.pairs) >= results.SEEDS]
     if not found:
         return
     asked = [one for one in results.HYPOTHESES if any(other.hypothesis == one for other in found)]
     sizes = sorted({one.size for one in found}, key=results.depth_and_width)
     shades = dict(zip(sizes, colormaps["viridis_r"](np.linspace(0.1, 0.9, len(sizes))), strict=True))
-    figure, ((axes,),) = subplots(1, 1, 8.5, 1.2 + 0.36 * len(asked))
-    axes.axvspan(-EDGE - 0.3, -1, color=ORANGE, alpha=0.12, lw=0)
-    axes.axvspan(1, EDGE + 0.3, color=BLUE, alpha=0.12, lw=0)
-    axes.axvline(0, color="0.5", lw=1)
+    arms = [arm for arm in results.TOLD if any(one.arm == arm for one in found)]
+    figure, (panels,) = subplots(1, len(arms), 4.5 + 3.8 * len(arms), 1.4 + 0.36 * len(asked), sharey=True)
+    for axes, arm in zip(panels, arms, strict=True):
+        axes.axvspan(-EDGE - 0.3, -1, color=ORANGE, alpha=0.12, lw=0)
+        axes.axvspan(1, EDGE + 0.3, color=BLUE, alpha=0.12, lw=0)
+        axes.axvline(0, color="0.5", lw=1)
+        axes.set(title=results.ARMS[arm], xlim=(-EDGE - 0.3, EDGE + 0.3))
+        axes.set_xlabel("standard is better  |  harmonic is better\ndifference / half of its 95 % interval", fontsize=9)
     for one in found:
+        axes = panels[arms.index(one.arm)]
         low, high = interval(one.pairs) or (0.0, 0.0)
         sign = 1 if one.hypothesis.higher_is_better else -1
         halves = sign * (low + high) / max(high - low, 1e-12)
         place = asked.index(one.hypothesis) + 0.16 * (sizes.index(one.size) - (len(sizes) - 1) / 2)
         shape = "o" if abs(halves) <= EDGE else "<>"[halves > 0]
         axes.plot(np.clip(halves, -EDGE, EDGE), place, shape, color=shades[one.size], ms=7)
-    axes.set_yticks(range(len(asked)), [f"{one.text}  {one.name}" for one in asked], fontsize=9)
-    axes.set(ylim=(len(asked) - 0.5, -0.5), xlim=(-EDGE - 0.3, EDGE + 0.3))
-    axes.set_xlabel("standard is better  |  harmonic is better\ndifference / half of its 95 % interval", fontsize=9)
-    handles = [axes.plot([], [], "o", color=shade, label=results.spaced(size))[0] for size, shade in shades.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(sizes), frameon=False, fontsize=9)
+    panels[0].set_yticks(range(len(asked)), [f"{one.text}  {one.name}" for one in asked], fontsize=9)
+    panels[0].set_ylim(len(asked) - 0.5, -0.5)
+    empty = {size: panels[0].plot([], [], "o", color=shade)[0] for size, shade in shades.items()}
+    names = map(results.spaced, empty)
+    figure.legend(empty.values(), names, loc="outside upper center", ncols=len(sizes), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -215,33 +224,40 @@ LENSES = (("context_agreement", "logit lens", "-"), ("tuned_context_agreement", 
 
 
 def draw_lens(path: Path, rows: list[dict]) -> None:
-    """Lens agreement by layer of the shipped arm and of standard, a panel for each size: mean over seeds, bars from the
-    least to the largest."""
+    """Lens agreement by layer of each arm beside standard, a panel for each size: mean over seeds, bars from the least
+    to the largest."""
     held: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        if "reading" in row and row["question"] == results.ENOUGH and row["arm"] in (results.CHOSEN, "standard"):
+        if "reading" in row and row["question"] == results.ENOUGH:
             held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
-    sizes = [size for size in sorted(held, key=results.depth_and_width) if min(map(len, held[size].values())) >= 3]
-    if not sizes:
+    enough = {size: {arm for arm, seeds in found.items() if len(seeds) >= 3} for size, found in held.items()}
+    sizes = [size for size in sorted(held, key=results.depth_and_width) if "standard" in enough[size]]
+    arms = [arm for arm in results.TOLD if any(arm in enough[size] for size in sizes)]
+    if not arms:
         return
-    figure, grid = subplots(-(-len(sizes) // 2), 2, 8, 3.4 * -(-len(sizes) // 2) + 0.5, sharey=True)
-    for axes, size in zip(grid.flat, sizes, strict=False):
-        for arm, seeds in held[size].items():
-            name, color = ARMS[arm]
+    figure, grid = subplots(len(arms), len(sizes), 1 + 2.8 * len(sizes), 0.8 + 2.7 * len(arms), sharey=True)
+    for axes, (ours, size) in zip(grid.flat, product(arms, sizes), strict=True):
+        if ours not in enough[size]:
+            axes.remove()
+            continue
+        for arm in (ours, "standard"):
+            seeds, (name, color) = held[size][arm], ARMS[arm]
             for key, lens, style in LENSES:
                 values = np.array([layers[key] for layers in seeds])  # (seeds, layers)
                 middle = values.mean(0)
                 bars = np.maximum(0, [middle - values.min(0), values.max(0) - middle])  # rounding may leave -1e-17
                 look = {"color": color, "ls": style, "marker": "o", "ms": 4, "capsize": 2}
                 axes.errorbar(range(len(middle)), middle, bars, label=f"{name}, {lens}", **look)
-        axes.set(title=f"{size.replace('x', ' x ')}, {len(seeds)} seeds", xlabel="layer (0: embeddings)", ylim=(0, 1))
+        axes.set(title=f"{results.spaced(size)}, {len(held[size][ours])} seeds", ylim=(0, 1))
         axes.locator_params(axis="x", integer=True)
         axes.grid(color="0.92")
-    for axes in grid.flat[len(sizes) :]:
-        axes.remove()
+    for axes in grid[-1]:
+        axes.set_xlabel("layer (0: embeddings)")
     for axes in grid[:, 0]:
         axes.set_ylabel("agreement with the output")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid.flat]
+    handles = {label: handle for lines in named for handle, label in lines}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
 
 

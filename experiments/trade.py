@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from certificates import AT_BEST, BASE, CERTIFICATES, NAMES, NEIGHBORS, neighborhood, value_text
 from report import arm_of, markdown_table
-from results import ARMS, CHOSEN, number_at, once
+from results import ARMS, TUNED, number_at, once
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
@@ -43,9 +43,9 @@ def points(rows: list[dict]) -> list[Point]:
 def told(rows: list[dict]) -> str:
     """Markdown: the rule's verdict in words, and the settings in a table."""
     tried = points(rows)
-    if not {CHOSEN, "standard"} <= {point.arm for point in tried if point.changed == OWN}:
+    if not {TUNED, "standard"} <= {point.arm for point in tried if point.changed == OWN}:
         return ""
-    ours = next(point for point in tried if point.arm == CHOSEN)
+    ours = next(point for point in tried if point.arm == TUNED)
     theirs = [point for point in tried if point.arm == "standard"]
     least = min(point.loss for point in theirs)
     near = [point for point in theirs if point.loss <= least + NEAR]
@@ -67,7 +67,7 @@ def told(rows: list[dict]) -> str:
 def draw(path: Path, rows: list[dict]) -> None:
     """Nats for which rare token it is, against the whole loss, a point for each setting; large: the chosen ones."""
     figure, ((axes,),) = subplots(1, 1, 6, 4)
-    for arm, head in ((CHOSEN, "harmonic"), ("standard", "standard")):
+    for arm, head in ((TUNED, "harmonic"), ("standard", "standard")):
         mine = [point for point in points(rows) if point.arm == arm]
         for own in (False, True):
             points_of = [point for point in mine if (point.changed == OWN) == own]

@@ -75,16 +75,21 @@ def test_what_is_missing_is_seen(tmp_path):
     assert broken_links(page) == ["gone.md", "other.md#gone", "#gone", "gone.png"]
 
 
-def test_quickstart_configs_differ_where_the_readme_says():
-    """In the head, its weight decay and AdamW's eps, each at its best."""
+@pytest.mark.parametrize(
+    ("size", "other", "differing"),
+    [
+        ("quickstart", "standard", {"model.head", "model.exponent", "optim.weight_decay", "optim.eps"}),
+        ("quickstart", "sharp", {"model.hidden_scale", "model.exponent", "optim.eps"}),
+        ("gpt2_small", "sharp", {"model.hidden_scale", "model.exponent"}),
+    ],
+)
+def test_configs_differ_from_the_harmonic_one_where_they_say(size, other, differing):
     settings = []
-    for head in ("harmonic", "standard"):
-        config = yaml.safe_load((ROOT / f"configs/quickstart_{head}.yaml").read_text(encoding="utf-8"))
+    for name in ("harmonic", other):
+        config = yaml.safe_load((ROOT / f"configs/{size}_{name}.yaml").read_text(encoding="utf-8"))
         config.pop("run_dir")
-        settings.append({(section, name): values[name] for section, values in config.items() for name in values})
-    differing = {name for name in settings[0] | settings[1] if settings[0].get(name) != settings[1].get(name)}
-    of_model = {("model", name) for name in ("head", "hidden_scale", "exponent")}
-    assert differing == of_model | {("optim", "weight_decay"), ("optim", "eps")}
+        settings.append({f"{section}.{key}": values[key] for section, values in config.items() for key in values})
+    assert {key for key in settings[0] | settings[1] if settings[0].get(key) != settings[1].get(key)} == differing
 
 
 def unknown_messages(page: str, source: str) -> list[str]:

@@ -61,7 +61,7 @@ main([])
         ("harmonic-gpt tra", {"train"}),
         ("harmonic-gpt eval per", {"perplexity"}),
         ("harmonic-gpt prepare --validation-s", {"--validation-share"}),
-        ("harmonic-gpt train --config gpt2_small_s", {"gpt2_small_standard", "gpt2_small_standard_paper"}),
+        ("harmonic-gpt train --config gpt2_small_st", {"gpt2_small_standard", "gpt2_small_standard_paper"}),
     ],
 )
 def test_completion_is_light(words, completed):

@@ -70,7 +70,7 @@ def test_each_arm_has_the_neighbors_of_its_own_best():
     own = {"optim.eps": 1e-8}
     rows = [*neighborhood(0.02), standard(5.0, certificates.AT_BEST), standard(4.99, certificates.AT_BEST, **own)]
     rows += [
-        standard(loss, certificates.AT_BETTER_EPS, **own, **change)
+        standard(loss, certificates.CERTIFICATES["standard"], **own, **change)
         for loss, change in (
             (5.02, {"optim.lr": 0.004}),
             (5.01, {"optim.betas": [0.9, 0.99]}),

@@ -96,10 +96,11 @@ def test_means_have_a_column_for_each_arm():
         for seed in (0, 1)
     ]
     rows.append(row("quarter", 0, question="frontier", lens_agreement=100))
-    text = results.differences(rows, (("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")))
+    measures = ("lens", "reading.lens_agreement"), ("not measured", "reading.own_center")
+    text = results.differences(rows, measures, "quarter")
     assert text.splitlines()[0] == "| r = 1/4, standard: difference [95 %] | 2 x 64 |"
     assert text.splitlines()[2:] == ["| lens | 2.500, 1.500: +1.000 [+1.000, +1.000] (2 seeds) |"]
-    assert results.differences(rows, (("not measured", "reading.own_center"),)) == ""
+    assert results.differences(rows, measures[1:], "quarter") == ""
 
 
 def test_a_point_keeps_the_geometry_only_if_it_reads_better_on_every_seed():
@@ -128,14 +129,15 @@ def test_every_hypothesis_asks_what_the_queue_trains():
         assert f"question: {hypothesis.question}\n" in queue
 
 
-def test_verdicts_are_against_the_standard_head_at_its_best():
-    rows = [row(arm, seed, 5.0 + seed) for arm in ("quarter", "standard") for seed in range(5)]
+@pytest.mark.parametrize(("arm", "better", "gap"), [("quarter", "standard", 0.1), ("harmonic", "harmonic", -0.1)])
+def test_verdicts_are_told_of_each_arm_at_its_best_eps(arm, better, gap):
+    rows = [row(one, seed, 5.0 + seed) for one in (arm, "standard") for seed in range(5)]
     rows += [one | {"size": "2x128", "key": f"{one['key']} large", "val_loss": 6.0} for one in rows]
-    better = [row("standard", seed, 4.9 + seed, question=results.EPS) for seed in range(5)]
-    for one in better:
+    at_best = [row(better, seed, 4.9 + seed, question=results.BETTER_EPS[better]) for seed in range(5)]
+    for one in at_best:
         one["set"] = {"optim.eps": 1e-8}
-    small, large = [one.pairs for one in results.outcomes(results.against_best(rows + better))]
-    assert [round(ours - theirs, 3) for _, ours, theirs in small] == [0.1] * 5
+    small, large = [one.pairs for one in results.outcomes(results.against_best(rows + at_best))]
+    assert [round(ours - theirs, 3) for _, ours, theirs in small] == [gap] * 5
     assert all(ours == theirs for _, ours, theirs in large)  # trained with one eps there
     assert next(one.pairs for one in results.outcomes(results.against_best(rows)))[1] == (1, 6.0, 6.0)
 
@@ -155,9 +157,13 @@ def test_of_many_verdicts_those_stand_that_survive_holms_correction():
     ]
     text = results.corrected(rows)
     assert text.startswith("Of 3 verdicts on r = 1/4 over five seeds 2 intervals leave out zero")
-    assert "2 stand: harmonic is ahead in P1 (2 x 64 and 2 x 128); standard is ahead in none." in text
+    assert text.endswith("2 stand: r = 1/4 is ahead in P1 (2 x 64 and 2 x 128).")
     more = [one | {"size": f"3x{k}"} for k in range(8) for one in rows if one["size"] == "4x192"]
-    assert "1 stand: harmonic is ahead in P1 (2 x 64)" in results.corrected(rows + more)
+    assert "1 stand: r = 1/4 is ahead in P1 (2 x 64)" in results.corrected(rows + more)
+    other = [one | {"arm": "harmonic"} for one in rows if one["arm"] == "quarter"]
+    both = results.corrected(rows + other)
+    assert "verdicts on r = 1 and r = 1/4 over" in both
+    assert both.endswith("2 stand: r = 1 is ahead in P1 (2 x 64); r = 1/4 is ahead in P1 (2 x 64).")
 
 
 def test_rare_tokens_are_held_against_the_standard_heads_setting_for_them():

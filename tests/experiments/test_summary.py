@@ -88,7 +88,7 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     assert answers.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
     monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows[:-1]))
     assert answers.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
-    assert answers.told("P2") == "not measured yet"
+    assert answers.told("P2", "sharp") == "not measured yet"
 
 
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
@@ -122,7 +122,8 @@ def test_lens_agreement_is_drawn_for_the_fresh_seeds_alone(tmp_path: Path):
     path = tmp_path / "lens.png"
     row = {"question": "enough text", "size": "2x64", "arm": "standard"}
     read = {"reading": {"layers": {"context_agreement": [0.2, 0.4], "tuned_context_agreement": [0.3, 0.5]}}}
-    summary_pictures.draw_lens(path, [row, *[row | read | {"question": "certificate"}] * 3, *[row | read] * 2])
+    ours = [row | read | {"arm": "quarter"}] * 3
+    summary_pictures.draw_lens(path, [row, *[row | read | {"question": "certificate"}] * 3, *[row | read] * 2, *ours])
     assert not path.exists()  # three seeds make a panel
-    summary_pictures.draw_lens(path, [row | read] * 3)
+    summary_pictures.draw_lens(path, [row | read] * 3 + ours)
     assert path.stat().st_size > 5000

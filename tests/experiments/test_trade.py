@@ -15,7 +15,7 @@ def read(arm: str, loss: float, which: float, seed: int = 0, question: str = cer
 
 
 def rows(which_of_a_near_one: float) -> list[dict]:
-    own, near = {"optim.eps": 1e-8}, certificates.AT_BETTER_EPS
+    own, near = {"optim.eps": 1e-8}, certificates.CERTIFICATES["standard"]
     return [
         read("quarter", 5.0, 6.0),
         read("quarter", 5.1, 5.5, **{"optim.lr": 0.016}),
