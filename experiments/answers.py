@@ -56,10 +56,13 @@ def told(name: str, arm: str) -> str:
     return results.told(compared_rows(), name, arm)
 
 
-def of_arms(say: Callable[[str], str], *names: str) -> str:
-    """What is said of each arm that has every measure, or of those with a pair of seeds for a hypothesis of `names`."""
-    found = {one.arm for one in results.outcomes(compared_rows()) if one.hypothesis.name in names or not names}
-    return ". ".join(f"{results.ARMS[arm]}: {say(arm)}" for arm in results.TOLD if arm in found)
+LINE = "<br>"  # in a cell of a Markdown table
+
+
+def of_arms(say: Callable[[str], str], name: str, between: str = LINE) -> str:
+    """What is said of each arm that has a pair of seeds for a hypothesis of this name or initial."""
+    found = {one.arm for one in results.outcomes(compared_rows()) if one.hypothesis.name.startswith(name)}
+    return between.join(f"**{results.ARMS[arm]}**: {say(arm)}" for arm in results.TOLD if arm in found)
 
 
 def by_verdict(names: dict[str, str], arm: str, numbers: bool) -> str:
@@ -104,41 +107,52 @@ def _little() -> str:
     return "No" if all(one.verdict == "does not hold" for one in found) else "In part"
 
 
+def _parallelograms() -> str:
+    """In how many tasks the paper's measure is lower, and in how many for words paired at random, of each arm."""
+    said = []
+    for arm, found in compared().items():
+        tasks = found["differences"][0]["paper_tasks"]
+        lower, of, random = len(tasks["lower"]), tasks["compared"], len(tasks["shuffled_lower"])
+        said.append(
+            f"in {lower} of {of} tasks, and in {random} with their words paired at random ({results.ARMS[arm]})"
+        )
+    return "; ".join(said)
+
+
 def answers(numbers: bool = True) -> list[Answer]:
     """numbers: every difference with its interval; else those of the losses alone."""
     best = [f"{heads_report.name_of(arm)} {loss:.3f}" for loss, arm, _ in _screened()[:2]]
-    paper = compared()["differences"][0]["paper_tasks"]
+    unused = "on text that no choice has seen:"
     return [
         Answer(
             "Does it predict as well?",
             "GPT-2 small: 3.146 against 3.159 nats per token, harmonic ahead",
-            of_arms(lambda arm: f"{told('P1', arm)}; on text that no choice has seen: {told('P4', arm)}", "P1"),
+            of_arms(lambda arm: told("P1", arm) + (f"; {unused} {told('P4', arm)}" if numbers else ""), "P1"),
             "Nats per token, no token seen twice",
             "prediction", "prediction.md",
         ),
         Answer(
             "And with little text?",
             "Less data needed, on small tasks",
-            f"{_little()}. With a sixteenth of it, {of_arms(lambda arm: told('P2', arm), 'P2')}. "
-            f"With a sixty-fourth, {of_arms(lambda arm: told('P3', arm), 'P3')}",
-            "nats per token",
+            f"{_little()}.{LINE}A sixteenth of it: {of_arms(lambda arm: told('P2', arm), 'P2', '; ')}"
+            f"{LINE}A sixty-fourth: {of_arms(lambda arm: told('P3', arm), 'P3', '; ')}",
+            "Nats per token",
             "prediction", "prediction.md#scarce-text",
         ),
         Answer(
             "Is it easier to read?",
             "Yes, by its parallelogram loss",
-            f"{_in_part('R')}. {of_arms(lambda arm: by_verdict(READING, arm, numbers))}",
+            f"{_in_part('R')}.{LINE}{of_arms(lambda arm: by_verdict(READING, arm, numbers), 'R')}",
             "Lens agreement where the answer depends on the context; label distance after a fitted shift and scale. "
-            f"The paper's parallelogram loss is lower in {len(paper['lower'])} of {paper['compared']} tasks, and in "
-            f"{len(paper['shuffled_lower'])} with their words paired at random",
+            f"The paper's parallelogram loss is lower {_parallelograms()}",
             "reading", "reading.md",
         ),
         Answer(
             "Is it good for something else?",
             "",
-            f"{_in_part('U')}. {of_arms(lambda arm: by_verdict(USES, arm, numbers))}",
-            "rare: 1 to 99 times in the corpus. Which one comes, against the standard setting that is best for them: "
-            f"{of_arms(lambda arm: told('U10', arm), 'U10')}",
+            f"{_in_part('U')}.{LINE}{of_arms(lambda arm: by_verdict(USES, arm, numbers), 'U')}",
+            "Rare: 1 to 99 times in the corpus. Which one comes, against the standard setting that is best for them: "
+            f"{of_arms(lambda arm: told('U10', arm), 'U10', '; ')}",
             "uses", "uses.md",
         ),
         Answer(
@@ -147,13 +161,13 @@ def answers(numbers: bool = True) -> list[Answer]:
         ),
         Answer(
             "Does another head predict better?", "", _other_heads(),
-            f"best in the screening: {', '.join(best)} nats per token",
+            f"Best in the screening: {', '.join(best)} nats per token",
             "heads", "heads.md",
         ),
         Answer(
             "What does it cost?", "",
             f"On a CPU {growth()[0]:.2f} to {growth()[2]:.2f} x the time of a chunked linear head",
-            f"training at {step_speed('quickstart'):.2f} (quickstart) and {step_speed('gpt2-small'):.2f} (GPT-2 small) "
+            f"Training at {step_speed('quickstart'):.2f} (quickstart) and {step_speed('gpt2-small'):.2f} (GPT-2 small) "
             "of the standard speed. GPU: not measured",
             "speed", "speed.md",
         ),

@@ -27,9 +27,13 @@ def short_settings(row: dict) -> dict:
     return {name.rsplit(".", 1)[-1]: value for name, value in (chosen | trial).items()}
 
 
-def compared() -> dict:
-    """The comparison of `eval.py compare` on the protocol's kept runs, as results.json has it."""
-    return json.loads((FILES / "reading_protocol.json").read_text(encoding="utf-8"))["comparison"]
+def compared() -> dict[str, dict]:
+    """Arm -> the comparison of `eval.py compare` of its kept runs at 6 x 384 with the standard head's, as results.json
+    has it."""
+    files = {"harmonic": FILES / "reading_protocol.json", "quarter": FILES / "reading_protocol_sharp.json"}
+    return {
+        arm: json.loads(file.read_text(encoding="utf-8"))["comparison"] for arm, file in files.items() if file.exists()
+    }
 
 
 def changes() -> list[tuple[str, float, float]]:
@@ -98,4 +102,4 @@ def claims() -> str:
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     found = [match[1] for line in lines if (match := re.search(r"\*\*(holds|partly|does not hold)\*\*", line))]
     count = found.count
-    return f"of {len(found)} claims {count('holds')} hold, {count('partly')} in part, {count('does not hold')} do not"
+    return f"Of {len(found)} claims {count('holds')} hold, {count('partly')} in part, {count('does not hold')} do not"

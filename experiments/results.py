@@ -286,7 +286,7 @@ def frontier(rows: list[dict]) -> str:
         read = [f"{point.mean(path):.3f}" for path in measures]
         lines.append([r, n, str(len(point.runs)), f"{point.gap:+.3f}", *read, point.keeps])
     columns = "r | n | seeds | nats per token - standard's, same seeds | lens agreement | label distance | own center"
-    return markdown_table(f"{columns} | keeps the geometry", lines) if lines else ""
+    return markdown_table(f"{columns} | reads better", lines) if lines else ""
 
 
 def keeps_geometry(runs: list[dict], standard: dict[int, dict]) -> str:

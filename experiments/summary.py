@@ -17,7 +17,7 @@ import heads_report
 import lengths
 import results
 import trade
-from answers import answers, compared_rows, protocol_rows
+from answers import LINE, answers, compared_rows, protocol_rows
 from measured import (
     FILES,
     ROOT,
@@ -121,9 +121,12 @@ def one_eps() -> str:
 
 
 def all_measures() -> str:
-    """Every measure of `eval.py compare` on the protocol's kept runs, means over seeds."""
-    found, lines = compared(), []
-    (pair,) = found["differences"]
+    """Every measure of `eval.py compare` on the protocol's kept runs, means over seeds: a table for each arm."""
+    return _joined(*(_measures_of(arm, found) for arm, found in compared().items()))
+
+
+def _measures_of(arm: str, found: dict) -> str:
+    (pair,), lines = found["differences"], []
     arms = pair["first"], pair["second"]
     for key, measure in found["headlines"].items():
         gap = pair["headlines"][key]
@@ -132,13 +135,11 @@ def all_measures() -> str:
             arrow = "higher" if measure["higher_is_better"] else "lower"
             low, high = gap["interval"]
             shown = f"{gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append([f"{measure['label']} ({arrow})", *means, shown, gap["better"] or "no difference shown"])
+            names = {pair["first"]: results.ARMS[arm], None: results.NOT_SHOWN}
+            ahead = names.get(gap["better"], gap["better"])
+            lines.append([f"{measure['label']} ({arrow})", *means, shown, ahead])
     seeds = min(len(members) for members in found["arms"].values())
-    return markdown_table(f"{seeds} seeds each | {' | '.join(arms)} | difference [95 %] | ahead", lines)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return markdown_table(f"{seeds} seeds each | {results.ARMS[arm]} | standard | difference [95 %] | ahead", lines)
 
 
 def what_we_know() -> str:
@@ -148,7 +149,7 @@ def what_we_know() -> str:
             [
                 one.question,
                 one.paper,
-                f"{one.answer}. {_capital(one.number)}",
+                f"{one.answer}{LINE}{one.number}",
                 f"[{one.label}](docs/results/{one.page})",
             ]
             for one in answers(numbers=False)

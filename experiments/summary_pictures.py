@@ -276,7 +276,8 @@ def main() -> None:
         trade.draw(folder / "rare_trade.png", protocol)
     if points := results.frontier_points(protocol):
         draw_frontier(folder / "frontier.png", points)
-    if figure := forest(measured.compared(), {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
+    first = next(iter(measured.compared().values()))
+    if figure := forest(first, {head: HEAD_COLORS[head] for head in ("harmonic", "standard")}):
         figure.savefig(folder / "forest_protocol.png", dpi=150)
     if lengths.grown(protocol):
         lengths.draw_growth(folder / "growth.png", protocol)

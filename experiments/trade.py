@@ -53,8 +53,8 @@ def told(rows: list[dict]) -> str:
     verdict = "as well as" if nearest.which <= ours.which else "not as well as"
     sentence = (
         f"**Of {len(theirs)} settings of the standard head {len(near)} lose at most {NEAR} nats per token above its "
-        f"least. The best of these at rare tokens ({nearest.changed}) tells them apart {verdict} harmonic at "
-        f"its own: {nearest.which:.3f} against {ours.which:.3f} nats** (one seed)."
+        f"least. The best of these at rare tokens ({nearest.changed}) tells them apart {verdict} "
+        f"{ARMS[TUNED]} at its own: {nearest.which:.3f} against {ours.which:.3f} nats** (one seed)."
     )
     lines = [
         [ARMS[point.arm], point.changed, *(f"{x:.3f}" for x in (point.loss, point.which, point.which_other))]
@@ -72,7 +72,7 @@ def draw(path: Path, rows: list[dict]) -> None:
         for own in (False, True):
             points_of = [point for point in mine if (point.changed == OWN) == own]
             x, y = [point.loss for point in points_of], [point.which for point in points_of]
-            name = f"{head}, {'as chosen' if own else 'neighbors'}"
+            name = f"{ARMS[arm]}, {'as chosen' if own else 'neighbors'}"
             axes.plot(x, y, "*" if own else "o", color=HEAD_COLORS[head], ms=16 if own else 6, ls="", label=name)
     axes.set(xlabel="validation loss, nats per token", ylabel="nats per rare target,\nfor which rare token it is")
     axes.grid(color="0.92")
