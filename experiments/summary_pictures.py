@@ -4,6 +4,7 @@ python experiments/summary_pictures.py      # writes prediction_*, frontier, len
 """
 
 import argparse
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import partial
 from itertools import product
@@ -18,6 +19,8 @@ import numpy as np
 import results
 import trade
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rare_tokens import NAMES
 from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
 
@@ -155,11 +158,18 @@ def draw_frontier(path: Path, points: list[results.FrontierPoint]) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _legend(figure: Figure, panels: Iterable[Axes], ncols: int) -> None:
+    """Above the panels, each name once."""
+    named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
+    handles = {label: handle for lines in named for handle, label in lines}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=ncols, frameon=False)
+
+
 def draw_rare(path: Path, rows: list[dict]) -> None:
     """Difference to the standard head by how often the target occurs in the corpus: a panel for each arm, a color for
-    each size."""
+    each size. Classes with few targets are left out: they would set the scale."""
     held: dict[str, dict[str, dict[int, SeedPairs]]] = {}
-    for i in range(len(NAMES)):
+    for i in range(NAMES.index("10 to 99"), len(NAMES)):
         loss = partial(results.number_at, path=f"measured.rare.losses.{i}")
         for (question, size, arm), pairs in paired(rows, loss).items():
             if question == results.ENOUGH and len(pairs) >= 3:
@@ -179,11 +189,11 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
             look = {"color": shades[size], "ms": 6, "lw": 2, "capsize": 3, "label": results.spaced(size)}
             axes.errorbar(places, gaps, bars, fmt="o", **look)
         axes.axhline(0, color=ORANGE, lw=2, label="standard")
-        axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes], fontsize=9)
+        axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes], fontsize=8)
         axes.set(title=results.ARMS[arm], xlabel="occurrences of the target in the corpus")
         axes.grid(color="0.92")
     panels[0].set_ylabel("loss minus the standard head's,\nnats per target")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=5)
+    _legend(figure, panels, ncols=5)
     figure.savefig(path, dpi=150)
 
 
@@ -255,9 +265,7 @@ def draw_lens(path: Path, rows: list[dict]) -> None:
         axes.set_xlabel("layer (0: embeddings)")
     for axes in grid[:, 0]:
         axes.set_ylabel("agreement with the output")
-    named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid.flat]
-    handles = {label: handle for lines in named for handle, label in lines}
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
+    _legend(figure, grid.flat, ncols=3)
     figure.savefig(path, dpi=130)
 
 
