@@ -151,8 +151,8 @@ def answers(numbers: bool = True) -> list[Answer]:
             "Is it good for something else?",
             "",
             f"{_in_part('U')}.{LINE}{of_arms(lambda arm: by_verdict(USES, arm, numbers), 'U')}",
-            f"Rare: 1 to 99 times in the corpus. Which one comes, {results.ARMS[results.TUNED]} against the standard setting "
-            f"that is best for them: {told('U10', results.TUNED)}",
+            f"Rare: 1 to 99 times in the corpus. Which one comes, {results.ARMS[results.TUNED]} against the standard "
+            f"setting that is best for them: {told('U10', results.TUNED)}",
             "uses", "uses.md",
         ),
         Answer(
