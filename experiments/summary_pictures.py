@@ -182,7 +182,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
     figure, (panels,) = subplots(1, len(arms), 1.5 + 4.5 * len(arms), 4, sharey=True)
     for axes, arm in zip(panels, arms, strict=True):
         classes = sorted({i for found in held[arm].values() for i in found})
-        for size, found in held[arm].items():
+        for size, found in sorted(held[arm].items(), key=lambda one: sizes.index(one[0])):
             places = [classes.index(i) + 0.14 * (sizes.index(size) - (len(sizes) - 1) / 2) for i in found]
             gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in found.values()])
             bars = np.abs(np.array([interval(pairs) for pairs in found.values()]).T - gaps)
