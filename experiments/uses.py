@@ -28,7 +28,7 @@ CONFIDENCES = (0.5, 0.7, 0.9)
 THRESHOLDS = np.linspace(0.02, 0.995, 196)  # confidences that are tried for an agreement
 AGREEMENT = 0.95  # with the whole model, of the positions that leave early
 CONTEXTS = (1, 4, 16)
-SCALES = np.geomspace(1 / 512, 4, 23)  # in steps of the square root of 2
+SCALES = np.geomspace(1 / 512, 64, 31)  # in steps of the square root of 2
 MAX_NEW_TOKENS = 50
 
 
