@@ -31,7 +31,7 @@ def rows(which_of_a_near_one: float) -> list[dict]:
 @pytest.mark.parametrize(("which", "verdict"), [(6.1, "not as well as"), (5.9, "as well as")])
 def test_a_setting_that_costs_too_much_does_not_count(which, verdict):
     text = trade.told(rows(which))
-    assert f"(AdamW's eps 1e-05) tells them apart {verdict} harmonic" in text
+    assert f"(AdamW's eps 1e-05) tells them apart {verdict} r = 1/4" in text
     assert f"{which:.3f} against 6.000 nats" in text
     assert "Of 4 settings of the standard head 2 lose" in text
     assert "| standard | AdamW's beta2 0.99 | 5.020 | 5.000 | 4.600 |" in text
