@@ -196,8 +196,7 @@ def corrected(rows: list[dict], level: float = 0.05) -> str:
     return (
         f"Of {len(asked)} verdicts on {_listed(arms)} over five seeds {sum(p < level)} intervals leave out zero; "
         f"chance alone would do that {len(asked) * level:.0f} times. By Holm's correction for all of them {len(stand)} "
-        f"stand: "
-        f"{'; '.join(told) or 'none'}."
+        f"stand: {'; '.join(told) or 'none'}."
     )
 
 
