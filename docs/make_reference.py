@@ -70,7 +70,12 @@ Losses are of the whole validation text in windows without overlap, as training 
 EXPECTED = {
     "quickstart_harmonic": ("two CPU cores", "2 min (measured)", "4.941", "one seed, `make quickstart` on 2026-11-30"),
     "quickstart_standard": ("two CPU cores", "2 min (measured)", "4.882", "one seed, `make quickstart` on 2026-11-30"),
-    "quickstart_sharp": ("two CPU cores", "2 min (measured)", "4.913", "one seed, on 2026-11-29"),
+    "quickstart_sharp": (
+        "two CPU cores",
+        "2 min (measured)",
+        "4.913",
+        "one seed, on 2026-11-29, as quickstart_harmonic then",
+    ),
     "quickstart_heads": ("two CPU cores", "depends on the head", "not known", "never measured"),
     "babylm_small_harmonic": ("one GPU", "minutes on one H100 (estimate)", "not known", "never run"),
     "babylm_small_standard": ("one GPU", "minutes on one H100 (estimate)", "not known", "never run"),

@@ -334,7 +334,7 @@ FREQUENCY_MEANS = (
 SHARP_MEANS = (  # what r = 1/4 gives up, and for what
     ("nats per token (lower)", "val_loss"),
     ("the same on text that no choice has seen (lower)", UNUSED),
-    *(READING_MEANS[i] for i in (0, 3)),
+    *(one for one in READING_MEANS if one[1] in ("reading.lens_agreement", "reading.label_distance")),
 )
 EPS_MEANS = (  # what is told of one eps for both heads
     ("nats per token", "val_loss"),
