@@ -4,7 +4,7 @@ from statistics import mean
 
 from queue_file import TIMES, ArmSearch
 from report import arm_of, markdown_table
-from results import ARMS, TUNED, spaced
+from verdicts import ARMS, TUNED, spaced
 
 # Questions of protocol.yaml: at which size and with which seed they were asked
 AT_BEST, AT_LARGEST = "neighbors of the best", "neighbors at 6x384"

@@ -5,8 +5,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 from queue_file import TIMES, ArmSearch, losses_of, read_searches
-from report import SeedPairs, arm_of, difference, interval, markdown_table, paired
-from results import number_at
+from report import SeedPairs, arm_of, difference, interval, markdown_table, number_at, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from report import arm_of, markdown_table
-from results import ARMS
+from verdicts import ARMS
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 

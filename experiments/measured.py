@@ -100,4 +100,5 @@ def claims() -> str:
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     found = [match[1] for line in lines if (match := re.search(r"\*\*(holds|partly|does not hold)\*\*", line))]
     count = found.count
-    return f"Of {len(found)} claims {count('holds')} hold, {count('partly')} in part, {count('does not hold')} do not"
+    partly = f"{count('partly')} in part or not shown"
+    return f"Of {len(found)} claims {count('holds')} hold, {partly}, {count('does not hold')} do not"

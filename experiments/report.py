@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -106,6 +106,18 @@ def loss_of(row: dict) -> float:
 
 SeedPairs = list[tuple[int, float, float]]  # (seed, ours, the baseline's)
 Pairs = dict[tuple[str, str, str], SeedPairs]
+
+
+def number_at(row: dict, path: str) -> float | None:
+    """The number at a dotted path of a row; None where it was not measured. `inner`: of a list by layer the mean of all
+    but the embeddings."""
+    found: Any = row
+    for part in path.split("."):
+        try:
+            found = mean(found[1:]) if part == "inner" else found[int(part) if isinstance(found, list) else part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 def paired(rows: list[dict], value: Callable[[dict], float | None] = loss_of, baseline: str = "standard") -> Pairs:

@@ -17,7 +17,8 @@ import heads_report
 import lengths
 import results
 import trade
-from answers import LINE, answers, compared_rows, protocol_rows
+import verdicts
+from answers import answers, compared_rows, protocol_rows
 from measured import (
     FILES,
     ROOT,
@@ -71,7 +72,7 @@ def step_table() -> str:
 
 
 def certificates_table() -> str:
-    return certificates.certificates(read_searches(results.QUEUE, losses_of(protocol_rows())))
+    return certificates.certificates(read_searches(verdicts.QUEUE, losses_of(protocol_rows())))
 
 
 def heads_table() -> str:
@@ -85,7 +86,7 @@ def reading_means() -> str:
 
 def uses_means() -> str:
     """With what three times the rate costs."""
-    rate = results.differences(compared_rows(), results.RATE_MEANS, results.TUNED, results.THRICE)
+    rate = results.differences(compared_rows(), results.RATE_MEANS, verdicts.TUNED, verdicts.THRICE)
     return _joined(_of_arms(results.USES_MEANS), rate)
 
 
@@ -96,7 +97,7 @@ def frequencies() -> str:
 def _of_arms(measures: tuple[tuple[str, str], ...]) -> str:
     """A table for each arm that has every measure."""
     rows = compared_rows()
-    return _joined(*(results.differences(rows, measures, arm) for arm in results.TOLD))
+    return _joined(*(results.differences(rows, measures, arm) for arm in verdicts.TOLD))
 
 
 def _joined(*tables: str) -> str:
@@ -105,15 +106,15 @@ def _joined(*tables: str) -> str:
 
 def sharp() -> str:
     """r = 1/4 against r = 1."""
-    return results.differences(compared_rows(), results.SHARP_MEANS, results.TUNED, baseline="harmonic")
+    return results.differences(compared_rows(), results.SHARP_MEANS, verdicts.TUNED, baseline="harmonic")
 
 
 def one_eps() -> str:
     """r = 1/4 against the standard head with the same eps, and what its own does for the standard head."""
-    rows, tuned = results.once(protocol_rows()), results.TUNED
-    better = [row for row in rows if row["question"] == results.BETTER_EPS["standard"]]
-    own = [row | {"question": results.ENOUGH, "arm": tuned} for row in better]
-    plain = [row for row in rows if row["question"] == results.ENOUGH and arm_of(row) == "standard"]
+    rows, tuned = verdicts.once(protocol_rows()), verdicts.TUNED
+    better = [row for row in rows if row["question"] == verdicts.BETTER_EPS["standard"]]
+    own = [row | {"question": verdicts.ENOUGH, "arm": tuned} for row in better]
+    plain = [row for row in rows if row["question"] == verdicts.ENOUGH and arm_of(row) == "standard"]
     return _joined(
         results.differences(rows, results.EPS_MEANS, tuned, names="r = 1/4, standard, eps 1e-5 for both"),
         results.differences(own + plain, results.EPS_MEANS, tuned, names="standard, eps 1e-8, eps 1e-5"),
@@ -135,34 +136,24 @@ def _measures_of(arm: str, found: dict) -> str:
             arrow = "higher" if measure["higher_is_better"] else "lower"
             low, high = gap["interval"]
             shown = f"{gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            names = {pair["first"]: results.ARMS[arm], None: results.NOT_SHOWN}
+            names = {pair["first"]: verdicts.ARMS[arm], None: verdicts.NOT_SHOWN}
             ahead = names.get(gap["better"], gap["better"])
             lines.append([f"{measure['label']} ({arrow})", *means, shown, ahead])
     seeds = min(len(members) for members in found["arms"].values())
-    return markdown_table(f"{seeds} seeds each | {results.ARMS[arm]} | standard | difference [95 %] | ahead", lines)
+    return markdown_table(f"{seeds} seeds each | {verdicts.ARMS[arm]} | standard | difference [95 %] | ahead", lines)
 
 
 def what_we_know() -> str:
-    return markdown_table(
-        "question | the paper | measured here | page",
-        [
-            [
-                one.question,
-                one.paper,
-                f"{one.answer}{LINE}{one.number}",
-                f"[{one.label}](docs/results/{one.page})",
-            ]
-            for one in answers(numbers=False)
-            if one.label != "heads"
-        ],
-    )
+    return _answered("docs/results/")
 
 
 def index() -> str:
-    return markdown_table(
-        "question | answer | number | page",
-        [[one.question, one.answer, one.number, f"[{one.label}]({one.page})"] for one in answers()],
-    )
+    return _answered("")
+
+
+def _answered(folder: str) -> str:
+    lines = [[one.question, one.paper, one.answer, f"[{one.label}]({folder}{one.page})"] for one in answers()]
+    return markdown_table("question | the paper | measured here | page", lines)
 
 
 def speed_conclusions() -> str:
@@ -196,9 +187,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_conclusions,
     "head": head_table,
     "step": step_table,
-    "verdicts on prediction": lambda: results.verdicts(compared_rows(), "P"),
-    "verdicts on reading": lambda: results.verdicts(compared_rows(), "R"),
-    "verdicts on uses": lambda: results.verdicts(compared_rows(), "U", "S"),
+    "verdicts on prediction": lambda: verdicts.table(compared_rows(), "P"),
+    "verdicts on reading": lambda: verdicts.table(compared_rows(), "R"),
+    "verdicts on uses": lambda: verdicts.table(compared_rows(), "U", "S"),
     "means of reading": reading_means,
     "means of uses": uses_means,
     "neighbors": lambda: certificates.neighbors(protocol_rows()),
@@ -218,7 +209,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "trade": lambda: trade.told(protocol_rows()),
     "growth": lambda: lengths.growth(protocol_rows()),
     "frontier": lambda: results.frontier(protocol_rows()),
-    "corrected": lambda: results.corrected(compared_rows()),
+    "signs": lambda: verdicts.signs(compared_rows()),
     "scaling": lambda: results.scaling(results.by_width(compared_rows())),
     "heads": heads_table,
     "claims about heads": lambda: heads_report.claims(list(rows_of("heads.jsonl"))),

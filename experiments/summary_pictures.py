@@ -18,11 +18,12 @@ import measured
 import numpy as np
 import results
 import trade
+import verdicts
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rare_tokens import NAMES
-from report import SeedPairs, arm_of, by_setting, interval, own_settings, paired
+from report import SeedPairs, arm_of, by_setting, interval, number_at, own_settings, paired
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 from harmonic_gpt.evaluation.comparison.result_figures import forest
@@ -31,7 +32,7 @@ IMAGES = measured.ROOT / "docs/images"
 BLUE, ORANGE = HEAD_COLORS["harmonic"], HEAD_COLORS["standard"]
 COLORS = {"harmonic": "#08519c", "quarter": BLUE, "eighth": "#7fb8e6", "standard": ORANGE}  # of the protocol's arms
 MARKERS = {"r = 1": "s", "r = 1/4": "o", "r = 1/8": "D"}
-ARMS = {arm: (f"harmonic, {name}" if arm != "standard" else name, COLORS[arm]) for arm, name in results.ARMS.items()}
+ARMS = {arm: (f"harmonic, {name}" if arm != "standard" else name, COLORS[arm]) for arm, name in verdicts.ARMS.items()}
 # Questions of protocol.yaml, what each is about, and the tokens of an epoch (PROTOCOL.md)
 SCARCE = {
     "scarce text, 4 epochs": ("a sixteenth of the text", 0.234e6),
@@ -46,22 +47,22 @@ def draw_sizes(path: Path, rows: list[dict]) -> None:
     hollow where both heads have one eps."""
     figure, ((axes,),) = subplots(1, 1, 7, 4)
     axes.grid(color="0.92")
-    sizes = sorted({row["size"] for row in rows if row["question"] == results.ENOUGH}, key=results.depth_and_width)
+    sizes = sorted({row["size"] for row in rows if row["question"] == verdicts.ENOUGH}, key=verdicts.depth_and_width)
     held: dict[tuple[str, bool], dict[str, SeedPairs]] = {}
-    for best, of in ((True, results.against_best(rows)), (False, rows)):
+    for best, of in ((True, verdicts.against_best(rows)), (False, rows)):
         for (question, size, arm), pairs in sorted(paired(of).items()):
-            if question == results.ENOUGH and len(pairs) >= results.SEEDS and (best or arm == results.TUNED):
+            if question == verdicts.ENOUGH and len(pairs) >= verdicts.SEEDS and (best or arm == verdicts.TUNED):
                 held.setdefault((arm, best), {})[size] = pairs
     for i, ((arm, best), points) in enumerate(held.items()):
         places = [sizes.index(size) + 0.12 * (i - (len(held) - 1) / 2) for size in points]
         gaps = np.array([mean(a - b for _, a, b in pairs) for pairs in points.values()])
         bars = np.abs(np.array([interval(pairs) for pairs in points.values()]).T - gaps)
-        color, marker = COLORS.get(arm, BLUE), MARKERS.get(results.ARMS.get(arm, arm), "o")
-        name = f"harmonic, {results.ARMS.get(arm, arm)}" + ("" if best else ", one eps for both heads")
+        color, marker = COLORS.get(arm, BLUE), MARKERS.get(verdicts.ARMS.get(arm, arm), "o")
+        name = f"harmonic, {verdicts.ARMS.get(arm, arm)}" + ("" if best else ", one eps for both heads")
         fill = color if best else "white"
         axes.errorbar(places, gaps, bars, fmt=marker, color=color, mfc=fill, ms=8, lw=2, label=name)
     axes.axhline(0, color=ORANGE, lw=2, label="standard")
-    axes.set_xticks(range(len(sizes)), [results.spaced(size) for size in sizes])
+    axes.set_xticks(range(len(sizes)), [verdicts.spaced(size) for size in sizes])
     axes.set(xlabel="depth x width", ylabel="loss minus the standard head's,\nnats per token")
     figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)
     figure.savefig(path, dpi=150)
@@ -103,18 +104,18 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
     drawn: dict[str, list[Curves]] = {}
     for head in HEAD_COLORS:
         curves, (name, color) = [row["curve"] for row in plain_scarce_rows() if row["head"] == head], ARMS[head]
-        style = f"{MARKERS.get(results.ARMS[head], 'o')}:"
+        style = f"{MARKERS.get(verdicts.ARMS[head], 'o')}:"
         drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, style, curves))
     for question in SCARCE:
         for arm, (name, color) in ARMS.items():
             asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
             if settings := by_setting(asked).values():  # of several the one with most seeds, like `paired`
                 curves = [row["curve"] for row in max(settings, key=len)]
-                marker = MARKERS.get(results.ARMS[arm], "o")
+                marker = MARKERS.get(verdicts.ARMS[arm], "o")
                 drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, f"{marker}-", curves))
     longer = [row for row in protocol if row["question"] == SEARCHED and row["set"].get("train.steps") == 400]
-    if ours := [row for row in longer if arm_of(row) == results.TUNED]:
-        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[results.TUNED]
+    if ours := [row for row in longer if arm_of(row) == verdicts.TUNED]:
+        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[verdicts.TUNED]
         curves = Curves(f"{name}, best run of 400 steps (one seed)", color, "o--", [best["curve"]])
         drawn.setdefault([*SCARCE][-1], []).append(curves)
     return drawn
@@ -170,14 +171,14 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
     each size. Classes with few targets are left out: they would set the scale."""
     held: dict[str, dict[str, dict[int, SeedPairs]]] = {}
     for i in range(NAMES.index("10 to 99"), len(NAMES)):
-        loss = partial(results.number_at, path=f"measured.rare.losses.{i}")
+        loss = partial(number_at, path=f"measured.rare.losses.{i}")
         for (question, size, arm), pairs in paired(rows, loss).items():
-            if question == results.ENOUGH and len(pairs) >= 3:
+            if question == verdicts.ENOUGH and len(pairs) >= 3:
                 held.setdefault(arm, {}).setdefault(size, {})[i] = pairs
-    arms = [arm for arm in results.TOLD if arm in held]
+    arms = [arm for arm in verdicts.TOLD if arm in held]
     if not arms:
         return
-    sizes = sorted({size for arm in arms for size in held[arm]}, key=results.depth_and_width)
+    sizes = sorted({size for arm in arms for size in held[arm]}, key=verdicts.depth_and_width)
     shades = dict(zip(sizes, colormaps["Blues"](np.linspace(0.4, 1, len(sizes))), strict=True))
     figure, (panels,) = subplots(1, len(arms), 1.5 + 4.5 * len(arms), 4, sharey=True)
     for axes, arm in zip(panels, arms, strict=True):
@@ -186,11 +187,11 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
             places = [classes.index(i) + 0.14 * (sizes.index(size) - (len(sizes) - 1) / 2) for i in found]
             gaps = np.array([mean(ours - theirs for _, ours, theirs in pairs) for pairs in found.values()])
             bars = np.abs(np.array([interval(pairs) for pairs in found.values()]).T - gaps)
-            look = {"color": shades[size], "ms": 6, "lw": 2, "capsize": 3, "label": results.spaced(size)}
+            look = {"color": shades[size], "ms": 6, "lw": 2, "capsize": 3, "label": verdicts.spaced(size)}
             axes.errorbar(places, gaps, bars, fmt="o", **look)
         axes.axhline(0, color=ORANGE, lw=2, label="standard")
         axes.set_xticks(range(len(classes)), [NAMES[i] for i in classes], fontsize=8)
-        axes.set(title=results.ARMS[arm], xlabel="occurrences of the target in the corpus")
+        axes.set(title=verdicts.ARMS[arm], xlabel="occurrences of the target in the corpus")
         axes.grid(color="0.92")
     panels[0].set_ylabel("loss minus the standard head's,\nnats per target")
     _legend(figure, panels, ncols=5)
@@ -200,19 +201,19 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
 def draw_verdicts(path: Path, rows: list[dict]) -> None:
     """Every hypothesis, a panel for each arm: its differences at all sizes, in halves of their 95 % intervals. Right of
     zero harmonic is better; beyond 1 the interval leaves out zero; what lies beyond EDGE is drawn there."""
-    found = [one for one in results.outcomes(rows) if one.arm in results.TOLD and len(one.pairs) >= results.SEEDS]
+    found = [one for one in verdicts.outcomes(rows) if one.arm in verdicts.TOLD and len(one.pairs) >= verdicts.SEEDS]
     if not found:
         return
-    asked = [one for one in results.HYPOTHESES if any(other.hypothesis == one for other in found)]
-    sizes = sorted({one.size for one in found}, key=results.depth_and_width)
+    asked = [one for one in verdicts.HYPOTHESES if any(other.hypothesis == one for other in found)]
+    sizes = sorted({one.size for one in found}, key=verdicts.depth_and_width)
     shades = dict(zip(sizes, colormaps["viridis_r"](np.linspace(0.1, 0.9, len(sizes))), strict=True))
-    arms = [arm for arm in results.TOLD if any(one.arm == arm for one in found)]
+    arms = [arm for arm in verdicts.TOLD if any(one.arm == arm for one in found)]
     figure, (panels,) = subplots(1, len(arms), 4.5 + 3.8 * len(arms), 1.4 + 0.36 * len(asked), sharey=True)
     for axes, arm in zip(panels, arms, strict=True):
         axes.axvspan(-EDGE - 0.3, -1, color=ORANGE, alpha=0.12, lw=0)
         axes.axvspan(1, EDGE + 0.3, color=BLUE, alpha=0.12, lw=0)
         axes.axvline(0, color="0.5", lw=1)
-        axes.set(title=results.ARMS[arm], xlim=(-EDGE - 0.3, EDGE + 0.3))
+        axes.set(title=verdicts.ARMS[arm], xlim=(-EDGE - 0.3, EDGE + 0.3))
         axes.set_xlabel("standard is better  |  harmonic is better\ndifference / half of its 95 % interval", fontsize=9)
     for one in found:
         axes = panels[arms.index(one.arm)]
@@ -222,10 +223,10 @@ def draw_verdicts(path: Path, rows: list[dict]) -> None:
         place = asked.index(one.hypothesis) + 0.16 * (sizes.index(one.size) - (len(sizes) - 1) / 2)
         shape = "o" if abs(halves) <= EDGE else "<>"[halves > 0]
         axes.plot(np.clip(halves, -EDGE, EDGE), place, shape, color=shades[one.size], ms=7)
-    panels[0].set_yticks(range(len(asked)), [f"{one.text}  {one.name}" for one in asked], fontsize=9)
+    panels[0].set_yticks(range(len(asked)), [f"{one.label}  {one.name}" for one in asked], fontsize=9)
     panels[0].set_ylim(len(asked) - 0.5, -0.5)
     empty = {size: panels[0].plot([], [], "o", color=shade)[0] for size, shade in shades.items()}
-    names = map(results.spaced, empty)
+    names = map(verdicts.spaced, empty)
     figure.legend(empty.values(), names, loc="outside upper center", ncols=len(sizes), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
@@ -238,11 +239,11 @@ def draw_lens(path: Path, rows: list[dict]) -> None:
     to the largest."""
     held: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        if "reading" in row and row["question"] == results.ENOUGH:
+        if "reading" in row and row["question"] == verdicts.ENOUGH:
             held.setdefault(row["size"], {}).setdefault(row["arm"], []).append(row["reading"]["layers"])
     enough = {size: {arm for arm, seeds in found.items() if len(seeds) >= 3} for size, found in held.items()}
-    sizes = [size for size in sorted(held, key=results.depth_and_width) if "standard" in enough[size]]
-    arms = [arm for arm in results.TOLD if any(arm in enough[size] for size in sizes)]
+    sizes = [size for size in sorted(held, key=verdicts.depth_and_width) if "standard" in enough[size]]
+    arms = [arm for arm in verdicts.TOLD if any(arm in enough[size] for size in sizes)]
     if not arms:
         return
     figure, grid = subplots(len(arms), len(sizes), 1 + 2.8 * len(sizes), 0.8 + 2.7 * len(arms), sharey=True)
@@ -258,7 +259,7 @@ def draw_lens(path: Path, rows: list[dict]) -> None:
                 bars = np.maximum(0, [middle - values.min(0), values.max(0) - middle])  # rounding may leave -1e-17
                 look = {"color": color, "ls": style, "marker": "o", "ms": 4, "capsize": 2}
                 axes.errorbar(range(len(middle)), middle, bars, label=f"{name}, {lens}", **look)
-        axes.set(title=f"{results.spaced(size)}, {len(held[size][ours])} seeds", ylim=(0, 1))
+        axes.set(title=f"{verdicts.spaced(size)}, {len(held[size][ours])} seeds", ylim=(0, 1))
         axes.locator_params(axis="x", integer=True)
         axes.grid(color="0.92")
     for axes in grid[-1]:
@@ -274,7 +275,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures (default: %(default)s)")
     folder = parser.parse_args().out
     protocol = list(measured.rows_of("protocol.jsonl"))
-    compared = results.against_best(protocol)
+    compared = verdicts.against_best(protocol)
     draw_sizes(folder / "prediction_sizes.png", protocol)
     draw_scarce(folder / "prediction_scarce.png", scarce_curves(protocol))
     draw_lens(folder / "lens_agreement_protocol.png", compared)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certificates import AT_BEST, BASE, CERTIFICATES, NAMES, NEIGHBORS, neighborhood, value_text
-from report import arm_of, markdown_table
-from results import ARMS, TUNED, number_at, once
+from report import arm_of, markdown_table, number_at
+from verdicts import ARMS, TUNED, once
 
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
@@ -61,7 +61,8 @@ def told(rows: list[dict]) -> str:
         for point in tried
     ]
     columns = "arm | differs from the chosen setting in | nats per token | which rare token | which other token"
-    return f"{sentence}\n\n<details><summary>All settings</summary>\n\n{markdown_table(columns, lines)}\n\n</details>"
+    table = markdown_table(columns, lines)
+    return f'{sentence}\n\n<details markdown="1"><summary>All settings</summary>\n\n{table}\n\n</details>'
 
 
 def draw(path: Path, rows: list[dict]) -> None:

@@ -10,6 +10,8 @@ import summary
 import summary_pictures
 from results import FrontierPoint
 
+from tests.experiments.rows import row
+
 README, RESULTS, ARCHIVE = summary.ROOT / "README.md", summary.FILES, summary.ROOT / "docs/archive"
 PAGES = {  # page -> where else its numbers may stand
     RESULTS / "prediction.md": [ARCHIVE / "recipe_2026_11.md"],
@@ -78,17 +80,14 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     assert answers.ahead([(seed, b, a) for seed, a, b in lost]) == "harmonic"
     assert answers.ahead([(1, 5.1, 5.0), (2, 5.0, 5.1)]) == "no difference shown"
     assert answers.ahead(lost[:1]) == "one seed: a hint, no result"
-    row = {"question": "enough text", "size": "2x64", "head": "harmonic", "set": {}, "trial": {}, "val_loss": 5.1}
     rows = [
-        row | {"arm": arm, "seed": seed, "key": f"{arm} {seed}", "val_loss": 5 + seed / 100 + gap * (1 + seed / 10)}
-        for arm, gap in (("standard", 0), ("sharp", 0.1))
+        row(arm, seed, 5 + gap * (1 + seed / 10))
+        for arm, gap in (("standard", 0), ("quarter", 0.1))
         for seed in range(5)
     ]
     monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows))
-    assert answers.told("P1", "sharp") == "behind at 2 x 64 (+0.120 [+0.100, +0.140])"
-    monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows[:-1]))
-    assert answers.told("P1", "sharp") == "undecided at 2 x 64 (+0.115 [+0.094, +0.136], 4 of 5 seeds)"
-    assert answers.told("P2", "sharp") == "not measured yet"
+    assert answers.told("P1") == "**r = 1/4**: behind at 2 x 64: +0.120 [+0.100, +0.140]"
+    assert answers.told("P2") == ""
 
 
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):
