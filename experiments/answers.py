@@ -133,7 +133,7 @@ def answers() -> list[Answer]:
         ),
         Answer(
             "What does it cost?", "",
-            f"On a CPU {growth()[0]:.2f} to {growth()[2]:.2f} x the time of a chunked linear head; training at "
+            f"On a CPU {growth()[0]:.2f} to {growth()[1]:.2f} x the time of a chunked linear head; training at "
             f"{step_speed('quickstart'):.2f} (quickstart) and {step_speed('gpt2-small'):.2f} (GPT-2 small) of the "
             "standard speed. GPU: not measured",
             "speed", "speed.md",

@@ -28,6 +28,7 @@ TUNED = "quarter"  # the one that was tuned as long as the standard head, with l
 # Verdicts, said of the harmonic head
 AHEAD, BEHIND, SAME, NOT_SHOWN, UNDECIDED = "ahead", "behind", "level", "no difference shown", "undecided"
 NEGATIVE_FIRST = (BEHIND, SAME, NOT_SHOWN, UNDECIDED, AHEAD)
+MISSING = "◦"  # where there are no runs
 SIGNS = {AHEAD: "+", BEHIND: "−", SAME: "=", NOT_SHOWN: "·", UNDECIDED: "?"}
 
 
@@ -215,15 +216,18 @@ def signs(rows: list[dict], level: float = 0.05) -> str:
     for hypothesis in HYPOTHESES:
         cells = []
         for arm in TOLD:
-            for size in sizes:
-                one = groups.get((hypothesis, arm), {}).get(size)
-                sign = SIGNS[one.verdict] if one else ""
-                cells.append(f"**{sign}**" if id(one) in stand else sign)
-        if any(cells):
+            by_size = groups.get((hypothesis, arm), {})
+            cells.append(" ".join(_sign(by_size.get(size), stand) for size in sizes))
+        if any(set(cell) - {MISSING, " "} for cell in cells):
             lines.append([f"{hypothesis.label} ({hypothesis.name})", *cells])
-    columns = [f"{ARMS[arm]}, {spaced(size)}" if size == sizes[0] else spaced(size) for arm in TOLD for size in sizes]
+    columns = [f"{ARMS[arm]}: {', '.join(map(spaced, sizes))}" for arm in TOLD]
     counted_ = (
         f"Of {len(asked)} comparisons over five seeds {sum(p < level)} intervals leave out zero; chance alone would do "
         f"that {len(asked) * level:.0f} times. After Holm's correction for all of them {len(stand)} stand, in bold."
     )
     return f"{counted_}\n\n{markdown_table(' | '.join(['measure', *columns]), lines)}"
+
+
+def _sign(one: Outcome | None, stand: set[int]) -> str:
+    sign = SIGNS[one.verdict] if one else MISSING
+    return f"**{sign}**" if id(one) in stand else sign

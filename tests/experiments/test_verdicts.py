@@ -116,10 +116,10 @@ def test_of_all_signs_those_are_bold_that_survive_holms_correction():
     text = verdicts.signs(rows)
     assert text.startswith("Of 3 comparisons over five seeds 2 intervals leave out zero; chance alone")
     assert "for all of them 2 stand, in bold." in text
-    assert "| measure | r = 1, 2 x 64 | 2 x 128 | 4 x 192 | r = 1/4, 2 x 64 | 2 x 128 | 4 x 192 |" in text
-    assert text.endswith("| loss (P1) |  |  |  | **+** | **−** | · |")
+    assert "| measure | r = 1: 2 x 64, 2 x 128, 4 x 192 | r = 1/4: 2 x 64, 2 x 128, 4 x 192 |" in text
+    assert text.endswith("| loss (P1) | ◦ ◦ ◦ | **+** **−** · |")
     more = [one for k in range(8) for one in compared(f"3x{k}", [1, -1, 1, -1, 1], arm="quarter")]
-    assert "| **+** | − | " in verdicts.signs(rows + more)
+    assert "| **+** − · " in verdicts.signs(rows + more)
     assert verdicts.signs(rows[:4]) == "No verdict yet."
 
 
