@@ -54,10 +54,7 @@ def _uses(loaded: LoadedModel) -> dict:
 
 
 def _rare(loaded: LoadedModel) -> dict:
-    data = data_of(loaded, None)
-    return rare_words(
-        loaded.model, data.tokens("train"), data.tokens("val"), UNUSED_FROM, loaded.model.config.n_positions
-    )
+    return rare_words(loaded.model, data_of(loaded, None), UNUSED_FROM, loaded.model.config.n_positions)
 
 
 MEASURES = {"uses": _uses, "rare": _rare}

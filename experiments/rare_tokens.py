@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harmonic_gpt.data.tokens import Tokens
+from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.evaluation.comparison.canvas import arm_colors, legend, panels
 from harmonic_gpt.evaluation.measures.bootstrap import percentile_interval, resample_weights
 from harmonic_gpt.evaluation.text import data_of
@@ -104,7 +104,7 @@ def which_after_fit(fitted: AtRare, read: AtRare, counts: np.ndarray) -> float |
         return loss(read).item()
 
 
-def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, start: int, block: int) -> dict:
+def rare_words(model: torch.nn.Module, data: TokenFolder, start: int, block: int) -> dict:
     """What a row of a queue says of RARE tokens, over the validation text from token `start` on, in blocks of `block`.
     Frequencies are those of the whole corpus, of which a run may see a part.
 
@@ -113,7 +113,7 @@ def rare_words(model: torch.nn.Module, train: Tokens, validation: Tokens, start:
     whether a RARE token comes, and per target for which one of its kind. which_after_fit: which, with what suits the
     model best on the first half of the text before `start`.
     """
-    counts = token_counts(train)
+    counts, validation = token_counts(data), data.tokens("val")
     classes = np.digitize(counts, EDGES)
 
     def measured(first: int, end: int) -> dict[str, np.ndarray]:
@@ -193,7 +193,7 @@ def main() -> None:
     models = [load_model(run) for run in args.runs]
     data = data_of(models[0], args.data)
     val = data.tokens("val")
-    classes = torch.from_numpy(np.digitize(token_counts(data.tokens("train")), EDGES))
+    classes = torch.from_numpy(np.digitize(token_counts(data), EDGES))
     blocks = torch.from_numpy(val.read(0, args.blocks * 257).astype(np.int64)).view(args.blocks, 257)
     print("| " + " | ".join(["", *NAMES]) + " |\n" + "|---" * (len(NAMES) + 1) + "|")
     print(

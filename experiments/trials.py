@@ -81,9 +81,7 @@ def lengths_and_logits(run: Run, tokens: int = 2048) -> dict[str, float]:
 def watch_rare(run: Run, start: int) -> Callable[[], dict]:
     """Changes nothing: what the trained model makes of tokens that are rare in the corpus (rare_tokens.py), on the
     validation text from token `start` on."""
-    data = run.data.tokens("train"), run.data.tokens("val")
-    block = run.config.model.n_positions
-    return lambda: {"rare": rare_words(run.bare_model, *data, start, block)}
+    return lambda: {"rare": rare_words(run.bare_model, run.data, start, run.config.model.n_positions)}
 
 
 TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_rare)}

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from harmonic_gpt.data.tokens import Tokens
+from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 
 IGNORED = -100  # a target that costs nothing, as torch and transformers mark it
-COUNTED_TOKENS = 20_000_000  # leading tokens of a corpus: token frequencies settle long before
+COUNTED_TOKENS = 20_000_000  # of a corpus: token frequencies settle long before
 
 
 def inputs_and_targets(ids: Tensor, rows: int = 0) -> tuple[Tensor, Tensor]:
@@ -46,16 +46,17 @@ def block_nats(model: PreTrainedModel, ids: Tensor, ignore_leading: int = 0, row
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED, reduction="sum")
 
 
-def token_counts(tokens: Tokens) -> np.ndarray:
-    """(V,) int64: how often each token occurs among the first 20 M."""
-    return np.bincount(tokens.read(0, min(len(tokens), COUNTED_TOKENS)), minlength=tokens.vocab_size)
+def token_counts(folder: TokenFolder) -> np.ndarray:
+    """(V,) int64: how often each token occurs among 20 M training tokens, shared out over the sources."""
+    tokens = folder.leading("train", COUNTED_TOKENS)
+    return np.bincount(tokens.read(0, len(tokens)), minlength=tokens.vocab_size)
 
 
-def unigram_nats(train: Tokens, validation: Tokens, limit: int) -> float:
-    """Nats a token of predicting validation tokens from training frequencies alone (add-one smoothed).
+def unigram_nats(folder: TokenFolder, limit: int) -> float:
+    """Nats a token of predicting `limit` validation tokens from training frequencies alone (add-one smoothed).
 
-    What a model must beat to have learned more than which tokens are common. Reads at most 20 M training tokens.
+    What a model must beat to have learned more than which tokens are common.
     """
-    counts = token_counts(train) + 1
+    counts, validation = token_counts(folder) + 1, folder.leading("val", limit)
     log_p = np.log(counts / counts.sum())
-    return float(-log_p[validation.read(0, min(len(validation), limit))].mean())
+    return float(-log_p[validation.read(0, len(validation))].mean())

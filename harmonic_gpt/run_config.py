@@ -222,7 +222,7 @@ class TrainSection(Section):
 
 class EvalSection(Section):
     every: Count = Field(250, description="steps between evaluations; the last step is always evaluated")
-    tokens: Count = Field(65536, description="leading validation tokens to evaluate during training (all, if fewer)")
+    tokens: Count = Field(65536, description="validation tokens to evaluate during training, the first of each source")
 
 
 class CheckpointSection(Section):

@@ -23,7 +23,7 @@ def perplexity(
     model: Model,
     data: Data = None,
     split: Annotated[Literal["train", "val"], typer.Option()] = "val",
-    tokens: Annotated[int | None, typer.Option(help="score only this many leading tokens", min=2)] = None,
+    tokens: Annotated[int | None, typer.Option(help="score so many, the first of each source", min=2)] = None,
     window: Annotated[int | None, typer.Option(help="tokens of context; default: the model's", min=1)] = None,
     stride: Annotated[int | None, typer.Option(help="targets of a window; default: half of it", min=1)] = None,
     device: Device = None,
@@ -39,9 +39,9 @@ def perplexity(
     folder = data_of(loaded, data)
     if verify and split in folder.splits:
         folder.verify(split, anew=True)
-    stream = folder.tokens(split)
+    stream = folder.leading(split, tokens or len(folder.tokens(split)))
     print(f"evaluating {loaded.describe()}")
-    ids = stream.read(0, min(len(stream), tokens or len(stream)))
+    ids = stream.read(0, len(stream))
     scored = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)
     per_byte = "unknown (the model has no tokenizer)" if scored.bits_per_byte is None else f"{scored.bits_per_byte:.4f}"
     print(f"nats per token  {scored.nats_per_token:.4f}")
@@ -159,7 +159,7 @@ def compare(
     ],
     out: Annotated[str, typer.Option(help="folder for results.json, figures, report.md and report.html")],
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="leading validation tokens to score", min=2)] = 65536,
+    tokens: Annotated[int, typer.Option(help="validation tokens to score, the first of each source", min=2)] = 65536,
     word_pairs: Annotated[str | None, typer.Option(help="folder of relation tasks; default: built in")] = None,
     reading_tokens: Annotated[
         int,

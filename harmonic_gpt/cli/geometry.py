@@ -62,8 +62,8 @@ def run_geometry(
     print(f"evaluating {loaded.describe()}")
     text = None
     if tokens and (data is not None or loaded.state is not None):
-        stream = data_of(loaded, data).tokens("val")
-        text = stream.read(0, min(len(stream), tokens))
+        stream = data_of(loaded, data).leading("val", tokens)
+        text = stream.read(0, len(stream))
     elif tokens:
         print(f"{loaded.name} does not say what text it was trained on: only its matrices are measured.")
         print("--data FOLDER adds its layers and class centers.")

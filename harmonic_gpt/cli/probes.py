@@ -41,9 +41,7 @@ def run_probes_command(
         tasks = file_tasks(files, tokenizer, examples)
     else:
         known = data is not None or loaded.state is not None
-        tasks = built_in_tasks(
-            tokenizer, token_counts(data_of(loaded, data).tokens("train")) if known else None, examples
-        )
+        tasks = built_in_tasks(tokenizer, token_counts(data_of(loaded, data)) if known else None, examples)
     rows = run_probes(loaded, tasks, chosen)
     table = Table(
         "task", "layer", "examples", "classes", "perceptron", "logistic", "shuffled labels", "majority", box=SIMPLE_HEAD

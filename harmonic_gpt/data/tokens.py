@@ -32,9 +32,11 @@ class Tokens:
     it touched counts as resident memory: over an epoch, the whole corpus.
     """
 
-    def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int):
+    def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int, lengths: list[int] | None = None):
+        """lengths: of each file only so many leading tokens are of the split; default: all of them."""
         self.files, self.dtype, self.vocab_size = files, dtype, vocab_size
-        self._starts = np.cumsum([0] + [path.stat().st_size // dtype.itemsize for path in files])
+        self.lengths = lengths or [path.stat().st_size // dtype.itemsize for path in files]
+        self._starts = np.cumsum([0, *self.lengths])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -174,6 +176,26 @@ class TokenFolder:
         for path, file in zip(tokens.files, self.manifest["splits"][split]["files"], strict=True):
             files.setdefault(file["source"], []).append(path)
         return {name: Tokens(paths, tokens.dtype, tokens.vocab_size) for name, paths in files.items()}
+
+    def leading(self, split: str, count: int) -> Tokens:
+        """At most `count` tokens of a split: the leading ones of every source, as many as is its share of the split.
+
+        Files lie source after source, so the first tokens of a split would be of its first source alone.
+        """
+        tokens = self.tokens(split)
+        by_source = self.sources(split) or {"": tokens}
+        sizes = np.array([len(source) for source in by_source.values()])
+        ends = np.cumsum(sizes) * min(count, len(tokens)) // max(1, len(tokens))
+        left = dict(zip(by_source, np.diff(ends, prepend=0).tolist(), strict=True))
+        owners = {path: name for name, source in by_source.items() for path in source.files}
+        files, lengths = [], []
+        for path, length in zip(tokens.files, tokens.lengths, strict=True):
+            name = owners[path]
+            if taken := min(length, left[name]):
+                files.append(path)
+                lengths.append(taken)
+                left[name] -= taken
+        return Tokens(files, tokens.dtype, tokens.vocab_size, lengths)
 
     def fingerprint(self) -> dict:
         """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no

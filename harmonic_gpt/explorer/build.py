@@ -149,7 +149,7 @@ def explore(
                 write_data(new, f"text-{number}", value)
                 listed.append(summary(number, passage, value, pair[0]))
                 bar.update(2 * len(passage.ids))
-            counts = token_counts(folder.tokens("train")) if folder and "train" in folder.splits else None
+            counts = token_counts(folder) if folder and "train" in folder.splits else None
             for key, loaded in zip("ab", pair, strict=True):
                 if key == "a" or not shared:
                     size = len(centers_of(loaded.model))

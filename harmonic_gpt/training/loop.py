@@ -120,17 +120,18 @@ def _learned(run: Run, logarithms: list[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(run: Run, may_stop: bool = False) -> dict | None:
-    """Validation loss over the leading `eval.tokens` targets, in whole blocks shared out over the ranks.
+    """Validation loss over `eval.tokens` targets, in whole blocks shared out over the ranks.
 
     With `may_stop`, None as soon as some rank has been told to stop. Collective. Raises FloatingPointError.
     """
     block, accelerator = run.config.model.n_positions, run.accelerator
     ranks, size = accelerator.num_processes, run.config.train.micro_batch_size
-    n_blocks = max(1, min(run.config.eval.tokens, len(run.validation) - 1) // block)
+    validation = run.validation
+    n_blocks = max(1, (len(validation) - 1) // block)
     mine = range(accelerator.process_index, n_blocks, ranks)
 
     def read(batch: int) -> np.ndarray:
-        blocks = [run.validation.read(i * block, block + 1) for i in mine[batch * size : (batch + 1) * size]]
+        blocks = [validation.read(i * block, block + 1) for i in mine[batch * size : (batch + 1) * size]]
         return np.array(blocks, np.int64).reshape(-1, block + 1)
 
     # Sharded weights are put together in every forward pass, by all ranks: one that has no block left joins in with

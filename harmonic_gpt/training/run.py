@@ -47,7 +47,8 @@ class Run:
 
     @property
     def validation(self) -> Tokens:
-        return self.data.tokens("val")
+        """What `eval.tokens` asks for, and one more target."""
+        return self.data.leading("val", self.config.eval.tokens + 1)
 
     @property
     def model_config(self) -> HarmonicGPT2Config:

@@ -203,7 +203,7 @@ def _log_prior(prior: str | None, data: TokenFolder) -> torch.Tensor | None:
     if prior == "uniform":
         return torch.zeros(data.vocab_size)
     if prior == "unigram":
-        shares = token_counts(data.tokens("train")) + 1.0
+        shares = token_counts(data) + 1.0
     else:
         try:
             shares = np.load(Path(prior).expanduser(), allow_pickle=False)
@@ -258,7 +258,7 @@ def _announce(
 ) -> None:
     """The plan, and the loss that a model must beat to have learned anything."""
     print(plan(config, data.vocab_size, device, len(sampler.tokens), data.vocabulary_note, model), file=sys.stderr)
-    unigram = unigram_nats(data.tokens("train"), data.tokens("val"), config.eval.tokens)
+    unigram = unigram_nats(data, config.eval.tokens)
     print(
         f"{'baseline:':<12}token frequencies alone cost {unigram:.3f} nats per validation token",
         file=sys.stderr,

@@ -7,7 +7,7 @@ import pytest
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Permutation, Sampler
-from harmonic_gpt.data.tokens import Tokens, open_token_folder
+from harmonic_gpt.data.tokens import TokenFolder, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
 
 
@@ -75,6 +75,24 @@ def two_sources(tmp_path_factory):
         (place / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     sources = [str(place / f"{name}.jsonl") for name in ("first", "second")]
     return open_token_folder(prepare(sources, place / "out", vocab_size=300, validation_share=0.2))
+
+
+def test_the_leading_tokens_of_a_split_are_of_every_source(two_sources):
+    whole, by_source = two_sources.tokens("train"), two_sources.sources("train")
+    first, second = (tokens.read(0, 10**9) for tokens in by_source.values())
+    part = two_sources.leading("train", len(whole) // 3)
+    assert len(part) == len(whole) // 3
+    split = len(first) * len(part) // len(whole)
+    assert np.array_equal(part.read(0, 10**9), np.concatenate([first[:split], second[: len(part) - split]]))
+    assert np.array_equal(part.read(split - 5, 10), np.concatenate([first[split - 5 : split], second[:5]]))
+    for count in (len(whole), 10**9):
+        assert np.array_equal(two_sources.leading("train", count).read(0, 10**9), whole.read(0, 10**9))
+
+
+def test_the_leading_tokens_of_many_files_are_its_first(line):
+    tokens = line(40, files=3)
+    folder = TokenFolder(tokens.files[0].parent, tokens.vocab_size, {"val": tokens}, None)
+    assert np.array_equal(folder.leading("val", 33).read(0, 40), tokens.read(0, 33))
 
 
 def test_a_mixture_has_its_shares_exactly(two_sources):

@@ -6,7 +6,7 @@ import rare_tokens
 import torch
 
 from harmonic_gpt import HarmonicGPT2Config, HarmonicGPT2ForCausalLM
-from harmonic_gpt.data.tokens import Tokens
+from harmonic_gpt.data.tokens import TokenFolder, Tokens
 
 
 def test_losses_by_frequency_add_up():
@@ -43,7 +43,8 @@ def test_the_parts_of_a_row_add_up_to_the_loss(tmp_path):
     rng = np.random.default_rng(0)
     often = np.repeat(np.arange(30), np.where(np.arange(30) % 2, 5, 200))  # odd ones are rare
     train, validation = tokens_of("train", often), tokens_of("val", rng.integers(0, 30, 300))
-    found = rare_tokens.rare_words(model, train, validation, start=200, block=16)
+    data = TokenFolder(tmp_path, 30, {"train": train, "val": validation}, None)
+    found = rare_tokens.rare_words(model, data, start=200, block=16)
     targets = np.array(found["targets"])
     assert targets.sum() == 96  # six whole blocks of the last 99 targets
     assert targets[[1, 3]].all()

@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_other_commands(built):
 def test_neighbors_frequencies_and_words(built, token_folder):
     folder, explored = built
     vocabulary = read_data(folder, "vocabulary-a")
-    counts = token_counts(open_token_folder(token_folder).tokens("train"))
+    counts = token_counts(open_token_folder(token_folder))
     assert unpacked(vocabulary["counts"]).tolist() == counts.tolist()
     for key, loaded in zip("ab", explored.models, strict=True):
         table = read_data(folder, f"map-{key}")

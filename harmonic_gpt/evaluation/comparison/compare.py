@@ -52,8 +52,8 @@ def compare(
         models: each its own arm, or {arm: models}. A model is a run folder, a Hugging Face folder or a hub name; each
             must share the tokenizer of the data.
         data: token folder; None: the one each run was trained with, which must be the same.
-        tokens: leading validation tokens to score. reading_tokens: forward tokens of the interpretability suite, for
-            each model.
+        tokens: validation tokens to score, the first of each source. reading_tokens: forward tokens of the
+            interpretability suite, for each model.
         device: None: CUDA where there is one, else the CPU.
         word_pairs: folder of relation tasks; None: the built-in ones. probe_files: texts with labels, beside the
             built-in probes.
@@ -95,7 +95,7 @@ def compare(
     for arm, indices in members.items():
         for i in indices:
             measured[i].row["arm"] = arm
-    unigram = unigram_nats(folder.tokens("train"), folder.tokens("val"), tokens)
+    unigram = unigram_nats(folder, tokens)
     results = {
         "schema_version": SCHEMA_VERSION,
         "data": {

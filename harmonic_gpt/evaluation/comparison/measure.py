@@ -33,9 +33,9 @@ class Measured:
 
 
 def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
-    """Perplexity on the leading `tokens` validation tokens, size, speed of training, and the centers' geometry."""
-    model, validation, spec = loaded.model, folder.tokens("val"), spec_of(loaded.model)
-    scored = perplexity(model, validation.read(0, min(len(validation), tokens)), tokenizer=loaded.tokenizer)
+    """Perplexity on `tokens` validation tokens, size, speed of training, and the centers' geometry."""
+    model, validation, spec = loaded.model, folder.leading("val", tokens), spec_of(loaded.model)
+    scored = perplexity(model, validation.read(0, len(validation)), tokenizer=loaded.tokenizer)
     centers = centers_of(model)
     curve = cumulative_explained_variance(centers)
     metrics = read_metrics(loaded.run_dir) if loaded.run_dir else []
@@ -87,14 +87,14 @@ def add_interpretability(
         measured.row["interpretability"] = None
         measured.row["interpretability_missing"] = f"{loaded.path} has no tokenizer"
         return
-    validation = folder.tokens("val")
+    validation = folder.leading("val", tokens)
     probes, counts = [], None
     if tokens:
-        counts = token_counts(folder.tokens("train"))
+        counts = token_counts(folder)
         examples = min(PROBE_EXAMPLES, tokens // 80)
         probes = built_in_tasks(loaded.tokenizer, counts, examples)
         probes += file_tasks(probe_files, loaded.tokenizer, examples)
-    text = validation.read(0, min(len(validation), tokens))
+    text = validation.read(0, len(validation))
     measured.interpretability = measure_interpretability(
         loaded, tasks, text, tokens, probe_tasks=probes, words=words, counts=counts
     )
