@@ -238,7 +238,7 @@ def head_cross_entropy(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     y, row_weight = _targets(y, centers.shape[0], ignore_index, wide)
     if token_weights is not None:
-        row_weight = row_weight * token_weights.detach().reshape(-1)
+        row_weight = row_weight * token_weights.detach().reshape(-1).to(wide)
     # The gradient of the rate is the exponent's or the temperature's, by autograd; so is that of what prepares operands
     options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     if definition.form is None:

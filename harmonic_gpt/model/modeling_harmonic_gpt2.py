@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, GPT2Model, GPT2PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_harmonic_gpt2 import HarmonicGPT2Config
 from .harmonic_head import HarmonicHead
@@ -27,6 +28,8 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
 
     config_class = HarmonicGPT2Config
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    # Logarithms: a rounding to bfloat16 would change what they stand for by a percent
+    _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["log_"]
 
     def __init__(self, config: HarmonicGPT2Config):
         super().__init__(config)
@@ -69,6 +72,7 @@ class HarmonicGPT2ForCausalLM(GPT2PreTrainedModel, GenerationMixin):
         head = self._new_head(linear.weight.shape[0])
         assert isinstance(linear.weight, nn.Parameter)
         head.weight = linear.weight
+        head.impl, head.label_smoothing, head.z_loss = old_lm_head.impl, old_lm_head.label_smoothing, old_lm_head.z_loss
         for name, _ in old_lm_head.starts():
             old = getattr(old_lm_head, name).data
             getattr(head, name).data = _resized(old, len(head.weight)) if name == "log_prior" else old
@@ -174,3 +178,5 @@ def _resized(log_prior: Tensor, n_classes: int) -> Tensor:
 # save_pretrained copies these files beside the weights, so that `trust_remote_code=True` loads them without our package
 HarmonicGPT2Config.register_for_auto_class()
 HarmonicGPT2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# transformers' Trainer shifts labels by itself where it smooths them, of the classes that stand here
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(HarmonicGPT2Config.model_type, HarmonicGPT2ForCausalLM.__name__)

@@ -247,6 +247,16 @@ def test_a_weight_of_zero_is_an_ignored_target():
     assert head_cross_entropy(x, w, y, token_weights=torch.zeros(N)).item() == 0
 
 
+def test_weights_of_another_precision_are_taken():
+    """As numpy's are float64."""
+    x, w, y = torch.randn(6, 4), torch.randn(9, 4), torch.randint(0, 9, (6,))
+    log_prior, weights = torch.zeros(9, requires_grad=True), torch.rand(6, dtype=torch.float64)
+    loss = head_cross_entropy(x, w, y, log_prior=log_prior, token_weights=weights)
+    loss.backward()
+    torch.testing.assert_close(loss, head_cross_entropy(x, w, y, token_weights=weights.float()))
+    assert log_prior.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

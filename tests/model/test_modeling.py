@@ -138,8 +138,10 @@ def test_resize_token_embeddings(tiny_config, ids):
     for tied in (True, False):
         model = HarmonicGPT2ForCausalLM(tiny_config(tie_word_embeddings=tied)).eval()
         before = model.lm_head.weight.detach().clone()
+        model.lm_head.label_smoothing, model.lm_head.z_loss, model.lm_head.impl = 0.2, 1e-4, "torch"
         for size in (120, 90):
             model.resize_token_embeddings(size)
+            assert (model.lm_head.label_smoothing, model.lm_head.z_loss, model.lm_head.impl) == (0.2, 1e-4, "torch")
             assert type(model.lm_head).__name__ == "HarmonicHead"
             assert model.lm_head.spec.exponent == model.config.head_exponent
             assert model.config.vocab_size == size
@@ -274,6 +276,36 @@ def test_bfloat16_weights_still_give_float32_logits(model, ids):
     logits = low(ids).logits
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
+
+
+def test_loading_in_bfloat16_rounds_no_logarithm(tiny_config, ids, tmp_path):
+    model = HarmonicGPT2ForCausalLM(tiny_config(learn=["exponent"], prior=True))
+    with torch.no_grad():
+        model.lm_head.log_prior.copy_(torch.linspace(-12, -2, len(model.lm_head.weight)))
+        model.lm_head.log_exponent += 0.01
+    model.save_pretrained(tmp_path)
+    low = HarmonicGPT2ForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert low.lm_head.weight.dtype == torch.bfloat16
+    assert low.lm_head.spec == model.lm_head.spec
+    assert torch.equal(low.lm_head.log_prior, model.lm_head.log_prior)
+    low.train()(ids, labels=ids).loss.backward()
+    assert low.lm_head.log_exponent.grad.isfinite()
+
+
+@pytest.mark.parametrize("head", ["harmonic", "standard"])
+def test_hugging_face_trainer_smooths_the_labels_of_the_next_token(tiny_config, tmp_path, head):
+    """Of random tokens the next one cannot be learned, the current one can."""
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 20, (64, 12))]
+    model = HarmonicGPT2ForCausalLM(tiny_config(head=head))
+    arguments = TrainingArguments(
+        tmp_path, max_steps=60, per_device_train_batch_size=16, learning_rate=1e-2, label_smoothing_factor=0.1,
+        report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows).train()
+    ids = torch.stack([row["input_ids"] for row in rows])
+    with torch.no_grad():
+        repeated = (model.eval()(ids).logits.argmax(-1) == ids).float().mean()
+    assert repeated < 0.3
 
 
 def test_hugging_face_trainer_trains_it(tiny_config, tmp_path):
