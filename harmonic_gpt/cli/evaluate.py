@@ -131,14 +131,14 @@ def lens(
     from rich.console import Console
     from rich.table import Table
 
+    from harmonic_gpt.cli.geometry import refuse_existing
     from harmonic_gpt.evaluation import lens as module
     from harmonic_gpt.extras import require
     from harmonic_gpt.runs.load import load_model
 
+    refuse_existing(out)
     if out is not None:
         require("eval", "matplotlib")  # before the work
-        if Path(out).exists():
-            raise InputError(f"--out {out}: exists already; choose another name")
     quiet_transformers()
     loaded = load_model(model, device)
     read = module.lens(loaded, prompt, top)

@@ -33,9 +33,11 @@ def layer_numbers(text: str | None) -> list[int] | None:
 
 
 def refuse_existing(out: str | None) -> None:
-    """Raises InputError if --out would overwrite something."""
+    """Raises InputError if --out would overwrite something, or its folder is not there."""
     if out is not None and Path(out).exists():
         raise InputError(f"--out {out}: exists already; choose another name")
+    if out is not None and not Path(out).parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {Path(out).parent}; make it first")
 
 
 def run_geometry(

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from harmonic_gpt.progress import show_progress
 from harmonic_gpt.runs.load import LoadedModel, load_model
 from harmonic_gpt.runs.provenance import provenance
 
-PAGE = "index.html"
+PAGE, CARD_FILE = "index.html", "README.md"
 OPENING = 12  # tokens of a text that name it in a list
 DEFAULT_CONTEXT = 1024  # of a model that does not say
 CARD = """---
@@ -111,7 +112,9 @@ def explore(
         if not shared or pair[0].tokenizer is None:
             raise InputError(f"--text: the models cannot read one text: {why_not}")
         own = read_files(list(files), pair[0].tokenizer, context)
-    folder, why_no_data = _data(pair[0], data)
+    folder = _data(pair[0], data)
+    # Without the path: the page may be published
+    why_no_data = f"the text that {pair[0].name} was trained on is not there, or has changed (--data FOLDER)"
     if folder is None:
         left_out.append(f"Frequencies of tokens and passages of validation text: {why_no_data}.")
     layers = _layers(pair, left_out)
@@ -165,7 +168,9 @@ def explore(
                 "models": [_model_values(*held) for held in zip(pair, maps, layers, strict=True)],
                 "vocabularies": ["vocabulary-a", "vocabulary-a" if shared else "vocabulary-b"],
                 "texts": listed,
-                "texts_missing": None if listed else why_not or why_no_data or "no text was given",
+                "texts_missing": None
+                if listed
+                else why_not or (why_no_data if folder is None else "no text was given"),
                 "selection": _selection(len(passages), len(chosen)),
                 "context": context,
                 "nearest": NEAREST,
@@ -174,7 +179,7 @@ def explore(
                 **provenance(),
             }
             write_data(new, MANIFEST, manifest)
-            (new / "README.md").write_text(_card(pair, manifest), encoding="utf-8")
+            (new / CARD_FILE).write_text(_card(pair, manifest), encoding="utf-8")
             _replace(new, out, Path(temporary))
         if report is not None:
             link_explorer(Path(report).expanduser(), os.path.relpath(out / PAGE, Path(report).expanduser()))
@@ -182,9 +187,12 @@ def explore(
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises InputError for a path that holds something else than an explorer."""
+    """Raises InputError for a path that holds anything else than an explorer: it would be gone with the old one."""
     if out.exists() and not (out.is_dir() and (is_explorer(out) or not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not an earlier explorer; choose another folder")
+    written = {DATA, CARD_FILE, *(file.name for file in _page_files())}
+    if out.exists() and (foreign := sorted({path.name for path in out.iterdir()} - written)):
+        raise InputError(f"{out} holds {', '.join(foreign)}, which no explorer has; choose another folder")
 
 
 def is_explorer(folder: Path) -> bool:
@@ -209,14 +217,14 @@ def shared_vocabulary(pair: list[LoadedModel]) -> tuple[bool, str | None]:
     return True, None
 
 
-def _data(loaded: LoadedModel, data: str | None) -> tuple[TokenFolder | None, str | None]:
-    """The token folder, or why there is none. One that was asked for must be there."""
+def _data(loaded: LoadedModel, data: str | None) -> TokenFolder | None:
+    """The token folder. One that was asked for must be there."""
     try:
-        return data_of(loaded, data), None
-    except InputError as error:
+        return data_of(loaded, data)
+    except InputError:
         if data is not None:
             raise
-        return None, str(error)
+        return None
 
 
 def _layers(pair: list[LoadedModel], left_out: list[str]) -> list[list[int] | None]:
@@ -293,7 +301,7 @@ def _map_values(centers: CenterMap) -> dict:
 def _model_values(loaded: LoadedModel, centers: CenterMap, layers: list[int] | None) -> dict:
     return {
         "name": loaded.name,
-        "described": loaded.describe(),
+        "described": loaded.describe(path=False),  # the page may be published
         "weights_sha256": loaded.weights_sha256,
         "step": loaded.step,
         "head": loaded.head,
@@ -311,11 +319,14 @@ def _model_values(loaded: LoadedModel, centers: CenterMap, layers: list[int] | N
     }
 
 
+def _page_files() -> list[Traversable]:
+    return [file for file in resources.files("harmonic_gpt.explorer").joinpath("page").iterdir() if file.is_file()]
+
+
 def _copy_page(folder: Path) -> None:
     folder.mkdir()
-    for file in resources.files("harmonic_gpt.explorer").joinpath("page").iterdir():
-        if file.is_file():
-            (folder / file.name).write_bytes(file.read_bytes())
+    for file in _page_files():
+        (folder / file.name).write_bytes(file.read_bytes())
 
 
 def _card(pair: list[LoadedModel], manifest: dict) -> str:

@@ -73,15 +73,16 @@ def _recipe(config: dict) -> dict:
     for name in ("run_dir", "tracking", "checkpoint"):
         sections.pop(name, None)
     public = all(_is_pydocs(source) or _hub_dataset(source) for source in _sources(config))
-    for key in ("dir", "tokenizer") if public else ("dir", "tokenizer", "source"):
+    for key in ("dir", "tokenizer") if public else ("dir", "tokenizer", "source", "weights"):
         sections["data"].pop(key, None)
-    if start := config["model"].get("init_from"):
-        sections["model"]["init_from"] = _start(start)
+    for key in ("init_from", "prior"):
+        if start := config["model"].get(key):
+            sections["model"][key] = _start(start)
     return sections
 
 
 def _start(init_from: str) -> str:
-    """Name of the weights that a run started from, without the path to them."""
+    """Name of the file or folder that a run started from, without the path to it."""
     return Path(init_from).name if Path(init_from).expanduser().exists() or init_from.count("/") > 1 else init_from
 
 

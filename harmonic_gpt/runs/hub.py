@@ -26,7 +26,8 @@ def check_repository_name(repo: str) -> None:
 def upload_checkpoint(
     folder: Path, repo: str, *, revision: str, private: bool = True, progress: bool = False, space: bool = False
 ) -> str:
-    """Commit every file of `folder` to the branch `revision` of a model repository; creates either where it is missing.
+    """Commit the files of `folder` to the branch `revision` of a model repository; creates either where it is missing.
+    Files whose path has a part that begins with a dot (.git, .cache, .env) stay here, except .gitattributes.
 
     Large files go up first and stay invisible; one commit then publishes all. After an upload that was cut short,
     calling again continues: what the Hub has already is not sent twice. The token is huggingface_hub's own: `hf auth
@@ -47,7 +48,7 @@ def upload_checkpoint(
     check_repository_name(repo)
     (enable_progress_bars if progress else disable_progress_bars)()
     api, kind = HfApi(), "space" if space else "model"
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     outcome = "nothing was published"
     try:
@@ -71,6 +72,10 @@ def upload_checkpoint(
         if is_out_of_memory(error):
             raise
         raise _explained(error, repo, api.endpoint, outcome) from _without_its_text(error)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts) and path.name != ".gitattributes"
 
 
 def _explained(error: BaseException, repo: str, endpoint: str, outcome: str) -> InputError | ConnectionError:

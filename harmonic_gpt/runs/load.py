@@ -39,10 +39,10 @@ class LoadedModel:
         spec = getattr(self.model.get_output_embeddings(), "spec", None)
         return "standard" if spec is None else spec.name
 
-    def describe(self) -> str:
+    def describe(self, path: bool = True) -> str:
         step = "" if self.step is None else f", step {self.step}"
         weights = "" if self.weights_sha256 is None else f", weights sha256 {self.weights_sha256[:12]}"
-        return f"{self.name}: {self.path}{step}{weights}"
+        return f"{self.name}{f': {self.path}' if path else ''}{step}{weights}"
 
 
 def resolve(name: str) -> str:

@@ -16,6 +16,8 @@ from harmonic_gpt.runs import checkpoint as ckpt
 from harmonic_gpt.runs.checkpoint import CONFIG_FILE
 
 LOCK_FILE = ".lock"
+# Folders of services (trackers.py), which may start and fail before there is a run
+SERVICES = ("wandb", "tensorboard")
 # Settings that a resumed run may change; all others make it another run
 FREE_ON_RESUME = (
     "run_dir", "data.dir", "eval.", "checkpoint.", "tracking.", "train.log_every", "train.micro_batch_size",
@@ -66,14 +68,19 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 def find_start(config: RunConfig, resume: bool) -> Start:
     """The checkpoint to continue from, or a fresh start. Raises InputError rather than overwrite a run."""
     run_dir = Path(config.run_dir).expanduser()
-    if not run_dir.exists() or all(path.name.startswith(".") for path in run_dir.iterdir()):
-        return Start()  # beginnings of a run that was killed have names with a dot
+    if not run_dir.exists() or all(_before_a_run(path.name) for path in run_dir.iterdir()):
+        return Start()
     saved = ckpt.checkpoints(run_dir)
     if not saved and not (run_dir / CONFIG_FILE).is_file():
         raise InputError(f"{run_dir} is not empty and not a run of this program; choose another --run_dir")
     if not resume:
         raise InputError(f"{run_dir} holds a run already; add --resume to continue it, or choose another --run_dir")
     newest = ckpt.latest_checkpoint(run_dir, lambda text: print(f"warning: {text}", file=sys.stderr))
+    if not saved and (run_dir / ckpt.LATEST).is_symlink():
+        raise InputError(
+            f"{run_dir}: its checkpoints are gone ({ckpt.LATEST} points to {os.readlink(run_dir / ckpt.LATEST)}). Put "
+            "them back, or start anew with another --run_dir"
+        )
     if newest is None and saved:
         raise InputError(
             f"{run_dir}: every checkpoint is damaged; they are left for inspection. Start anew with another --run_dir"
@@ -86,6 +93,11 @@ def find_start(config: RunConfig, resume: bool) -> Start:
     elif state:  # a checkpoint alone, as it comes back from the Hub
         _check_same_run(load_run_config(None, values=state["config"]), config)
     return Start(newest, state)
+
+
+def _before_a_run(name: str) -> bool:
+    """Whether a file may be there before the run is. Beginnings of one that was killed have names with a dot."""
+    return name.startswith(".") or name in SERVICES
 
 
 def flat(values: dict, prefix: str = "") -> dict:

@@ -43,6 +43,7 @@ def test_probes_print_write_and_refuse(model, tmp_path, capsys):
         ("a", None, "expected numbers"),
         ("0,9", None, "asked for"),
         ("0", str(out), "exists already"),
+        ("0", str(tmp_path / "new" / "probes.json"), "there is no folder"),
     ):
         with pytest.raises(InputError, match=message):
             run_probes_command(model, [str(texts)], layers, 100, None, target, "cpu")
@@ -82,5 +83,5 @@ def test_perplexity_verifies_the_split_anew_where_it_is_asked_to(model, token_fo
     with pytest.raises(SystemExit) as stop:
         main(arguments + ["--verify"] * verify)
     assert not stop.value.code
-    assert ("val", True) in calls if verify else calls == [("val", False)]
+    assert ("val", True) in calls if verify else set(calls) == {("val", False)}
     assert "nats per token" in capsys.readouterr().out

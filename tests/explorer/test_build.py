@@ -196,7 +196,7 @@ def small(pair, tmp_path):
 def test_without_data_there_are_maps_alone(small):
     manifest = small()
     assert manifest["texts"] == []
-    assert "what it was trained on" in manifest["texts_missing"]
+    assert "was trained on is not there" in manifest["texts_missing"]
     assert any("Frequencies" in line for line in manifest["left_out"])
 
 
@@ -234,6 +234,22 @@ def test_an_existing_folder(pair, tmp_path):
     with pytest.raises(InputError, match="not an earlier explorer"):
         explore([str(m) for m in pair], tmp_path / "mine")
     assert (tmp_path / "mine" / "file").read_text() == "keep"
+
+
+def test_what_lies_beside_an_explorer_is_not_deleted(small, tmp_path):
+    """As in a clone of a Space."""
+    small()
+    (tmp_path / "out" / ".git").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match=r"holds \.git, notes\.txt, which no explorer has"):
+        small()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
+
+
+def test_the_page_shows_no_path(small, tmp_path):
+    small()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
 
 
 def test_a_folder_of_its_own_is_replaced(small, tmp_path):

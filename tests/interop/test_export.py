@@ -138,7 +138,9 @@ def test_a_run_without_matplotlib_has_no_figure(harmonic_run, tmp_path, monkeypa
 def test_card_names_public_sources_and_no_local_path(harmonic_run):
     loaded = load_model(str(harmonic_run))
     loaded.state["config"]["data"]["source"] = ["openwebtext", "/home/ann/diary.txt"]
+    loaded.state["config"]["data"]["weights"] = {"/home/ann/diary.txt": 1.0}
     loaded.state["config"]["model"]["init_from"] = "/home/ann/runs/first/step-10"
+    loaded.state["config"]["model"]["prior"] = "/home/ann/prior.npy"
     card = model_card(loaded, "tiny", UNMEASURED)
     assert card.data.datasets == ["Skylion007/openwebtext"]
     assert "datasets/Skylion007/openwebtext) and local text files" in card.text

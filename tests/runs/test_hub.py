@@ -30,6 +30,17 @@ def test_main_is_published_in_one_commit(hub, folder):
     assert sum("/commit/" in request for request in hub.requests) == 1
 
 
+def test_hidden_files_stay_here(hub, folder):
+    """As a download and a clone of a repository have them."""
+    public = contents(folder)
+    for name in (".cache/huggingface/download.lock", ".git/config", ".env"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("private")
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    upload_checkpoint(folder, "ann/model", revision="main", private=False)
+    assert hub.files["ann/model"]["main"] == public | {".gitattributes": b"*.safetensors filter=lfs"}
+
+
 def test_a_revision_leaves_main_alone_and_can_be_uploaded_again(hub, folder):
     upload_checkpoint(folder, "ann/model", revision="step-000004")
     upload_checkpoint(folder, "ann/model", revision="step-000004")

@@ -106,6 +106,16 @@ def test_a_checkpoint_alone_continues(run_config, tmp_path):
     assert ours == theirs
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(run_config, tmp_path):
+    loop.train(run_config())
+    metrics = (tmp_path / "run/metrics.jsonl").read_text()
+    for checkpoint in (tmp_path / "run").glob("step-*"):
+        checkpoint.rename(tmp_path / checkpoint.name)
+    with pytest.raises(InputError, match="its checkpoints are gone"):
+        loop.train(run_config(), resume=True)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
+
+
 def test_a_folder_is_held_by_one(run_config, tmp_path):
     run_dir = tmp_path / "new" / "run"
     with (

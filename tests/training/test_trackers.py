@@ -104,6 +104,20 @@ def test_a_tracker_that_refuses_is_one_line(run_config, tmp_path, monkeypatch):
         train(run_config(tracking__wandb="online"))
 
 
+def test_a_tracker_that_fails_does_not_lock_the_folder(run_config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+
+    def fail_late(**_):  # wandb makes its folder first
+        (tmp_path / "run" / "wandb").mkdir()
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr("wandb.init", fail_late)
+    with pytest.raises(InputError, match="no connection"):
+        train(run_config(tracking__wandb="online"))
+    assert (tmp_path / "run" / "wandb").is_dir()
+    assert train(run_config(), resume=True) == 0
+
+
 def test_attach_needs_a_tracked_run(run_config, tmp_path, report, capsys):
     assert train(run_config(train__steps=3)) == 0
     with pytest.raises(SystemExit) as stop:

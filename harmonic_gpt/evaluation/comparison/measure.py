@@ -10,7 +10,12 @@ import numpy as np
 from harmonic_gpt.data.tokens import TokenFolder
 from harmonic_gpt.evaluation.activations import centers_of, embedding_of, spec_of
 from harmonic_gpt.evaluation.interpretability import Interpretability, measure_interpretability
-from harmonic_gpt.evaluation.measures.geometry import components_for, cumulative_explained_variance, norm_statistics
+from harmonic_gpt.evaluation.measures.geometry import (
+    compression,
+    cumulative_explained_variance,
+    norm_statistics,
+    spectrum,
+)
 from harmonic_gpt.evaluation.perplexity import perplexity
 from harmonic_gpt.evaluation.tasks.probe_tasks import built_in_tasks, file_tasks
 from harmonic_gpt.evaluation.tasks.word_pairs import Pairs
@@ -18,6 +23,7 @@ from harmonic_gpt.likelihood import token_counts
 from harmonic_gpt.runs.load import LoadedModel
 from harmonic_gpt.runs.metrics import read_metrics
 
+CENTER_SHAPE = ("components_for_90_percent", "explained_variance_2", "explained_variance_50")
 PROBE_EXAMPLES = 400  # of a task, in a comparison
 
 
@@ -37,7 +43,8 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
     model, validation, spec = loaded.model, folder.leading("val", tokens), spec_of(loaded.model)
     scored = perplexity(model, validation.read(0, len(validation)), tokenizer=loaded.tokenizer)
     centers = centers_of(model)
-    curve = cumulative_explained_variance(centers)
+    principal = spectrum(centers)
+    shape = compression(centers, principal)
     metrics = read_metrics(loaded.run_dir) if loaded.run_dir else []
     if loaded.step is not None:
         metrics = [row for row in metrics if row["step"] <= loaded.step]
@@ -60,12 +67,10 @@ def measure(loaded: LoadedModel, folder: TokenFolder, tokens: int) -> Measured:
             "norm_over_training": [
                 [row["step"], row["center_norm_mean"]] for row in metrics if "center_norm_mean" in row
             ],
-            "components_for_90_percent": components_for(curve, 0.9),
-            "explained_variance_2": float(curve[min(1, len(curve) - 1)]),
-            "explained_variance_50": float(curve[min(49, len(curve) - 1)]),
+            **{key: shape[key] for key in CENTER_SHAPE},
         },
     }
-    return Measured(row, metrics, curve)
+    return Measured(row, metrics, cumulative_explained_variance(principal))
 
 
 def add_interpretability(

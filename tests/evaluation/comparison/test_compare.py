@@ -219,6 +219,15 @@ def test_a_model_of_nan_is_an_error_not_a_result(tiny_config, tmp_path, token_fo
         perplexity(model.eval(), open_token_folder(token_folder).tokens("val").read(0, 100))
 
 
+def test_centers_that_are_all_equal_are_measured(tiny_config, tmp_path, token_folder):
+    model = HarmonicGPT2ForCausalLM(tiny_config(vocab_size=300))
+    model.lm_head.weight.data[:] = 0.1
+    model.save_pretrained(tmp_path / "collapsed")
+    results = compare([str(tmp_path / "collapsed")], tmp_path / "report", data=str(token_folder), reading_tokens=0)
+    assert results["models"][0]["centers"]["components_for_90_percent"] is None
+    assert (tmp_path / "report/results.json").is_file()
+
+
 def test_weights_that_do_not_fit_are_refused(runs, tmp_path):
     shutil.copytree((runs / "harmonic" / "latest").resolve(), tmp_path / "copy")
     (tmp_path / "copy" / "checksums.json").unlink()
