@@ -79,6 +79,8 @@ def _outcomes(names: tuple[str, ...]) -> list[verdicts.Outcome]:
 def _word(names: tuple[str, ...]) -> str:
     """Yes, no or in part."""
     found = {one.verdict for one in _outcomes(names)}
+    if not found:
+        return "Not measured"
     if found <= {verdicts.AHEAD}:
         return "Yes"
     return "In part" if verdicts.AHEAD in found else "No" if verdicts.BEHIND in found else "Not shown"

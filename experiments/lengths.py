@@ -8,7 +8,15 @@ from verdicts import ARMS
 from harmonic_gpt.evaluation.comparison.canvas import HEAD_COLORS, subplots
 
 DECAY = "optim.weight_decay"
-GROWTH, TO_LENGTH = "ten times the steps", "decay to a length"  # questions of protocol.yaml
+GROWTH = "ten times the steps"  # questions of protocol.yaml, and which text they are about
+TO_LENGTH = {
+    "decay to a length": "all",
+    "decay to a length, 4 epochs": "a sixteenth",
+    "decay to a length, 16 epochs": "a sixty-fourth",
+}
+LITTLE = ("regularization, 16 epochs", "regularization of r = 1, 16 epochs")
+CONFIDENCE = "confidence, 16 epochs"
+CHANGES = {"model.exponent": "n = {:g}", "train.label_smoothing": "label smoothing {:g}"}
 GROWN = {  # what trials.watch_growth looks at
     "center_length": "length of centers",
     "hidden_length": "length of hidden states",
@@ -17,19 +25,21 @@ GROWN = {  # what trials.watch_growth looks at
 }
 
 
-def along(rows: list[dict], setting: str = DECAY, question: str = "certificate", size: str = "2x128") -> str:
-    """Markdown: what a setting alone does to the loss and to the mean length of the centers, of the question's runs
+def along(
+    rows: list[dict], setting: str = DECAY, questions: tuple[str, ...] = ("certificate",), size: str = "2x128"
+) -> str:
+    """Markdown: what a setting alone does to the loss and to the mean length of the centers, of the questions' runs
     with seed 0: of each arm where most values of it were tried, and of such places at the one of least loss."""
     tried: dict[str, dict[str, dict[float, dict]]] = {}
     for row in rows:
-        if (row["question"], row["size"], row["seed"]) == (question, size, 0):
+        if row["question"] in questions and (row["size"], row["seed"]) == (size, 0):
             others = str(sorted((k, v) for k, v in row["set"].items() if k != setting))
             tried.setdefault(arm_of(row), {}).setdefault(others, {})[row["set"][setting]] = row
 
     def place(by_value: dict[float, dict]) -> tuple[int, float]:
         return len(by_value), -min(row["val_loss"] for row in by_value.values())
 
-    most = {arm: max(groups.values(), key=place) for arm, groups in tried.items()}
+    most = {arm: max(tried[arm].values(), key=place) for arm in ARMS if arm in tried}
     lines = []
     for value in sorted({value for by_value in most.values() for value in by_value}):
         cells = [f"{value:g}"]
@@ -45,14 +55,36 @@ def to_length(rows: list[dict]) -> str:
     """Markdown: decay of the centers towards a length beside decay towards zero, the same arm, settings and seed."""
     lines = []
     for row in rows:
-        if row["question"] != TO_LENGTH:
+        if row["question"] not in TO_LENGTH:
             continue
-        arm, decay = arm_of(row), row["set"][DECAY]
+        arm, steps = arm_of(row), row["settings"]["train.steps"]
         plain = [one for one in rows if not one["trial"] and _same_but_evaluation(one, row)]
         measured = [_loss_and_length(one) for one in (plain[0] if plain else None, row)]
-        lines.append([ARMS.get(arm, arm), f"{decay:g}", *measured[0], *measured[1]])
-    columns = "arm | weight decay | towards 0, loss | length of centers | towards 1, loss | length of centers"
+        which = [TO_LENGTH[row["question"]], ARMS.get(arm, arm), f"{steps}", f"{row['set'][DECAY]:g}"]
+        lines.append([*which, *measured[0], *measured[1]])
+    columns = "text | arm | steps | weight decay | towards 0, loss | length of centers | towards 1, loss | length"
     return markdown_table(columns, lines) if lines else ""
+
+
+def confidence(rows: list[dict]) -> str:
+    """Markdown: what a smaller n, or smoothed labels, does to the loss with a sixty-fourth of the text, beside the same
+    run without."""
+
+    def key(row: dict) -> str:
+        chosen = {name: v for name, v in row["set"].items() if name not in ("eval.every", *CHANGES)}
+        return f"{arm_of(row)} {sorted(chosen.items())} {row['seed']}"
+
+    plain = {key(row): row for row in rows if row["question"] in LITTLE}
+    lines = []
+    for row in rows:
+        if row["question"] == CONFIDENCE and not row["trial"] and (beside := plain.get(key(row))):
+            own = row["set"]
+            changed = [
+                text.format(own[name]) for name, text in CHANGES.items() if own.get(name) != beside["set"].get(name)
+            ]
+            losses = [f"{one['val_loss']:.3f}" for one in (beside, row)]
+            lines.append([ARMS[arm_of(row)], f"{own['train.steps']}", ", ".join(changed), *losses])
+    return markdown_table("arm | steps | change | loss without | with", lines) if lines else ""
 
 
 def _same_but_evaluation(one: dict, other: dict) -> bool:
@@ -67,16 +99,16 @@ def _loss_and_length(row: dict | None) -> list[str]:
     return [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
 
 
-def grown(rows: list[dict]) -> dict[tuple[str, float], list[dict]]:
+def grown(rows: list[dict], question: str = GROWTH) -> dict[tuple[str, float], list[dict]]:
     """(arm, weight decay) -> what was looked at along training."""
-    asked = [row for row in rows if row["question"] == GROWTH]
+    asked = [row for row in rows if row["question"] == question and "growth" in row["measured"]]
     return {(arm_of(row), row["set"][DECAY]): row["measured"]["growth"] for row in asked}
 
 
-def growth(rows: list[dict], steps: tuple[int, ...] = (400, 1000, 2000, 4000)) -> str:
+def growth(rows: list[dict], steps: tuple[int, ...] = (400, 1000, 2000, 4000), question: str = GROWTH) -> str:
     """Markdown: lengths and logits at some steps, a line for each arm and weight decay, and a column for each step."""
     lines = []
-    for (arm, decay), looks in grown(rows).items():
+    for (arm, decay), looks in grown(rows, question).items():
         at = {look["step"]: look for look in looks}
         for key, name in GROWN.items():
             lines.append([ARMS.get(arm, arm), f"{decay:g}", name, *(f"{at[step][key]:.2f}" for step in steps)])

@@ -153,8 +153,11 @@ def _grouped(found: list[Outcome]) -> dict[tuple[Hypothesis, str], dict[str, Out
 
 
 def _cell(one: Outcome) -> str:
-    few = f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
-    return f"**{one.verdict}**{few}: {difference(one.pairs)}"
+    return f"**{one.verdict}**{_few(one)}: {difference(one.pairs)}"
+
+
+def _few(one: Outcome) -> str:
+    return f" ({len(one.pairs)} of {SEEDS} seeds)" if len(one.pairs) < SEEDS else ""
 
 
 def counted(rows: list[dict], names: tuple[str, ...], arm: str) -> str:
@@ -183,7 +186,8 @@ def told(rows: list[dict], name: str, arm: str) -> str:
     for one in asked:
         at.setdefault(one.verdict, []).append(spaced(one.size))
     said = [f"{word} at {_listed(sizes) if len(sizes) < len(asked) else _all(sizes)}" for word, sizes in at.items()]
-    ends = {spaced(one.size): difference(one.pairs) for one in (asked[0], asked[-1])}
+    known = [one for one in asked if len(one.pairs) >= SEEDS] or asked
+    ends = {spaced(one.size): f"{difference(one.pairs)}{_few(one)}" for one in (known[0], known[-1])}
     numbers = [f"{gap} at {size}" for size, gap in ends.items()] if len(ends) > 1 else ends.values()
     return f"{', '.join(said)}: {', '.join(numbers)}"
 

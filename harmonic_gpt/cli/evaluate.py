@@ -39,7 +39,7 @@ def perplexity(
     folder = data_of(loaded, data)
     if verify and split in folder.splits:
         folder.verify(split, anew=True)
-    stream = folder.leading(split, tokens or len(folder.tokens(split)))
+    stream = folder.leading(split, tokens) if tokens else folder.tokens(split)
     print(f"evaluating {loaded.describe()}")
     ids = stream.read(0, len(stream))
     scored = score(loaded.model, ids, tokenizer=loaded.tokenizer, window=window, stride=stride)

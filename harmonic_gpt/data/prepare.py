@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 LOWEST_HASH = "no content hash is below validation_share: the document with the lowest one is for validation"
-TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on, from the start; its memory grows with them
+TOKENIZER_TEXT = 200_000_000  # characters that a tokenizer is trained on; its memory grows with them
 
 
 def prepare(
@@ -234,7 +234,9 @@ def _tokenizer(reader: Reader, partial: Path, request: dict, continued: bool) ->
     if request["tokenizer"] is not None:
         tokenizer = load_tokenizer(request["tokenizer"])
     else:
-        texts = _leading_text(text for batch in reader.batches() for text in batch.texts["train"])
+        # Of every source as much, so that the order of the sources decides nothing
+        share = TOKENIZER_TEXT // len(reader.sources)
+        texts = chain.from_iterable(_leading_text(reader, source, share) for source in range(len(reader.sources)))
         first = next(texts, None)
         if first is None:
             raise InputError(f"{request['source']}: no training documents")
@@ -243,13 +245,16 @@ def _tokenizer(reader: Reader, partial: Path, request: dict, continued: bool) ->
     return tokenizer
 
 
-def _leading_text(texts: Iterable[str]) -> Iterator[str]:
-    size = 0
-    for text in texts:
-        yield text
-        size += len(text)
-        if size >= TOKENIZER_TEXT:
+def _leading_text(reader: Reader, source: int, characters: int) -> Iterator[str]:
+    """The first training documents of a source, of so many characters."""
+    for batch in reader.batches((source, 0, 0)):
+        if batch.source != source:
             return
+        for text in batch.texts["train"]:
+            yield text
+            characters -= len(text)
+            if characters <= 0:
+                return
 
 
 def _tokenize(reader: Reader, spec: EncoderSpec, progress: Progress, num_workers: int) -> None:

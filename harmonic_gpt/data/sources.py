@@ -4,14 +4,16 @@ import codecs
 import glob
 import gzip
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from harmonic_gpt.data.pydocs import pydocs
 from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
@@ -31,6 +33,7 @@ TXT_DOCUMENTS = (
 )
 ARROW_ROWS = 256  # rows decoded at a time
 PARQUET_BUFFER = 2**20  # bytes of a column read at a time
+COMPRESSED_BUFFER = 2**17
 # Tokenized, counted and checkpointed together; small, because a shard ends with a batch and is to end near its size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
@@ -217,9 +220,32 @@ def _local_rows(path: Path, column: str) -> Iterator[str]:
         if _kind(path) == "parquet":
             yield from _column(_parquet_tables(path, column), column, str(path))
         else:
-            # A glob character in the path itself would be read as a pattern
-            builder = _builder("json", data_files=[glob.escape(str(path.resolve()))])
-            yield from _column(_tables(builder.as_streaming_dataset(split="train")), column, str(path))
+            yield from _json_texts(path, column)
+
+
+def _json_texts(path: Path, column: str) -> Iterator[str]:
+    """The texts of a file of one object a line, or of one list of objects. Other columns may hold what they like."""
+    with _open_text(path) as lines:
+        start = lines.readline()
+        whole_list = start.lstrip().startswith("[")
+        rows = json.loads(start + lines.read()) if whole_list else chain([start], lines)
+        seen = False
+        for number, row in enumerate(rows, start=1):
+            place = f"{path}: {'entry' if whole_list else 'line'} {number:,}"
+            if not whole_list:
+                if not row.strip():
+                    continue
+                try:
+                    row = json.loads(row)
+                except ValueError as error:
+                    raise ValueError(f"line {number:,} is no JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{place}: expected an object with a column {column!r}, got {type(row).__name__}")
+            if not seen:
+                _check_column(column, [*row], str(path))
+                seen = True
+            # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark
+            yield _text(row.get(column), column, place).encode(errors="replace").decode()
 
 
 def _parquet_tables(path: Path, column: str) -> Iterator:
@@ -290,8 +316,39 @@ def _open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
             import zstandard
         except ImportError as error:
             raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from error
-        return zstandard.open(path, "rb")
+        return io.BufferedReader(_Zstandard(path, zstandard.ZstdDecompressor()), COMPRESSED_BUFFER)
     return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """The contents of all frames of a file. zstandard's own reader takes a file that was cut short for its end."""
+
+    def __init__(self, path: Path, decompressor):
+        self._file, self._decompressor = path.open("rb"), decompressor
+        self._frame: Any = None
+        self._packed, self._contents = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._contents:
+            self._packed = self._packed or self._file.read(COMPRESSED_BUFFER)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the compressed file ends before its last frame does")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._contents = memoryview(self._frame.decompress(self._packed))
+            self._packed = self._frame.unused_data
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(buffer), len(self._contents))
+        buffer[:size], self._contents = self._contents[:size], self._contents[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _utf8_problem(path: Path) -> str | None:
@@ -327,7 +384,7 @@ def _datasets():
         import datasets
     except ImportError as error:
         raise InputError(
-            "reading .jsonl, .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'"
+            "reading .parquet and hub datasets needs the datasets library: pip install 'harmonic-gpt[data]'"
         ) from error
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
     return datasets
@@ -391,16 +448,24 @@ def _tables(stream) -> Iterator:
 def _column(tables: Iterator, column: str, place: str) -> Iterator[str]:
     """The texts of a column of arrow tables."""
     for table in tables:
-        if column not in table.column_names:
-            columns = ", ".join(map(repr, table.column_names))
-            raise InputError(
-                f"{place}: no column {column!r}; it has {columns}. Set {option('text_column')}, or column= in the "
-                "source"
-            )
+        _check_column(column, table.column_names, place)
         for text in table[column].to_pylist():
-            if not isinstance(text, str):
-                raise InputError(f"{place}: column {column!r} holds {type(text).__name__}, expected text")
-            yield text
+            yield _text(text, column, place)
+
+
+def _check_column(column: str, columns: list[str], place: str) -> None:
+    if column not in columns:
+        raise InputError(
+            f"{place}: no column {column!r}; it has {', '.join(map(repr, columns))}. Set {option('text_column')}, or "
+            "column= in the source"
+        )
+
+
+def _text(value: object, column: str, place: str) -> str:
+    """A document; null is an empty one, which is counted and left out."""
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{place}: column {column!r} holds {type(value).__name__}, expected text")
+    return value or ""
 
 
 @contextmanager

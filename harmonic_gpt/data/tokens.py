@@ -5,10 +5,12 @@ Needs nothing of the writer, and runs on every system.
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +23,17 @@ from harmonic_gpt.files import write_json
 from harmonic_gpt.progress import show_progress
 
 CHECK_TOKENS = 2**22
+TURN, MAX_TURNS = 2**13, 2**10  # tokens of all sources together, where they take turns
 VERIFIED = ".verified.json"  # file name: [bytes, mtime in ns, vocabulary, SHA-256] of what was found right
 NANOGPT_VOCAB_SIZE = 50257  # nanoGPT's .bin files say nothing of themselves: uint16 ids of GPT-2's BPE
+
+
+class Piece(NamedTuple):
+    """So many tokens of a file, after those that are skipped."""
+
+    path: Path
+    skipped: int
+    length: int
 
 
 class Tokens:
@@ -32,11 +43,11 @@ class Tokens:
     it touched counts as resident memory: over an epoch, the whole corpus.
     """
 
-    def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int, lengths: list[int] | None = None):
-        """lengths: of each file only so many leading tokens are of the split; default: all of them."""
+    def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int, pieces: list[Piece] | None = None):
+        """pieces: what the line is made of; default: each file whole."""
         self.files, self.dtype, self.vocab_size = files, dtype, vocab_size
-        self.lengths = lengths or [path.stat().st_size // dtype.itemsize for path in files]
-        self._starts = np.cumsum([0, *self.lengths])
+        self._pieces = pieces or [Piece(path, 0, path.stat().st_size // dtype.itemsize) for path in files]
+        self._starts = np.cumsum([0, *(piece.length for piece in self._pieces)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -50,22 +61,32 @@ class Tokens:
         """As `read`, in pieces that end where a file does, and as they are written."""
         end = min(start + length, len(self))
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for i in range(first, len(self.files)):
+        for i in range(first, len(self._pieces)):
             if start >= end:
                 return
-            offset = start - int(self._starts[i])
+            path, skipped, _ = self._pieces[i]
+            offset = skipped + start - int(self._starts[i])
             count = min(end, int(self._starts[i + 1])) - start
-            part = np.fromfile(self.files[i], self.dtype, count, offset=offset * self.dtype.itemsize)
+            part = np.fromfile(path, self.dtype, count, offset=offset * self.dtype.itemsize)
             if len(part) < count:
-                raise InputError(f"{self.files[i]} has become shorter since it was opened; prepare the folder again")
+                raise InputError(f"{path} has become shorter since it was opened; prepare the folder again")
             if count and int(part.max()) >= self.vocab_size:
                 place = int(np.argmax(part >= self.vocab_size))
                 raise InputError(
-                    f"{self.files[i]}: token id {int(part[place])} at position {offset + place} is beyond the "
+                    f"{path}: token id {int(part[place])} at position {offset + place} is beyond the "
                     f"vocabulary of {self.vocab_size}; the file was made with another tokenizer, or is damaged"
                 )
             yield part
             start += count
+
+    def pieces(self, start: int, end: int) -> list[Piece]:
+        """What ids[start : end] are made of."""
+        found = []
+        for piece, first in zip(self._pieces, self._starts.tolist(), strict=False):
+            inside = max(start, first), min(end, first + piece.length)
+            if inside[0] < inside[1]:
+                found.append(Piece(piece.path, piece.skipped + inside[0] - first, inside[1] - inside[0]))
+        return found
 
     def check(self, sha256: list[str], ends: np.ndarray | None = None, end_of_text: int = -1) -> None:
         """Read all of it. Raises InputError if an id is outside the vocabulary, with file and position, or a file is
@@ -180,22 +201,23 @@ class TokenFolder:
     def leading(self, split: str, count: int) -> Tokens:
         """At most `count` tokens of a split: the leading ones of every source, as many as is its share of the split.
 
-        Files lie source after source, so the first tokens of a split would be of its first source alone.
+        Files lie source after source, so the first tokens of a split would be of its first source alone. Here the
+        sources take turns, so that any part of some size has all of them.
         """
         tokens = self.tokens(split)
-        by_source = self.sources(split) or {"": tokens}
-        sizes = np.array([len(source) for source in by_source.values()])
-        ends = np.cumsum(sizes) * min(count, len(tokens)) // max(1, len(tokens))
-        left = dict(zip(by_source, np.diff(ends, prepend=0).tolist(), strict=True))
-        owners = {path: name for name, source in by_source.items() for path in source.files}
-        files, lengths = [], []
-        for path, length in zip(tokens.files, tokens.lengths, strict=True):
-            name = owners[path]
-            if taken := min(length, left[name]):
-                files.append(path)
-                lengths.append(taken)
-                left[name] -= taken
-        return Tokens(files, tokens.dtype, tokens.vocab_size, lengths)
+        taken, sources = min(count, len(tokens)), [*self.sources(split).values()]
+        if len(sources) < 2:
+            return Tokens(tokens.files, tokens.dtype, tokens.vocab_size, tokens.pieces(0, taken))
+        ends = [end * taken // len(tokens) for end in itertools.accumulate(map(len, sources))]
+        shares = [end - start for start, end in itertools.pairwise([0, *ends])]
+        turns = min(MAX_TURNS, -(-taken // TURN))
+        pieces = [
+            piece
+            for turn in range(turns)
+            for source, share in zip(sources, shares, strict=True)
+            for piece in source.pieces(share * turn // turns, share * (turn + 1) // turns)
+        ]
+        return Tokens(tokens.files, tokens.dtype, tokens.vocab_size, pieces)
 
     def fingerprint(self) -> dict:
         """What identifies the contents, wherever the folder lies: hashes of the files, or sizes where there is no

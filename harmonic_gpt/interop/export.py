@@ -4,11 +4,13 @@ It is checked before it is handed out.
 """
 
 import copy
+import re
 import shutil
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from huggingface_hub import ModelCard
 from safetensors import safe_open
@@ -184,4 +186,5 @@ def check_folder(folder: Path) -> None:
 
 
 def _linked_files(text: str) -> list[str]:
-    return [part.partition(")")[0] for part in text.split("](")[1:] if not part.startswith("http")]
+    """Pictures of a card that lie beside it. Other links may go anywhere."""
+    return [place for place in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) if not urlsplit(place).scheme]

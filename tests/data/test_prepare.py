@@ -231,3 +231,14 @@ def test_a_failure_before_the_first_shard_leaves_nothing(corpus, tmp_path, monke
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_tokenizer_knows_every_source_whatever_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("harmonic_gpt.data.prepare.TOKENIZER_TEXT", 4000)
+    for name, word in (("one", "alphabet"), ("two", "zirconium")):
+        rows = [json.dumps({"text": f"{word} {word} {i}"}) for i in range(400)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    for order in (("one", "two"), ("two", "one")):
+        out = prepare([str(tmp_path / f"{name}.jsonl") for name in order], tmp_path / order[0], vocab_size=300)
+        tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+        assert len(tokenizer(" alphabet").input_ids) == len(tokenizer(" zirconium").input_ids) == 1

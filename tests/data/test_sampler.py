@@ -1,13 +1,14 @@
 """What the sampler promises about which tokens go where."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harmonic_gpt.data.prepare import prepare
 from harmonic_gpt.data.sampler import MixtureSampler, Permutation, Sampler
-from harmonic_gpt.data.tokens import TokenFolder, Tokens, open_token_folder
+from harmonic_gpt.data.tokens import Piece, TokenFolder, Tokens, open_token_folder
 from harmonic_gpt.errors import InputError
 
 
@@ -77,16 +78,32 @@ def two_sources(tmp_path_factory):
     return open_token_folder(prepare(sources, place / "out", vocab_size=300, validation_share=0.2))
 
 
-def test_the_leading_tokens_of_a_split_are_of_every_source(two_sources):
-    whole, by_source = two_sources.tokens("train"), two_sources.sources("train")
-    first, second = (tokens.read(0, 10**9) for tokens in by_source.values())
-    part = two_sources.leading("train", len(whole) // 3)
-    assert len(part) == len(whole) // 3
-    split = len(first) * len(part) // len(whole)
-    assert np.array_equal(part.read(0, 10**9), np.concatenate([first[:split], second[: len(part) - split]]))
-    assert np.array_equal(part.read(split - 5, 10), np.concatenate([first[split - 5 : split], second[:5]]))
-    for count in (len(whole), 10**9):
-        assert np.array_equal(two_sources.leading("train", count).read(0, 10**9), whole.read(0, 10**9))
+def test_the_leading_tokens_of_a_split_are_of_every_source(two_sources, monkeypatch):
+    whole = two_sources.tokens("train")
+    first, second = (tokens.read(0, 10**9) for tokens in two_sources.sources("train").values())
+    count = len(whole) // 3
+    share = len(first) * count // len(whole)
+    part = two_sources.leading("train", count)
+    assert np.array_equal(part.read(0, 10**9), np.concatenate([first[:share], second[: count - share]]))
+    assert np.array_equal(part.read(share - 5, 10), np.concatenate([first[share - 5 : share], second[:5]]))
+    monkeypatch.setattr("harmonic_gpt.data.tokens.TURN", 20)
+    mixed = two_sources.leading("train", count).read(0, 10**9)
+    assert np.array_equal(np.sort(mixed), np.sort(part.read(0, 10**9)))
+    turn = first[: share // (-(-count // 20))], second[: (count - share) // (-(-count // 20))]
+    assert np.array_equal(mixed[: sum(map(len, turn))], np.concatenate(turn))
+    assert len(two_sources.leading("train", 10**9)) == len(whole)
+
+
+def test_shares_of_long_sources_do_not_overflow(monkeypatch):
+    class Long(Tokens):
+        def __init__(self, length):
+            super().__init__([], np.dtype("<u2"), 9, [Piece(Path("unread"), 0, length)])
+
+    folder = TokenFolder(Path(), 9, {"train": Long(9 * 10**9)}, None, _verified={"train"})
+    monkeypatch.setattr(TokenFolder, "sources", lambda *_: {"a": Long(5 * 10**9), "b": Long(4 * 10**9)})
+    pieces = folder.leading("train", 9 * 10**9).pieces(0, 9 * 10**9)
+    assert sum(piece.length for piece in pieces) == 9 * 10**9
+    assert all(piece.length > 0 for piece in pieces)
 
 
 def test_the_leading_tokens_of_many_files_are_its_first(line):

@@ -32,6 +32,49 @@ def test_every_local_format_gives_the_same_documents(tmp_path):
     assert open_source(str(tmp_path / "d.parquet")).rows == 30
 
 
+def test_columns_that_are_not_asked_for_may_hold_what_they_like(tmp_path):
+    """Over more rows than a reader would guess types from."""
+    late = [{"score": 1}, {"score": 1.5}, {"id": "a", "text": "x"}, {"meta": {"more": [1]}}]
+    rows = [{"text": "2024-01-01", "score": 1, "id": 1, "meta": {}}] * 3000 + [
+        {"text": "2024-01-02"} | row for row in late
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(documents(str(tmp_path / "a.jsonl"))) == [row["text"] for row in rows]
+
+
+def test_a_list_of_objects_and_rows_without_text(tmp_path):
+    rows = [{"text": "a"}, {"text": None}, {"title": "b"}, {"text": "\ud800c"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "lines.jsonl").write_text("\n" + "\n\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "null.parquet")
+    for name in ("list.json", "lines.jsonl"):
+        assert list(documents(str(tmp_path / name))) == ["a", "", "", "?c"]
+    assert list(documents(str(tmp_path / "null.parquet"))) == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"text": 5}\n', "line 2: column 'text' holds int, expected text"),
+        ('{"text": "a"}\nplain\n', "line 2 is no JSON"),
+        ('{"body": "a"}\n', "no column 'text'; it has 'body'"),
+        ('"a"\n', "line 1: expected an object with a column 'text', got str"),
+        ("[5]", "entry 1: expected an object"),
+    ],
+)
+def test_the_row_that_cannot_be_read_is_named(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        list(documents(str(tmp_path / "a.jsonl")))
+
+
+def test_all_frames_of_a_file_are_read(tmp_path):
+    """As tools that compress in parallel write them."""
+    lines = [json.dumps({"text": f"{i} {'x' * 300_000}"}) + "\n" for i in range(4)]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(zstandard.compress(line.encode()) for line in lines))
+    assert [text.partition(" ")[0] for text in documents(str(tmp_path / "a.jsonl.zst"))] == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_txt_files_are_documents(tmp_path, suffix):
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
@@ -69,6 +112,7 @@ def test_batches_depend_on_the_part_alone(tmp_path, monkeypatch):
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9000, mtime=0)[:-20]),
         ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 9000)[:-20]),
         ("a.txt.gz", gzip.compress(b"a line\n" * 9000, mtime=0)[:-20]),
+        ("a.txt.zst", zstandard.compress(b"a line\n" * 9000)[:-9]),
         ("a.txt.zst", b"not zstandard"),
         ("a.txt", b"\xff\xfe"),
         ("a.parquet", b"PAR1 and no more"),

@@ -22,17 +22,35 @@ def test_a_setting_is_told_at_the_best_of_the_places_where_as_many_values_were_t
     text = lengths.along([*rows, tried("harmonic", 0, 0.4, 4.0)], size="2x64").splitlines()
     assert text[2:] == ["| 0 | 5.100 | 1.00 |", "| 0.3 | 5.100 | 1.30 |"]
     assert lengths.along(rows, "optim.lr", size="2x64").splitlines()[0].startswith("| lr | r = 1, loss |")
-    assert lengths.along(rows, question="another") == ""
+    assert lengths.along(rows, questions=("another",)) == ""
 
 
 def test_decay_to_a_length_stands_beside_the_same_decay_to_zero():
-    pulled = tried("quarter", 0.3, loss=4.9, question=lengths.TO_LENGTH, trial={"decay_to_length": 1.0})
+    pulled = tried("quarter", 0.3, loss=4.9, question="decay to a length, 4 epochs", trial={"decay_to_length": 1.0})
+    pulled["settings"] = {"train.steps": 50}
     pulled["set"] |= {"eval.every": 400}  # how often it is evaluated changes no loss
     rows = [tried("quarter", 0, loss=5.2), tried("harmonic", 0.3, loss=5.3), tried("quarter", 0.3, 0.2), pulled]
-    assert lengths.to_length(rows).splitlines()[2:] == ["| r = 1/4 | 0.3 |  |  | 4.900 | 1.30 |"]
+    assert lengths.to_length(rows).splitlines()[2:] == ["| a sixteenth | r = 1/4 | 50 | 0.3 |  |  | 4.900 | 1.30 |"]
     rows.append(tried("quarter", 0.3, loss=5.1))
-    assert lengths.to_length(rows).splitlines()[2:] == ["| r = 1/4 | 0.3 | 5.100 | 1.30 | 4.900 | 1.30 |"]
+    assert lengths.to_length(rows).splitlines()[2].endswith("| 50 | 0.3 | 5.100 | 1.30 | 4.900 | 1.30 |")
     assert lengths.to_length(rows[:3]) == ""
+
+
+def test_a_change_stands_beside_the_same_run_without_it():
+    def run(question, loss, **chosen):
+        found = tried("quarter", 10, loss=loss, question=question)
+        return found | {"set": found["set"] | {"train.steps": 400} | chosen}
+
+    rows = [run(lengths.LITTLE[0], 6.5, **{"model.exponent": 8}), run(lengths.LITTLE[0], 1.0, **{"optim.lr": 9})]
+    rows += [
+        run(lengths.CONFIDENCE, 6.1, **{"model.exponent": 4}),
+        run(lengths.CONFIDENCE, 6.2, **{"model.exponent": 8, "train.label_smoothing": 0.1}),
+    ]
+    assert lengths.confidence(rows).splitlines()[2:] == [
+        "| r = 1/4 | 400 | n = 4 | 6.500 | 6.100 |",
+        "| r = 1/4 | 400 | label smoothing 0.1 | 6.500 | 6.200 |",
+    ]
+    assert lengths.confidence(rows[:2]) == ""
 
 
 def test_growth_is_told_and_drawn(tmp_path):

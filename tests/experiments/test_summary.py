@@ -88,6 +88,8 @@ def test_verdicts_follow_their_intervals(monkeypatch):
     monkeypatch.setattr(answers, "rows_of", lambda name: tuple(rows))
     assert answers.told("P1") == "**r = 1/4**: behind at 2 x 64: +0.120 [+0.100, +0.140]"
     assert answers.told("P2") == ""
+    assert answers.answers()[0].answer.startswith("No. ")
+    assert answers.answers()[1].answer.startswith("Not measured.")
 
 
 def test_pictures_are_drawn_from_few_rows(tmp_path: Path):

@@ -73,6 +73,9 @@ def test_verdicts_are_counted_and_told_in_words():
         == f"ahead at 2 x 64, behind at 2 x 128: {less} at 2 x 64, {more} at 2 x 128"
     )
     assert verdicts.told(compared(), "P1", "harmonic") == f"ahead at 2 x 64: {less}"
+    one_seed = [row for row in compared("6x384") if row["seed"] == 0]
+    assert verdicts.told(compared() + one_seed, "P1", "harmonic") == f"ahead at 2 x 64, undecided at 6 x 384: {less}"
+    assert verdicts.told(one_seed, "P1", "harmonic") == "undecided at 6 x 384: -0.020 (1 of 5 seeds)"
     twice = compared() + compared("2x128")
     assert verdicts.told(twice, "P1", "harmonic").startswith("ahead at all 2 sizes: ")
     assert verdicts.told(rows, "P2", "harmonic") == "not measured yet"

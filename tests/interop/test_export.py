@@ -238,6 +238,13 @@ def test_a_damaged_folder_is_not_published(exported, tmp_path):
             check_folder(copy)
 
 
+def test_a_card_that_its_owner_edited_is_published(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "mine")
+    with (tmp_path / "mine/README.md").open("a") as card:
+        card.write('[use](#use) [x](LICENSE "title") [m](mailto:a@b.c) `d[k](y)` ![w](https://example.com/w.png)')
+    check_folder(tmp_path / "mine")
+
+
 def test_push_publishes_what_export_writes(hub, harmonic_run, exported, capsys):
     assert run("push", harmonic_run, "--repo", "ann/tiny", "--private") == 0
     assert f"{hub.url}/ann/tiny/commit/" in capsys.readouterr().out

@@ -83,10 +83,7 @@ def test_contents(wheel):
 def test_trains_and_evaluates_with_its_core_dependencies_and_compares_with_eval(
     installed, corpus, run_config, tmp_path
 ):
-    run, data, texts = tmp_path / "run", tmp_path / "data", tmp_path / "texts"
-    texts.mkdir()
-    for number, line in enumerate(corpus.read_text().splitlines()):  # .jsonl is read by the extra data alone
-        (texts / f"{number}.txt").write_text(json.loads(line)["text"])
+    run, data = tmp_path / "run", tmp_path / "data"
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(run_config(data__dir=data).model_dump(mode="json")))
 
@@ -97,7 +94,7 @@ def test_trains_and_evaluates_with_its_core_dependencies_and_compares_with_eval(
     assert (code, text) == (0, "[]\n")
     assert core("--version") == (0, f"harmonic-gpt {harmonic_gpt.__version__}\n")
     for arguments in (
-        ["prepare", "--source", texts, "--out", data, "--vocab-size", "300", "--validation-share", "0.2"],
+        ["prepare", "--source", corpus, "--out", data, "--vocab-size", "300", "--validation-share", "0.2"],
         ["train", "--config", config],
         ["eval", "perplexity", run, "--tokens", "500"],
     ):
