@@ -46,6 +46,12 @@ def decay_to_length(run: Run, length: float) -> None:
     optimizer.register_step_post_hook(pull_back)
 
 
+def fixed_gain(run: Run, _: bool) -> None:
+    """The final layer norm keeps the gain and bias that it starts with, so that hidden states keep their length."""
+    for parameter in run.bare_model.transformer.ln_f.parameters():
+        parameter.requires_grad_(False)
+
+
 def watch_growth(run: Run, every: int) -> Callable[[], dict]:
     """Changes nothing: every so many steps, lengths and logits of the first validation tokens."""
     rows: list[dict] = []
@@ -84,4 +90,4 @@ def watch_rare(run: Run, start: int) -> Callable[[], dict]:
     return lambda: {"rare": rare_words(run.bare_model, run.data, start, run.config.model.n_positions)}
 
 
-TRIALS = {f.__name__: f for f in (input_std, decay_to_length, watch_growth, watch_rare)}
+TRIALS = {f.__name__: f for f in (input_std, decay_to_length, fixed_gain, watch_growth, watch_rare)}

@@ -32,6 +32,14 @@ def test_centers_decay_to_a_length(run_config):
     torch.testing.assert_close(F.cosine_similarity(centers, before), torch.ones(len(centers)))
 
 
+def test_a_fixed_gain_stays_as_it_starts(train):
+    _, run = train({"set": {"trial.fixed_gain": True}})
+    norm, inner = run.bare_model.transformer.ln_f, run.bare_model.transformer.h[0].ln_1
+    assert (norm.weight == 1).all()
+    assert (norm.bias == 0).all()
+    assert not (inner.weight == 1).all()
+
+
 def test_watching_growth_changes_nothing(train):
     plain, _ = train({})
     watched, run = train({"set": {"trial.watch_growth": 2}})
@@ -49,7 +57,7 @@ def test_watching_rare_tokens_changes_nothing(train):
     found = watched["measured"]["rare"]
     assert watched["val_loss"] == plain["val_loss"]
     assert sum(found["targets"]) == (len(run.data.tokens("val")) - 256 - 1) // block * block
-    assert found == trials.rare_words(run.bare_model, run.data.tokens("train"), run.data.tokens("val"), 256, block)
+    assert found == trials.rare_words(run.bare_model, run.data, 256, block)
 
 
 def test_an_unknown_trial_is_named():
