@@ -1,5 +1,6 @@
 """What weight decay does to the lengths of centers and to logits: by value, towards a length, over many steps."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from report import arm_of, markdown_table
@@ -15,7 +16,12 @@ TO_LENGTH = {
     "decay to a length, 16 epochs": "a sixty-fourth",
 }
 LITTLE = ("regularization, 16 epochs", "regularization of r = 1, 16 epochs")
-CONFIDENCE = "confidence, 16 epochs"
+BOUNDED = {
+    "fixed gain": "all",
+    "fixed gain, 4 epochs": "a sixteenth",
+    "fixed gain, 16 epochs": "a sixty-fourth",
+    "confidence, 16 epochs": "a sixty-fourth",
+}
 CHANGES = {"model.exponent": "n = {:g}", "train.label_smoothing": "label smoothing {:g}"}
 GROWN = {  # what trials.watch_growth looks at
     "center_length": "length of centers",
@@ -58,7 +64,7 @@ def to_length(rows: list[dict]) -> str:
         if row["question"] not in TO_LENGTH:
             continue
         arm, steps = arm_of(row), row["settings"]["train.steps"]
-        plain = [one for one in rows if not one["trial"] and _same_but_evaluation(one, row)]
+        plain = [one for one in rows if not one["trial"] and _same_but(one, row)]
         measured = [_loss_and_length(one) for one in (plain[0] if plain else None, row)]
         which = [TO_LENGTH[row["question"]], ARMS.get(arm, arm), f"{steps}", f"{row['set'][DECAY]:g}"]
         lines.append([*which, *measured[0], *measured[1]])
@@ -67,29 +73,31 @@ def to_length(rows: list[dict]) -> str:
 
 
 def confidence(rows: list[dict]) -> str:
-    """Markdown: what a smaller n, or smoothed labels, does to the loss with a sixty-fourth of the text, beside the same
-    run without."""
-
-    def key(row: dict) -> str:
-        chosen = {name: v for name, v in row["set"].items() if name not in ("eval.every", *CHANGES)}
-        return f"{arm_of(row)} {sorted(chosen.items())} {row['seed']}"
-
-    plain = {key(row): row for row in rows if row["question"] in LITTLE}
+    """Markdown: what bounds the confidence of a head: a fixed gain of the final layer norm, or a smaller n; beside the
+    same run without, where there is one."""
     lines = []
     for row in rows:
-        if row["question"] == CONFIDENCE and not row["trial"] and (beside := plain.get(key(row))):
-            own = row["set"]
-            changed = [
-                text.format(own[name]) for name, text in CHANGES.items() if own.get(name) != beside["set"].get(name)
-            ]
-            losses = [f"{one['val_loss']:.3f}" for one in (beside, row)]
-            lines.append([ARMS[arm_of(row)], f"{own['train.steps']}", ", ".join(changed), *losses])
-    return markdown_table("arm | steps | change | loss without | with", lines) if lines else ""
+        fixed = bool(row["trial"].get("fixed_gain"))
+        ignored = () if fixed else tuple(CHANGES)
+        same = [one for one in rows if not one["trial"] and one["question"] not in BOUNDED]
+        beside = next((one for one in same if _same_but(one, row, ignored)), None)
+        own, start = row["set"], beside["set"] if beside else row["set"]
+        changed = ["gain fixed"] * fixed
+        changed += [text.format(own[name]) for name, text in CHANGES.items() if own.get(name) != start.get(name)]
+        if row["question"] in BOUNDED and row["seed"] == 0 and changed:
+            settings = [f"{value:g}" for value in (row["settings"]["train.steps"], own[DECAY], own["optim.lr"])]
+            losses = [f"{beside['val_loss']:.3f}" if beside else "", f"{row['val_loss']:.3f}"]
+            lines.append([BOUNDED[row["question"]], ARMS[arm_of(row)], *settings, ", ".join(changed), *losses])
+    columns = "text | arm | steps | weight decay | learning rate | change | loss without it | with it"
+    return markdown_table(columns, lines) if lines else ""
 
 
-def _same_but_evaluation(one: dict, other: dict) -> bool:
+def _same_but(one: dict, other: dict, ignored: tuple[str, ...] = ()) -> bool:
+    """Whether two runs have one arm, size, seed and settings, but for those that are ignored. How often a run is
+    evaluated changes no loss."""
+
     def key(row: dict) -> tuple:
-        chosen = {name: value for name, value in row["set"].items() if name != "eval.every"}
+        chosen = {name: value for name, value in row["set"].items() if name not in ("eval.every", *ignored)}
         return arm_of(row), row["size"], row["seed"], str(sorted(chosen.items()))
 
     return key(one) == key(other)
@@ -99,26 +107,30 @@ def _loss_and_length(row: dict | None) -> list[str]:
     return [f"{row['val_loss']:.3f}", f"{row['center_norms'][-1][1]:.2f}"] if row else ["", ""]
 
 
-def grown(rows: list[dict], question: str = GROWTH) -> dict[tuple[str, float], list[dict]]:
-    """(arm, weight decay) -> what was looked at along training."""
-    asked = [row for row in rows if row["question"] == question and "growth" in row["measured"]]
-    return {(arm_of(row), row["set"][DECAY]): row["measured"]["growth"] for row in asked}
+def grown(rows: list[dict], questions: Iterable[str] = (GROWTH,)) -> dict[tuple[str, float, bool], list[dict]]:
+    """(arm, weight decay, gain fixed) -> what was looked at along training, of the longest run."""
+    asked = [row for row in rows if row["question"] in questions and "growth" in row["measured"]]
+    asked.sort(key=lambda row: len(row["measured"]["growth"]))
+    return {(arm_of(row), row["set"][DECAY], "fixed_gain" in row["trial"]): row["measured"]["growth"] for row in asked}
 
 
-def growth(rows: list[dict], steps: tuple[int, ...] = (400, 1000, 2000, 4000), question: str = GROWTH) -> str:
+def growth(
+    rows: list[dict], steps: tuple[int, ...] = (400, 1000, 2000, 4000), questions: Iterable[str] = (GROWTH,)
+) -> str:
     """Markdown: lengths and logits at some steps, a line for each arm and weight decay, and a column for each step."""
     lines = []
-    for (arm, decay), looks in grown(rows, question).items():
+    for (arm, decay, fixed), looks in grown(rows, questions).items():
         at = {look["step"]: look for look in looks}
         for key, name in GROWN.items():
-            lines.append([ARMS.get(arm, arm), f"{decay:g}", name, *(f"{at[step][key]:.2f}" for step in steps)])
+            named = ARMS.get(arm, arm) + ", gain fixed" * fixed
+            lines.append([named, f"{decay:g}", name, *(f"{at[step][key]:.2f}" for step in steps)])
     return markdown_table(f"arm | weight decay | | {' | '.join(f'{s:,} steps' for s in steps)}", lines) if lines else ""
 
 
 def draw_growth(path: Path, rows: list[dict]) -> None:
     """Length of the centers and spread of the logits along training; dotted: without weight decay."""
     figure, (panels,) = subplots(1, 2, 9, 3.8)
-    for (arm, decay), looks in sorted(grown(rows).items()):
+    for (arm, decay, _), looks in sorted(grown(rows).items()):
         color = HEAD_COLORS["standard" if arm == "standard" else "harmonic"]
         style = "-" if decay else ":"
         label = f"{'harmonic, ' if arm != 'standard' else ''}{ARMS.get(arm, arm)}, weight decay {decay:g}"

@@ -202,7 +202,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decay with 4 epochs": lambda: lengths.along(protocol_rows(), questions=("regularization, 4 epochs",)),
     "decay with 16 epochs": lambda: lengths.along(protocol_rows(), questions=lengths.LITTLE),
     "steps with 16 epochs": lambda: lengths.along(protocol_rows(), "train.steps", lengths.LITTLE),
-    "growth with 16 epochs": lambda: lengths.growth(protocol_rows(), (50, 100, 200, 400), lengths.CONFIDENCE),
+    "growth with 16 epochs": lambda: lengths.growth(protocol_rows(), (50, 100, 200, 400), lengths.BOUNDED),
     "confidence": lambda: lengths.confidence(protocol_rows()),
     "decay to a length": lambda: lengths.to_length(protocol_rows()),
     "loss by frequency": frequencies,

@@ -37,26 +37,35 @@ def test_decay_to_a_length_stands_beside_the_same_decay_to_zero():
 
 
 def test_a_change_stands_beside_the_same_run_without_it():
-    def run(question, loss, **chosen):
-        found = tried("quarter", 10, loss=loss, question=question)
-        return found | {"set": found["set"] | {"train.steps": 400} | chosen}
+    def run(question, loss, trial=None, **chosen):
+        found = tried("quarter", 10, loss=loss, question=question, trial=trial or {})
+        chosen = {"train.steps": 400} | chosen
+        return found | {"set": found["set"] | chosen, "settings": chosen}
 
-    rows = [run(lengths.LITTLE[0], 6.5, **{"model.exponent": 8}), run(lengths.LITTLE[0], 1.0, **{"optim.lr": 9})]
-    rows += [
-        run(lengths.CONFIDENCE, 6.1, **{"model.exponent": 4}),
-        run(lengths.CONFIDENCE, 6.2, **{"model.exponent": 8, "train.label_smoothing": 0.1}),
+    plain = [run(lengths.LITTLE[0], 1.0, **{"optim.lr": 9}), run(lengths.LITTLE[0], 6.5, **{"model.exponent": 8})]
+    confidence, gain = "confidence, 16 epochs", "fixed gain, 4 epochs"
+    rows = [
+        run(confidence, 6.1, **{"model.exponent": 4}),
+        run(confidence, 6.2, **{"model.exponent": 8, "train.label_smoothing": 0.1}),
+        run(confidence, 6.5, {"watch_growth": 50}, **{"model.exponent": 8}),
+        run(gain, 6.0, {"fixed_gain": True}, **{"model.exponent": 8}),
+        run(gain, 5.9, {"fixed_gain": True}, **{"model.exponent": 8, "train.steps": 300}),
     ]
-    assert lengths.confidence(rows).splitlines()[2:] == [
-        "| r = 1/4 | 400 | n = 4 | 6.500 | 6.100 |",
-        "| r = 1/4 | 400 | label smoothing 0.1 | 6.500 | 6.200 |",
+    assert lengths.confidence(plain + rows).splitlines()[2:] == [
+        "| a sixty-fourth | r = 1/4 | 400 | 10 | 0.1 | n = 4 | 6.500 | 6.100 |",
+        "| a sixty-fourth | r = 1/4 | 400 | 10 | 0.1 | label smoothing 0.1 | 6.500 | 6.200 |",
+        "| a sixteenth | r = 1/4 | 400 | 10 | 0.1 | gain fixed | 6.500 | 6.000 |",
+        "| a sixteenth | r = 1/4 | 300 | 10 | 0.1 | gain fixed |  | 5.900 |",
     ]
-    assert lengths.confidence(rows[:2]) == ""
+    assert lengths.confidence(plain) == ""
 
 
 def test_growth_is_told_and_drawn(tmp_path):
     looks = [{"step": step} | {key: float(step * (i + 1)) for i, key in enumerate(lengths.GROWN)} for step in (1, 2)]
     grown = tried("standard", 0.0, question=lengths.GROWTH, measured={"growth": looks})
-    lines = lengths.growth([grown, tried("standard", 0)], steps=(1, 2)).splitlines()
+    fixed = grown | {"trial": {"fixed_gain": True}}
+    assert "| standard, gain fixed | 0 | length of centers |" in lengths.growth([grown, fixed], steps=(1, 2))
+    lines = lengths.growth([grown, tried("standard", 0) | {"measured": {}}], steps=(1, 2)).splitlines()
     assert lines[0] == "| arm | weight decay | | 1 steps | 2 steps |"
     assert lines[2] == "| standard | 0 | length of centers | 1.00 | 2.00 |"
     assert lines[4] == "| standard | 0 | std of a position's logits | 3.00 | 6.00 |"
