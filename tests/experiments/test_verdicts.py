@@ -112,6 +112,15 @@ def test_verdicts_are_told_of_each_arm_at_its_best_eps(arm, better, gap):
     assert next(one.pairs for one in verdicts.outcomes(verdicts.against_best(rows)))[1] == (1, 6.0, 6.0)
 
 
+def test_a_fixed_gain_is_held_against_the_standard_head_without_it():
+    rows = [row("standard", seed, 6.0, verdicts.LITTLE) for seed in range(5)]
+    rows += [row("quarter", seed, 6.1, verdicts.LITTLE) for seed in range(5)]
+    rows += [row("quarter", seed, 5.9, verdicts.FIXED_GAIN) for seed in range(5)]
+    found = {one.hypothesis.name: one for one in verdicts.outcomes(verdicts.against_best(rows))}
+    assert (found["P3"].verdict, found["P7"].verdict) == ("behind", "ahead")
+    assert found["P7"].pairs[0] == (0, 5.9, 6.0)
+
+
 def test_of_all_signs_those_are_bold_that_survive_holms_correction():
     rows = compared(loss=[0.02, 0.021, 0.02, 0.021, 0.02], arm="quarter")
     rows += compared("2x128", [-0.01, -0.03, -0.01, -0.02, -0.04], arm="quarter")
