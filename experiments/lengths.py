@@ -85,10 +85,11 @@ def confidence(rows: list[dict]) -> str:
         changed = ["gain fixed"] * fixed
         changed += [text.format(own[name]) for name, text in CHANGES.items() if own.get(name) != start.get(name)]
         if row["question"] in BOUNDED and row["seed"] == 0 and changed:
-            settings = [f"{value:g}" for value in (row["settings"]["train.steps"], own[DECAY], own["optim.lr"])]
+            settings = [f"{own[name]:g}" if name in own else "-" for name in ("model.exponent", DECAY, "optim.lr")]
+            settings.append(f"{row['settings']['train.steps']}")
             losses = [f"{beside['val_loss']:.3f}" if beside else "", f"{row['val_loss']:.3f}"]
             lines.append([BOUNDED[row["question"]], ARMS[arm_of(row)], *settings, ", ".join(changed), *losses])
-    columns = "text | arm | steps | weight decay | learning rate | change | loss without it | with it"
+    columns = "text | arm | n | weight decay | learning rate | steps | change | loss without it | with it"
     return markdown_table(columns, lines) if lines else ""
 
 

@@ -52,10 +52,10 @@ def test_a_change_stands_beside_the_same_run_without_it():
         run(gain, 5.9, {"fixed_gain": True}, **{"model.exponent": 8, "train.steps": 300}),
     ]
     assert lengths.confidence(plain + rows).splitlines()[2:] == [
-        "| a sixty-fourth | r = 1/4 | 400 | 10 | 0.1 | n = 4 | 6.500 | 6.100 |",
-        "| a sixty-fourth | r = 1/4 | 400 | 10 | 0.1 | label smoothing 0.1 | 6.500 | 6.200 |",
-        "| a sixteenth | r = 1/4 | 400 | 10 | 0.1 | gain fixed | 6.500 | 6.000 |",
-        "| a sixteenth | r = 1/4 | 300 | 10 | 0.1 | gain fixed |  | 5.900 |",
+        "| a sixty-fourth | r = 1/4 | 4 | 10 | 0.1 | 400 | n = 4 | 6.500 | 6.100 |",
+        "| a sixty-fourth | r = 1/4 | 8 | 10 | 0.1 | 400 | label smoothing 0.1 | 6.500 | 6.200 |",
+        "| a sixteenth | r = 1/4 | 8 | 10 | 0.1 | 400 | gain fixed | 6.500 | 6.000 |",
+        "| a sixteenth | r = 1/4 | 8 | 10 | 0.1 | 300 | gain fixed |  | 5.900 |",
     ]
     assert lengths.confidence(plain) == ""
 
