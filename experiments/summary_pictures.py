@@ -39,7 +39,6 @@ SCARCE = {
     "scarce text, 16 epochs": ("a sixty-fourth", 0.057e6),
 }
 EDGE = 6  # halves of intervals, of draw_verdicts
-SEARCHED = "regularization, 16 epochs"  # the search before the last of these
 
 
 def draw_sizes(path: Path, rows: list[dict]) -> None:
@@ -106,18 +105,14 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
         curves, (name, color) = [row["curve"] for row in plain_scarce_rows() if row["head"] == head], ARMS[head]
         style = f"{MARKERS.get(verdicts.ARMS[head], 'o')}:"
         drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, style, curves))
-    for question in SCARCE:
+    asked = [(question, question, "-", "weight decay") for question in SCARCE]
+    for panel, question, line, what in [*asked, (verdicts.LITTLE, verdicts.FIXED_GAIN, "--", "gain fixed")]:
         for arm, (name, color) in ARMS.items():
-            asked = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
-            if settings := by_setting(asked).values():  # of several the one with most seeds, like `paired`
+            runs = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
+            if settings := by_setting(runs).values():  # of several the one with most seeds, like `paired`
                 curves = [row["curve"] for row in max(settings, key=len)]
-                marker = MARKERS.get(verdicts.ARMS[arm], "o")
-                drawn.setdefault(question, []).append(Curves(f"{name}, weight decay", color, f"{marker}-", curves))
-    longer = [row for row in protocol if row["question"] == SEARCHED and row["set"].get("train.steps") == 400]
-    if ours := [row for row in longer if arm_of(row) == verdicts.TUNED]:
-        best, (name, color) = min(ours, key=lambda row: row["val_loss"]), ARMS[verdicts.TUNED]
-        curves = Curves(f"{name}, best run of 400 steps (one seed)", color, "o--", [best["curve"]])
-        drawn.setdefault([*SCARCE][-1], []).append(curves)
+                style = f"{MARKERS.get(verdicts.ARMS[arm], 'o')}{line}"
+                drawn.setdefault(panel, []).append(Curves(f"{name}, {what}", color, style, curves))
     return drawn
 
 

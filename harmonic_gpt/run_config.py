@@ -195,6 +195,11 @@ class OptimSection(Section):
         "centers",
     )
     grad_clip: Positive = Field(1.0, description="clip the global gradient norm")
+    freeze: list[str] = Field(
+        [],
+        description="modules or parameters that keep the values they start with, as in [transformer.ln_f]; with "
+        "model.init_from, [transformer] trains the head alone",
+    )
 
 
 class TrainSection(Section):

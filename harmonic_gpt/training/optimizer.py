@@ -7,6 +7,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.model.modeling_harmonic_gpt2 import HarmonicGPT2ForCausalLM
 from harmonic_gpt.run_config import OptimSection
 
@@ -134,6 +135,24 @@ def step_unless(skip: Tensor, optimizer: AcceleratedOptimizer) -> None:
         del inner.found_inf
 
 
+def freeze(model: HarmonicGPT2ForCausalLM, names: list[str]) -> None:
+    """Modules and parameters of these names keep the values they have. Raises InputError for a name that the model does
+    not have, and where nothing is left to train."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    for name in names:
+        parts = [parameter for own, parameter in every.items() if f"{own}.".startswith(f"{name}.")]
+        if not parts:
+            modules = sorted({own.rpartition(".")[0] for own in every if ".h." not in own})
+            raise InputError(
+                f"optim.freeze: the model has no {name!r}; it has {', '.join(modules)} and transformer.h.0 to "
+                f"transformer.h.{len(model.transformer.h) - 1}"
+            )
+        for parameter in parts:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in every.values()):
+        raise InputError("optim.freeze: nothing is left to train")
+
+
 def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_lr_scale: float = 1.0) -> list[dict]:
     """Decay what multiplies (matrices, embeddings: two dimensions or more), not biases and layer norms, and nothing of
     the head but its centers: decay would pull a metric to 0. A tied weight comes once.
@@ -141,7 +160,8 @@ def parameter_groups(model: HarmonicGPT2ForCausalLM, weight_decay: float, head_l
     With another `head_lr_scale` than 1 the head's centers are a third group, whose `lr_scale` it is.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    centers = [model.lm_head.weight] if head_lr_scale != 1.0 else []
+    weight = model.lm_head.weight
+    centers = [weight] if head_lr_scale != 1.0 and weight.requires_grad else []
     rest = [p for p in parameters if not any(p is c for c in centers)]
     of_head = {id(p) for p in model.lm_head.parameters() if p is not model.lm_head.weight}
     decayed = [p for p in rest if p.ndim >= 2 and id(p) not in of_head]

@@ -102,6 +102,7 @@ def plan(
     prior = f", prior {m.prior or 'of the weights'}" if hf_config.prior else ""
     head_lr = f" (head x {config.optim.head_lr_scale:g})" if config.optim.head_lr_scale != 1.0 else ""
     epochs = f", {train_tokens:,} training tokens, {all_tokens / train_tokens:.2f} epochs" if train_tokens else ""
+    frozen = f", frozen: {', '.join(config.optim.freeze)}" if config.optim.freeze else ""
     rows = {
         "run": config.run_dir,
         "head": f"{hf_config.head} ({constants}){learned}{prior}, "
@@ -109,7 +110,7 @@ def plan(
         f"{'tied' if m.tie_word_embeddings else 'untied'}",
         "model": f"{m.n_layer} layers x {m.n_embd}, {m.n_head} heads, {m.n_positions} positions, "
         f"vocabulary {vocab_size:,}{vocabulary_note}",
-        "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings)",
+        "parameters": f"{total:,} ({total - embeddings:,} without token and position embeddings){frozen}",
         "data": config.data.dir + epochs,
         "schedule": f"{t.steps:,} steps x {t.batch_tokens:,} tokens = {all_tokens:,} tokens, "
         f"{config.optim.optimizer}, lr {config.optim.lr:g}{head_lr}, warmup {config.optim.warmup_steps:,}",

@@ -35,7 +35,7 @@ from harmonic_gpt.training.distributed import (
 )
 from harmonic_gpt.training.init_from import start_from
 from harmonic_gpt.training.memory import RankDevice, check_memory, rank_device
-from harmonic_gpt.training.optimizer import build_optimizer
+from harmonic_gpt.training.optimizer import build_optimizer, freeze
 from harmonic_gpt.training.plan import model_config, plan
 from harmonic_gpt.training.prefetch import Prefetch
 from harmonic_gpt.training.pushing import Pusher
@@ -65,6 +65,7 @@ def setup(config: RunConfig, resume: bool, verify: bool = False) -> Run:
     set_seed(config.seed)  # every rank draws the same initial weights
     model = _model(config, start, data, tokenizer, accelerator)
     model.lm_head.label_smoothing, model.lm_head.z_loss = config.train.label_smoothing, config.train.z_loss
+    freeze(model, config.optim.freeze)
     if accelerator.num_processes > 1:
         check_ranks_agree(model_facts(model))
     if accelerator.is_main_process:

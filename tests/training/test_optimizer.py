@@ -9,12 +9,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harmonic_gpt import HarmonicGPT2ForCausalLM
+from harmonic_gpt.errors import InputError
 from harmonic_gpt.run_config import OptimSection
 from harmonic_gpt.training import optimizer as optimizer_module
 from harmonic_gpt.training.optimizer import (
     BatchedMuon,
     MuonAndAdamW,
     build_optimizer,
+    freeze,
     learning_rate,
     orthogonalize,
     parameter_groups,
@@ -224,3 +226,32 @@ def test_a_checkpoint_of_torchs_muon_goes_on(tiny_config, monkeypatch):
     stepped(parts, [second], first=2)
     assert_equal_weights(whole, parts)
     assert second.state_dict()["param_groups"][0].keys() == first.state_dict()["param_groups"][0].keys()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_frozen_does_not_move(tiny_config, optimizer, tied):
+    model = HarmonicGPT2ForCausalLM(tiny_config(tie_word_embeddings=tied))
+    names = ["transformer.ln_f", "transformer.h.0.mlp.c_fc.weight", "lm_head"]
+    freeze(model, names)
+    before = deepcopy(model.state_dict())
+    stepper = build_optimizer(model, OptimSection(optimizer=optimizer, weight_decay=0.5, head_lr_scale=2.0))
+    ids = torch.randint(0, 90, (2, 8))
+    model(ids, labels=ids).loss.backward()
+    stepper.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = {name for name in before if any(f"{name}.".startswith(f"{own}.") for own in names)}
+    assert moved == before.keys() - frozen - ({"transformer.wte.weight"} if tied else set())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ln_f"], r"no 'ln_f'; it has lm_head, transformer.ln_f, .* transformer.h.0 to transformer.h.1"),
+        (["transformer.h.0.ln"], "no 'transformer.h.0.ln'"),
+        (["transformer", "lm_head"], "nothing is left to train"),
+    ],
+)
+def test_what_cannot_be_frozen_is_named(tiny_config, names, message):
+    with pytest.raises(InputError, match=message):
+        freeze(HarmonicGPT2ForCausalLM(tiny_config(tie_word_embeddings=False)), names)

@@ -1,9 +1,11 @@
 """Snapshots, background writing, what is kept, and the push to the Hub while training goes on."""
 
+import shutil
 import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.files import file_sha256
@@ -104,6 +106,17 @@ def test_a_checkpoint_alone_continues(run_config, tmp_path):
     assert loop.train(run_config(), resume=True) == 0
     ours, theirs = (file_sha256(tmp_path / name / "latest/model.safetensors") for name in ("run", "whole"))
     assert ours == theirs
+
+
+def test_a_frozen_module_stays_so_when_a_run_is_resumed(run_config, tmp_path):
+    settings = {"optim__freeze": ["transformer.ln_f"], "optim__optimizer": "muon"}
+    loop.train(run_config(run_dir=tmp_path / "whole", **settings))
+    loop.train(run_config(**settings))
+    shutil.rmtree(tmp_path / "run" / names(tmp_path / "run")[-1])
+    loop.train(run_config(**settings), resume=True)
+    ours, whole = (load_file(tmp_path / name / "latest/model.safetensors") for name in ("run", "whole"))
+    assert (ours["transformer.ln_f.weight"] == 1).all()
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(run_config, tmp_path):
