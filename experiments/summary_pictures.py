@@ -106,7 +106,8 @@ def scarce_curves(protocol: list[dict], size: str = "2x128") -> dict[str, list[C
         style = f"{MARKERS.get(verdicts.ARMS[head], 'o')}:"
         drawn.setdefault(next(iter(SCARCE)), []).append(Curves(f"{name}, no weight decay", color, style, curves))
     asked = [(question, question, "-", "weight decay") for question in SCARCE]
-    for panel, question, line, what in [*asked, (verdicts.LITTLE, verdicts.FIXED_GAIN, "--", "gain fixed")]:
+    asked += [(panel, question, "--", "gain fixed") for panel, question in verdicts.FIXED_GAIN.items()]
+    for panel, question, line, what in asked:
         for arm, (name, color) in ARMS.items():
             runs = [row for row in protocol if (row["question"], row["size"], arm_of(row)) == (question, size, arm)]
             if settings := by_setting(runs).values():  # of several the one with most seeds, like `paired`

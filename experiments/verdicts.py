@@ -19,7 +19,9 @@ ENOUGH, THRICE = "enough text", "three times the rate"  # questions of protocol.
 # Arms at the eps that suits them; all other runs have 1e-5, which suits r = 1/4
 BETTER_EPS = {"standard": "standard with eps 1e-8", "harmonic": "r = 1 with eps 1e-6"}
 FOR_RARE = "standard for rare tokens"  # of its settings the one that knows them best
-LITTLE, FIXED_GAIN = "scarce text, 16 epochs", "scarce text, 16 epochs, fixed gain"
+SIXTEENTH, SIXTY_FOURTH = "scarce text, 4 epochs", "scarce text, 16 epochs"
+# With the final layer norm's gain fixed, held against the standard head without
+FIXED_GAIN = {question: f"{question}, fixed gain" for question in (SIXTEENTH, SIXTY_FOURTH)}
 SEEDS = 5  # pairs of a verdict
 LEVEL = 0.01  # nats per token: a difference of loss that is none
 # Arms of protocol.yaml, as the pages call them
@@ -44,9 +46,10 @@ class Hypothesis(NamedTuple):
 HYPOTHESES = (
     Hypothesis("P1", "loss", ENOUGH, "val_loss"),
     Hypothesis("P4", "loss on text that no choice has seen", ENOUGH, UNUSED),
-    Hypothesis("P2", "loss with a sixteenth of the text", "scarce text, 4 epochs", "val_loss"),
-    Hypothesis("P3", "loss with a sixty-fourth of the text", LITTLE, "val_loss"),
-    Hypothesis("P7", "the same, gain of the last norm fixed", FIXED_GAIN, "val_loss"),
+    Hypothesis("P2", "loss with a sixteenth of the text", SIXTEENTH, "val_loss"),
+    Hypothesis("P8", "the same, gain of the last norm fixed", FIXED_GAIN[SIXTEENTH], "val_loss"),
+    Hypothesis("P3", "loss with a sixty-fourth of the text", SIXTY_FOURTH, "val_loss"),
+    Hypothesis("P7", "the same, gain of the last norm fixed", FIXED_GAIN[SIXTY_FOURTH], "val_loss"),
     Hypothesis("R1", "lens agreement", ENOUGH, "reading.lens_agreement", True),
     Hypothesis("R3", "label distance", ENOUGH, "reading.label_distance"),
     Hypothesis("R2", "tuned lens", ENOUGH, "reading.tuned_lens", True),
@@ -119,9 +122,8 @@ def against_best(rows: list[dict]) -> list[dict]:
     kept = [row for row in rows if not (row["question"] == ENOUGH and (arm_of(row), row["size"]) in better)]
     rows = [row | {"question": ENOUGH} if row["question"] in BETTER_EPS.values() else row for row in kept]
     rows += [row | {"question": FOR_RARE} for row in rows if row["question"] == ENOUGH and arm_of(row) in TOLD]
-    return rows + [
-        row | {"question": FIXED_GAIN} for row in rows if (row["question"], arm_of(row)) == (LITTLE, "standard")
-    ]
+    standard = [row for row in rows if row["question"] in FIXED_GAIN and arm_of(row) == "standard"]
+    return rows + [row | {"question": FIXED_GAIN[row["question"]]} for row in standard]
 
 
 def once(rows: list[dict]) -> list[dict]:

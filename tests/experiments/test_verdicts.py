@@ -113,9 +113,9 @@ def test_verdicts_are_told_of_each_arm_at_its_best_eps(arm, better, gap):
 
 
 def test_a_fixed_gain_is_held_against_the_standard_head_without_it():
-    rows = [row("standard", seed, 6.0, verdicts.LITTLE) for seed in range(5)]
-    rows += [row("quarter", seed, 6.1, verdicts.LITTLE) for seed in range(5)]
-    rows += [row("quarter", seed, 5.9, verdicts.FIXED_GAIN) for seed in range(5)]
+    rows = [row("standard", seed, 6.0, verdicts.SIXTY_FOURTH) for seed in range(5)]
+    rows += [row("quarter", seed, 6.1, verdicts.SIXTY_FOURTH) for seed in range(5)]
+    rows += [row("quarter", seed, 5.9, verdicts.FIXED_GAIN[verdicts.SIXTY_FOURTH]) for seed in range(5)]
     found = {one.hypothesis.name: one for one in verdicts.outcomes(verdicts.against_best(rows))}
     assert (found["P3"].verdict, found["P7"].verdict) == ("behind", "ahead")
     assert found["P7"].pairs[0] == (0, 5.9, 6.0)
