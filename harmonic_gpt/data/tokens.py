@@ -46,7 +46,9 @@ class Tokens:
     def __init__(self, files: list[Path], dtype: np.dtype, vocab_size: int, pieces: list[Piece] | None = None):
         """pieces: what the line is made of; default: each file whole."""
         self.files, self.dtype, self.vocab_size = files, dtype, vocab_size
-        self._pieces = pieces or [Piece(path, 0, path.stat().st_size // dtype.itemsize) for path in files]
+        if pieces is None:
+            pieces = [Piece(path, 0, path.stat().st_size // dtype.itemsize) for path in files]
+        self._pieces = pieces
         self._starts = np.cumsum([0, *(piece.length for piece in self._pieces)])
 
     def __len__(self) -> int:

@@ -110,6 +110,7 @@ def test_the_leading_tokens_of_many_files_are_its_first(line):
     tokens = line(40, files=3)
     folder = TokenFolder(tokens.files[0].parent, tokens.vocab_size, {"val": tokens}, None)
     assert np.array_equal(folder.leading("val", 33).read(0, 40), tokens.read(0, 33))
+    assert len(folder.leading("val", 0)) == 0
 
 
 def test_a_mixture_has_its_shares_exactly(two_sources):
