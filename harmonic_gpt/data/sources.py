@@ -238,7 +238,8 @@ def _json_texts(path: Path, column: str) -> Iterator[str]:
                 try:
                     row = json.loads(row)
                 except ValueError as error:
-                    raise ValueError(f"line {number:,} is no JSON ({error})") from None
+                    problem = _utf8_problem(path) or f"cannot be read: line {number:,} is no JSON ({error})"
+                    raise InputError(f"{path}: {problem}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{place}: expected an object with a column {column!r}, got {type(row).__name__}")
             if not seen:
