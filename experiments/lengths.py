@@ -75,16 +75,16 @@ def to_length(rows: list[dict]) -> str:
 def confidence(rows: list[dict]) -> str:
     """Markdown: what bounds the confidence of a head: a fixed gain of the final layer norm, or a smaller n; beside the
     same run without, where there is one."""
+    plain = [row for row in rows if not row["trial"] and row["question"] not in BOUNDED]
     lines = []
-    for row in rows:
-        fixed = bool(row["trial"].get("fixed_gain"))
-        ignored = () if fixed else tuple(CHANGES)
-        same = [one for one in rows if not one["trial"] and one["question"] not in BOUNDED]
-        beside = next((one for one in same if _same_but(one, row, ignored)), None)
+    for row in (row for row in rows if row["question"] in BOUNDED and row["seed"] == 0):
+        fixed = "fixed_gain" in row["trial"]
+        ignored = () if fixed else tuple(CHANGES)  # of a fixed gain the run with the same n is wanted
+        beside = next((one for one in plain if _same_but(one, row, ignored)), None)
         own, start = row["set"], beside["set"] if beside else row["set"]
         changed = ["gain fixed"] * fixed
         changed += [text.format(own[name]) for name, text in CHANGES.items() if own.get(name) != start.get(name)]
-        if row["question"] in BOUNDED and row["seed"] == 0 and changed:
+        if changed:
             settings = [f"{own[name]:g}" if name in own else "-" for name in ("model.exponent", DECAY, "optim.lr")]
             settings.append(f"{row['settings']['train.steps']}")
             losses = [f"{beside['val_loss']:.3f}" if beside else "", f"{row['val_loss']:.3f}"]

@@ -197,7 +197,7 @@ def draw_rare(path: Path, rows: list[dict]) -> None:
 def draw_verdicts(path: Path, rows: list[dict]) -> None:
     """Every hypothesis, a panel for each arm: its differences at all sizes, in halves of their 95 % intervals. Right of
     zero harmonic is better; beyond 1 the interval leaves out zero; what lies beyond EDGE is drawn there."""
-    found = [one for one in verdicts.outcomes(rows) if one.arm in verdicts.TOLD and len(one.pairs) >= verdicts.SEEDS]
+    found = [one for one in verdicts.outcomes(rows) if len(one.pairs) >= verdicts.SEEDS]
     if not found:
         return
     asked = [one for one in verdicts.HYPOTHESES if any(other.hypothesis == one for other in found)]

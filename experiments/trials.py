@@ -13,6 +13,7 @@ from rare_tokens import rare_words
 
 from harmonic_gpt.errors import InputError
 from harmonic_gpt.evaluation.activations import head_input
+from harmonic_gpt.training.optimizer import freeze
 from harmonic_gpt.training.run import Run
 
 
@@ -48,8 +49,7 @@ def decay_to_length(run: Run, length: float) -> None:
 
 def fixed_gain(run: Run, _: bool) -> None:
     """The final layer norm keeps the gain and bias that it starts with, so that hidden states keep their length."""
-    for parameter in run.bare_model.transformer.ln_f.parameters():
-        parameter.requires_grad_(False)
+    freeze(run.bare_model, ["transformer.ln_f"])
 
 
 def watch_growth(run: Run, every: int) -> Callable[[], dict]:
