@@ -1,9 +1,6 @@
 """Where documents come from: the embedded corpus, local files, a dataset on the Hugging Face Hub."""
 
-import codecs
 import glob
-import gzip
-import io
 import json
 import re
 import sys
@@ -13,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import TextIO
 
 from harmonic_gpt.data.pydocs import pydocs
+from harmonic_gpt.data.text_files import open_text, utf8_problem
 from harmonic_gpt.errors import InputError, is_out_of_memory, option, reason_of
 
 HUB_ALIASES = {"openwebtext": "Skylion007/openwebtext"}
@@ -33,7 +31,6 @@ TXT_DOCUMENTS = (
 )
 ARROW_ROWS = 256  # rows decoded at a time
 PARQUET_BUFFER = 2**20  # bytes of a column read at a time
-COMPRESSED_BUFFER = 2**17
 # Tokenized, counted and checkpointed together; small, because a shard ends with a batch and is to end near its size
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**20
@@ -225,7 +222,7 @@ def _local_rows(path: Path, column: str) -> Iterator[str]:
 
 def _json_texts(path: Path, column: str) -> Iterator[str]:
     """The texts of a file of one object a line, or of one list of objects. Other columns may hold what they like."""
-    with _open_text(path) as lines:
+    with open_text(path) as lines:
         start = lines.readline()
         whole_list = start.lstrip().startswith("[")
         rows = json.loads(start + lines.read()) if whole_list else chain([start], lines)
@@ -238,7 +235,7 @@ def _json_texts(path: Path, column: str) -> Iterator[str]:
                 try:
                     row = json.loads(row)
                 except ValueError as error:
-                    problem = _utf8_problem(path) or f"cannot be read: line {number:,} is no JSON ({error})"
+                    problem = utf8_problem(path) or f"cannot be read: line {number:,} is no JSON ({error})"
                     raise InputError(f"{path}: {problem}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{place}: expected an object with a column {column!r}, got {type(row).__name__}")
@@ -264,7 +261,7 @@ def _txt_pieces(path: Path) -> Iterator[str]:
     """A text cut into documents, none of its characters left out."""
     piece: list[str] = []
     size = line_number = 0
-    with _readable(path), _open_text(path) as lines:
+    with _readable(path), open_text(path) as lines:
         while line := lines.readline(MAX_LINE + 1):
             line_number += 1
             if len(line) > MAX_LINE and not line.endswith("\n"):
@@ -300,81 +297,6 @@ def _long_line_pieces(begun: str, lines: TextIO) -> Iterator[str]:
         rest = rest[start:]
     if rest:
         yield rest
-
-
-def _open_text(path: Path) -> TextIO:
-    """UTF-8; a byte order mark at the start is no part of the text."""
-    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig")
-
-
-def _open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """A file's contents, unpacked."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise InputError("reading .zst needs the zstandard library: pip install 'harmonic-gpt[data]'") from error
-        return io.BufferedReader(_Zstandard(path, zstandard.ZstdDecompressor()), COMPRESSED_BUFFER)
-    return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """The contents of all frames of a file. zstandard's own reader takes a file that was cut short for its end."""
-
-    def __init__(self, path: Path, decompressor):
-        self._file, self._decompressor = path.open("rb"), decompressor
-        self._frame: Any = None
-        self._packed, self._contents = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._contents:
-            self._packed = self._packed or self._file.read(COMPRESSED_BUFFER)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the compressed file ends before its last frame does")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._contents = memoryview(self._frame.decompress(self._packed))
-            self._packed = self._frame.unused_data
-            self._frame = None if self._frame.eof else self._frame
-        size = min(len(buffer), len(self._contents))
-        buffer[:size], self._contents = self._contents[:size], self._contents[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _utf8_problem(path: Path) -> str | None:
-    """Where a file is not UTF-8; None if it is. Places are counted in the unpacked file."""
-    place, line, line_start = 0, 1, 0  # bytes of whole characters so far; lines, and where this one starts
-    rest = b""
-    with _open_bytes(path) as file:
-        while True:
-            block = file.read(2**20)
-            data = rest + block
-            try:
-                length, reason = codecs.utf_8_decode(data, "strict", not block)[1], None
-            except UnicodeDecodeError as error:
-                length, reason = error.start, error.reason
-            if newlines := data.count(b"\n", 0, length):
-                line, line_start = line + newlines, place + data.rindex(b"\n", 0, length) + 1
-            place += length
-            if reason:
-                value, utf16 = data[length], data.startswith((b"\xff\xfe", b"\xfe\xff")) and place == 0
-                hint = "; it looks like UTF-16: iconv -f UTF-16 -t UTF-8 turns it into UTF-8" if utf16 else ""
-                where = f"line {line:,}, byte {place - line_start + 1:,} of the line, offset {place:,} in the file"
-                return f"expected UTF-8 text, got byte 0x{value:02x} at {where} ({reason}){hint}"
-            if not block:
-                return None
-            rest = data[length:]
 
 
 # The datasets library
@@ -482,7 +404,7 @@ def _readable(place: str | Path) -> Iterator[None]:
         problem = f"cannot be read: {_innermost_reason(error)}"
         if isinstance(place, Path) and _kind(place) != "parquet":
             with suppress(Exception):  # it cannot be read, perhaps: that is the problem then
-                problem = _utf8_problem(place) or problem
+                problem = utf8_problem(place) or problem
         raise InputError(f"{place}: {problem}") from error
 
 

@@ -198,7 +198,7 @@ def test_out_of_memory_while_reading_is_no_unreadable_file(tmp_path, monkeypatch
         raise error
 
     (tmp_path / "a.txt").write_text("text")
-    monkeypatch.setattr(sources, "_open_text", fail)
+    monkeypatch.setattr(sources, "open_text", fail)
     with pytest.raises(MemoryError) as caught:
         list(documents(str(tmp_path / "a.txt")))
     assert caught.value is error
